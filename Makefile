@@ -1,0 +1,38 @@
+# Two commands do all the set-up: `make demo` and `make test`. The rest is for those who build it.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench soak lock clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONDONTWRITEBYTECODE := 1
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: ## set up .venv and the local chains; a second run skips what is done
+	@PYTHON=$(PYTHON) sh infra/install.sh
+
+demo: install ## run the whole service on three real local chains (ONCE=1: play it once, check it, exit)
+	@$(BIN)/python -m infra.devnet demo $(if $(ONCE),--once,)
+
+test: install ## run every test
+	@$(BIN)/python -m pytest
+
+check: install ## lint, types, import law
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: install ## measure; prints a table and writes build/bench.json
+	@$(BIN)/python -m tests.bench
+
+soak: install ## the property tests with thousands of examples
+	@HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/property tests/unit
+
+lock: ## resolve requirements.lock anew (hashes, no download addresses)
+	@$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --all-extras \
+	  --python-version 3.11 --quiet pyproject.toml -o requirements.lock
+
+clean: ## remove what install and runs left behind
+	@rm -rf $(VENV) infra/devnet/node_modules build .run

@@ -1,0 +1,1 @@
+"""EVM chains: one reader, and protocol adapters without I/O."""

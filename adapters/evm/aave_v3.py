@@ -1,0 +1,105 @@
+"""Aave v3: supplies and debts of a linked address, as one limited-recourse netting set.
+
+Reads ``getReservesList()`` of the pool and, per reserve and address, the data provider's
+``getUserReserveData(address asset,address user)`` whose words 0, 1, 2 and 8 are the aToken balance, the stable debt,
+the variable debt, and whether the supply is used as collateral.
+Source: aave/aave-v3-core ``contracts/misc/AaveProtocolDataProvider.sol``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from adapters.evm.abi import Call, Flow, decode_address_list, decode_uint, selector, word_of_address
+from adapters.evm.wallet import unreadable
+from aggregator.domain.errors import Garbage
+from aggregator.domain.rows import AssetRow
+from aggregator.domain.snapshot import Finding, Position, Subject
+
+RESERVES_LIST = selector("getReservesList()")
+USER_RESERVE_DATA = selector("getUserReserveData(address,address)")
+ACCOUNT_DATA = selector("getUserAccountData(address)")
+NO_DEBT = 2**256 - 1  # the health factor of an address without debt
+
+
+class AaveV3:
+    """Positions of linked addresses in one Aave v3 market."""
+
+    name = "aave-v3"
+    keyed_by = "address"
+
+    def __init__(self, chain: str, pool: str, data_provider: str, assets: Mapping[str, AssetRow]) -> None:
+        self.chain, self.assets = chain, assets
+        self.pool = pool.removeprefix("0x").lower()
+        self.provider = data_provider.removeprefix("0x").lower()
+        self.receipts = {a.underlying: a for a in assets.values() if a.kind == "atoken"}
+
+    def flow(self, subjects: Sequence[Subject]) -> Flow:
+        """Yield the reserve list, then one call per (reserve, address); return positions.
+
+        Raises:
+            Garbage: the reserve list cannot be read, so no address's position here is known.
+        """
+        if not subjects:
+            return (), ()
+        (listed,) = yield [Call(self.pool, RESERVES_LIST)]
+        reserves = decode_address_list(listed)
+        if reserves is None:
+            raise Garbage(self.chain, f"aave-v3 pool 0x{self.pool}: getReservesList() failed or is malformed")
+        words = [word_of_address(s.address or "") for s in subjects]
+        pairs = [(reserve, i) for reserve in reserves for i in range(len(subjects))]
+        answers = yield [
+            *(Call(self.provider, USER_RESERVE_DATA + word_of_address(reserve) + words[i]) for reserve, i in pairs),
+            *(Call(self.pool, ACCOUNT_DATA + word) for word in words),
+        ]
+        positions: list[Position] = []
+        findings: list[Finding] = []
+        for (reserve, i), answer in zip(pairs, answers, strict=False):
+            subject = subjects[i]
+            underlying = f"{self.chain}/erc20:{reserve}"
+            supplied, stable, variable = (decode_uint(answer, k) for k in range(3))
+            if supplied is None or stable is None or variable is None:
+                findings.append(unreadable(underlying, subject, "getUserReserveData failed"))
+                continue
+            if (supplied or stable or variable) and underlying not in self.assets:
+                findings.append(
+                    Finding("unknown-asset", subject.account, f"aave-v3 reserve {reserve} is not configured")
+                )
+            netting = f"aave-v3:{self.chain}:{subject.address}"
+            receipt = self.receipts.get(underlying)
+            if supplied:
+                held = receipt.id if receipt else underlying
+                positions.append(
+                    Position(
+                        subject.account,
+                        self.chain,
+                        self.name,
+                        held,
+                        supplied,
+                        underlying,
+                        supplied,
+                        netting=netting,
+                        address=subject.address or "",
+                    )
+                )
+            if owed := stable + variable:
+                positions.append(
+                    Position(
+                        subject.account,
+                        self.chain,
+                        self.name,
+                        underlying,
+                        owed,
+                        underlying,
+                        owed,
+                        side="debt",
+                        netting=netting,
+                        address=subject.address or "",
+                    )
+                )
+        for subject, answer in zip(subjects, answers[len(pairs) :], strict=True):
+            factor = decode_uint(answer, 5)
+            if factor is not None and factor != NO_DEBT:
+                text = f"aave-v3 itself reports health factor {factor / 1e18:.4f} for {subject.address}"
+                findings.append(Finding("venue-health", subject.account, text))
+        return tuple(positions), tuple(findings)

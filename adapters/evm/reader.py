@@ -1,0 +1,241 @@
+"""One node of one EVM chain, read at pinned blocks.
+
+The reader drives the flows of all adapters in lockstep and packs their calls into Multicall3 batches, every one
+pinned by block hash (EIP-1898) and anchored by a block-number call, so that mixed heights cannot pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+from adapters.evm.abi import Answer, Call, Flow, Result, pack_multicall, selector, unpack_multicall
+from adapters.evm.chainlink import quotes_flow
+from aggregator.domain.errors import Garbage, SourceError, Unavailable, WrongChain
+from aggregator.domain.price import Quote
+from aggregator.domain.rows import ChainRow, SourceRow
+from aggregator.domain.snapshot import Block, Finding, Position, Reading, Subject
+
+CALLS_PER_BATCH = 2_500
+HEX_PER_BATCH = 1_400_000  # request bodies are capped at about 2 MB by common nodes
+MAX_STEPS_BACK = 64
+GET_BLOCK_NUMBER = selector("getBlockNumber()")  # Multicall3's own view
+
+R = TypeVar("R")
+
+
+class Endpoint(Protocol):
+    """What the reader needs of ``adapters.rpc.EvmEndpoint``."""
+
+    async def call(self, method: str, params: Sequence[object]) -> Any: ...
+
+    async def close(self) -> None: ...
+
+
+class EvmAdapter(Protocol):
+    """A protocol adapter on EVM chains: a generator of calls, sans I/O."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def keyed_by(self) -> str:
+        """``address``: asked per linked address. ``account``: asked once per account."""
+        ...
+
+    def flow(self, subjects: Sequence[Subject]) -> Flow: ...
+
+
+def decode_block(chain: str, body: Any) -> Block:
+    """Decode an ``eth_getBlockBy…`` result strictly.
+
+    Raises:
+        Garbage: a field is missing or malformed.
+    """
+    try:
+        height, time = int(body["number"], 16), int(body["timestamp"], 16)
+        block_hash, parent = body["hash"], body["parentHash"]
+        if not all(isinstance(h, str) and len(h) == 66 and int(h, 16) >= 0 for h in (block_hash, parent)):
+            raise ValueError("hash")
+    except (KeyError, TypeError, ValueError):
+        raise Garbage(chain, "a block without well-formed number, timestamp, hash and parentHash") from None
+    return Block(chain, height, block_hash.lower(), parent.lower(), time)
+
+
+class EvmReader:
+    """Implements :class:`aggregator.ports.ChainReader` over one endpoint."""
+
+    def __init__(
+        self, row: ChainRow, endpoint: Endpoint, adapters: Sequence[EvmAdapter], feeds: Sequence[SourceRow]
+    ) -> None:
+        self._row, self._endpoint = row, endpoint
+        self._adapters, self._feeds = tuple(adapters), tuple(feeds)
+        self._identified = False
+
+    @property
+    def row(self) -> ChainRow:
+        """The chain's configuration."""
+        return self._row
+
+    async def verify_identity(self) -> None:
+        """Raise WrongChain unless chain id and genesis hash are the configured ones."""
+        name, want = self._row.name, self._row.id.removeprefix("eip155:")
+        answer = await self._endpoint.call("eth_chainId", [])
+        try:
+            got = str(int(answer, 16))
+        except (TypeError, ValueError):
+            raise Garbage(name, "eth_chainId is not a number") from None
+        if got != want:
+            raise WrongChain(name, f"the node answers for chain id {got}, configured is {want}")
+        genesis = await self._block(0)
+        if genesis.hash != self._row.genesis.lower():
+            raise WrongChain(name, f"the node's genesis is {genesis.hash}, configured is {self._row.genesis}")
+        self._identified = True
+
+    async def _block(self, height: int | str) -> Block:
+        tag = hex(height) if isinstance(height, int) else height
+        body = await self._endpoint.call("eth_getBlockByNumber", [tag, False])
+        if body is None:
+            raise Unavailable(self._row.name, f"the node does not have block {tag}")
+        block = decode_block(self._row.id, body)
+        if isinstance(height, int) and block.height != height:
+            raise Garbage(self._row.name, f"asked for block {height}, answered block {block.height}")
+        return block
+
+    async def pin(self, cut_time: int) -> Block:
+        """Return the last final block with timestamp ≤ ``cut_time`` (protocol.md, the Cut rule)."""
+        if not self._identified:
+            await self.verify_identity()
+        head = await self._block("latest")
+        block = await self._block(max(0, head.height - self._row.finality_depth))
+        final = block.height
+        for _ in range(MAX_STEPS_BACK):
+            if block.time <= cut_time:
+                break
+            step = max(1, math.floor((block.time - cut_time) / self._row.block_seconds))
+            block = await self._block(max(0, block.height - step))
+        else:
+            raise Unavailable(self._row.name, f"no final block at or before {cut_time} within {MAX_STEPS_BACK} steps")
+        while block.height < final:  # the steps may have gone too far back
+            after = await self._block(block.height + 1)
+            if after.time > cut_time:
+                break
+            block = after
+        return block
+
+    async def _aggregate(self, block: Block, calls: Sequence[Call]) -> list[Answer]:
+        anchored = [Call(self._row.multicall.removeprefix("0x").lower(), GET_BLOCK_NUMBER), *calls]
+        returned = await self._endpoint.call(
+            "eth_call",
+            [
+                {"to": self._row.multicall, "data": pack_multicall(anchored)},
+                {"blockHash": block.hash, "requireCanonical": True},
+            ],
+        )
+        try:
+            anchor, *answers = unpack_multicall(returned, len(anchored))
+        except ValueError as error:
+            raise Garbage(self._row.name, f"multicall at {self._row.multicall}: {error}") from None
+        if anchor is None or int.from_bytes(anchor, "big") != block.height:
+            raise Garbage(self._row.name, f"multicall ran at another height than block {block.height}")
+        return answers
+
+    async def _run(self, block: Block, batches: Sequence[Sequence[Call]]) -> list[list[Answer]]:
+        """Run several batches as few multicalls as fit; answers are cut back into the batches' shapes."""
+        flat = [call for batch in batches for call in batch]
+        chunks = list(_chunks(flat))
+        answered = await asyncio.gather(*(self._aggregate(block, chunk) for chunk in chunks))
+        answers = iter(a for chunk in answered for a in chunk)
+        return [[next(answers) for _ in batch] for batch in batches]
+
+    async def _drive(self, block: Block, flows: Sequence[Generator[Sequence[Call], Sequence[Answer], R]]) -> list[R]:
+        """Drive generators in lockstep until all have returned."""
+        results: dict[int, R] = {}
+        waiting: dict[int, Sequence[Call]] = {}
+
+        def resume(i: int, answers: Sequence[Answer] | None) -> None:
+            try:
+                waiting[i] = next(flows[i]) if answers is None else flows[i].send(answers)
+            except StopIteration as stop:
+                results[i] = stop.value
+
+        for i in range(len(flows)):
+            resume(i, None)
+        while waiting:
+            order, batches = list(waiting), list(waiting.values())
+            waiting.clear()
+            for i, answers in zip(order, await self._run(block, batches), strict=True):
+                resume(i, answers)
+        return [results[i] for i in range(len(flows))]
+
+    async def read(self, block: Block, subjects: Sequence[Subject]) -> Reading:
+        """Read every venue of this chain for ``subjects`` at ``block``."""
+        flows = [
+            adapter.flow([s for s in subjects if (s.address is None) == (adapter.keyed_by == "account")])
+            for adapter in self._adapters
+        ]
+        results: list[Result] = await self._drive(block, flows)
+        positions: list[Position] = [p for found, _ in results for p in found]
+        findings: list[Finding] = [f for _, found in results for f in found]
+        return Reading(block, tuple(positions), tuple(findings))
+
+    async def read_quotes(self, block: Block) -> tuple[Quote, ...]:
+        """Read this chain's price feeds at ``block``."""
+        if not self._feeds:
+            return ()
+        (quotes,) = await self._drive(block, [quotes_flow(self._feeds)])
+        return quotes
+
+    async def check(self) -> tuple[Finding, ...]:
+        """Probe identity, finality and a pinned read of every venue and feed, each reported on its own."""
+        row, findings = self._row, []
+        try:
+            await self.verify_identity()
+            head = await self._block("latest")
+            block = await self._block(max(0, head.height - row.finality_depth))
+            findings.append(Finding("ok", row.name, f"chain {row.id}, head {head.height}, final {block.height}"))
+        except SourceError as error:
+            return (Finding("failed", row.name, str(error)),)
+        nobody = (Subject("0x" + "00" * 32, None), Subject("0x" + "00" * 32, "0x" + "00" * 20))
+        for adapter in self._adapters:
+            asked = [s for s in nobody if (s.address is None) == (adapter.keyed_by == "account")]
+            try:
+                ((_, found),) = await self._drive(block, [adapter.flow(asked)])
+                bad = [f for f in found if f.code != "venue-health"]
+                findings.append(
+                    Finding(
+                        "failed" if bad else "ok", f"{row.name} {adapter.name}", bad[0].detail if bad else "readable"
+                    )
+                )
+            except SourceError as error:
+                findings.append(Finding("failed", f"{row.name} {adapter.name}", str(error)))
+        try:
+            answered = {q.source + q.feed for q in await self.read_quotes(block)}
+            for feed in self._feeds:
+                good = feed.name + feed.feed in answered
+                findings.append(
+                    Finding(
+                        "ok" if good else "failed", f"{row.name} {feed.feed}", "answers" if good else "does not answer"
+                    )
+                )
+        except SourceError as error:
+            findings.append(Finding("failed", f"{row.name} feeds", str(error)))
+        return tuple(findings)
+
+    async def close(self) -> None:
+        """Close the endpoint."""
+        await self._endpoint.close()
+
+
+def _chunks(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
+    """Cut calls into batches that keep below the count and size limits."""
+    start = size = 0
+    for i, call in enumerate(calls):
+        size += len(call.data) + 5 * 64
+        if i - start >= CALLS_PER_BATCH or size > HEX_PER_BATCH:
+            yield calls[start:i]
+            start, size = i, len(call.data) + 5 * 64
+    if start < len(calls):
+        yield calls[start:]

@@ -1,0 +1,76 @@
+"""CollateralVault: tokens held for an account, which its depositor can take back only after a delay.
+
+Reads ``position(bytes32 account,address token) -> (uint256 total,uint256 pending)`` and ``delay()``; total includes
+pending. Authority is the vault of this deployment: control seizable, removal delay as the contract says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from adapters.evm.abi import Call, Flow, decode_uint, selector, word_of_address, word_of_hex
+from adapters.evm.erc4626 import contract_of, convert
+from adapters.evm.wallet import unreadable
+from aggregator.domain.rows import AssetRow
+from aggregator.domain.snapshot import Finding, Position, Subject
+
+POSITION = selector("position(bytes32,address)")
+DELAY = selector("delay()")
+
+
+class Vault:
+    """Deposits of accounts in one CollateralVault."""
+
+    name = "vault"
+    keyed_by = "account"
+
+    def __init__(self, chain: str, address: str, assets: Mapping[str, AssetRow]) -> None:
+        self.chain, self.assets = chain, assets
+        self.target = address.removeprefix("0x").lower()
+        self.rows = [a for a in assets.values() if a.kind in ("erc20", "erc4626", "atoken")]
+
+    def flow(self, subjects: Sequence[Subject]) -> Flow:
+        """Yield the delay and one call per (token, account), then the conversions of receipts; return positions."""
+        pairs = [(row, s) for row in self.rows for s in subjects]
+        answers = yield [
+            Call(self.target, DELAY),
+            *(
+                Call(self.target, POSITION + word_of_hex(s.account) + word_of_address(contract_of(row.id)))
+                for row, s in pairs
+            ),
+        ]
+        findings: list[Finding] = []
+        delay = decode_uint(answers[0])
+        if delay is None:
+            # Without the delay nothing says that the owner cannot leave at once.
+            return (), tuple(unreadable(f"vault 0x{self.target}", s, "delay() failed") for s in subjects)
+        held: list[tuple[Subject, AssetRow, int, int]] = []
+        for (row, subject), answer in zip(pairs, answers[1:], strict=True):
+            total, pending = decode_uint(answer, 0), decode_uint(answer, 1)
+            if total is None or pending is None or pending > total:
+                findings.append(unreadable(row.id, subject, "the vault's position call failed"))
+            elif total:
+                held.append((subject, row, total, pending))
+        holdings = [(row, total) for _, row, total, _ in held] + [(row, pending) for _, row, _, pending in held]
+        units = yield from convert(holdings, self.assets)
+        positions: list[Position] = []
+        for i, (subject, row, total, _) in enumerate(held):
+            (unit, amount), (_, waiting) = units[i], units[len(held) + i]
+            if amount is None or waiting is None:
+                findings.append(unreadable(row.id, subject, "the share conversion failed"))
+                continue
+            positions.append(
+                Position(
+                    subject.account,
+                    self.chain,
+                    self.name,
+                    row.id,
+                    total,
+                    unit,
+                    amount,
+                    control="seizable",
+                    removal_delay=min(delay, 2**31),
+                    pending=min(waiting, amount),
+                )
+            )
+        return tuple(positions), tuple(findings)

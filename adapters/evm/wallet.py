@@ -1,0 +1,77 @@
+"""Wallets: native coin, ERC-20s and ERC-4626 shares held by a linked address itself.
+
+Whatever a wallet holds its owner can move at once: removal delay 0, control none. aTokens are left to the Aave
+adapter, which reads them together with the debt they secure, so that nothing is counted twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from adapters.evm.abi import Call, Flow, selector, word_of_address
+from adapters.evm.erc4626 import contract_of, convert
+from aggregator.domain.rows import AssetRow
+from aggregator.domain.snapshot import Finding, Position, Subject
+
+BALANCE_OF = selector("balanceOf(address)")
+GET_ETH_BALANCE = selector("getEthBalance(address)")  # Multicall3's own view
+
+
+class Wallet:
+    """Balances of linked addresses."""
+
+    name = "wallet"
+    keyed_by = "address"
+
+    def __init__(self, chain: str, assets: Mapping[str, AssetRow], multicall: str) -> None:
+        self.chain, self.assets = chain, assets
+        self.multicall = multicall.removeprefix("0x").lower()
+        self.rows = [a for a in assets.values() if a.kind in ("native", "erc20", "erc4626")]
+
+    def flow(self, subjects: Sequence[Subject]) -> Flow:
+        """Yield one balance call per (asset, address), then the conversions of shares; return positions."""
+        words = [word_of_address(s.address or "") for s in subjects]
+        calls: list[Call] = []
+        for row in self.rows:
+            target, ask = (
+                (self.multicall, GET_ETH_BALANCE) if row.kind == "native" else (contract_of(row.id), BALANCE_OF)
+            )
+            calls += [Call(target, ask + word) for word in words]
+        answers = yield calls
+        findings: list[Finding] = []
+        held: list[tuple[Subject, AssetRow, int]] = []
+        at = 0
+        for row in self.rows:
+            for subject in subjects:
+                answer = answers[at]
+                at += 1
+                if answer is None or len(answer) != 32:
+                    findings.append(unreadable(row.id, subject, "the balance call failed"))
+                elif amount := int.from_bytes(answer, "big"):
+                    held.append((subject, row, amount))
+        units = yield from convert([(row, amount) for _, row, amount in held], self.assets)
+        positions: list[Position] = []
+        for (subject, row, quantity), (unit, amount_of_unit) in zip(held, units, strict=True):
+            if amount_of_unit is None:
+                findings.append(unreadable(row.id, subject, "the share conversion failed"))
+                continue
+            positions.append(
+                Position(
+                    subject.account,
+                    self.chain,
+                    self.name,
+                    row.id,
+                    quantity,
+                    unit,
+                    amount_of_unit,
+                    address=subject.address or "",
+                )
+            )
+        return tuple(positions), tuple(findings)
+
+
+def unreadable(asset: str, subject: Subject, why: str) -> Finding:
+    """Return the finding for a holding that could not be read: it counts 0 and the account is partial."""
+    return Finding(
+        "unreadable", subject.account, f"{asset}: {why}" + (f" for {subject.address}" if subject.address else "")
+    )

@@ -1,0 +1,242 @@
+"""Key files: secrets at rest, encrypted, and the objects that sign with them.
+
+A file is a Web3 Secret Storage (keystore version 3) JSON document, so that any Ethereum tool can read an EVM key. An
+Ed25519 key of Solana uses the same encryption over its 32-byte seed and says ``"chain": "solana"``. Files are created
+with mode 0600, are never overwritten, and are refused when others could read them.
+
+Neither keys nor passphrases appear in any message, ``repr`` or pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from coincurve import PrivateKey
+from eth_keyfile import create_keyfile_json, decode_keyfile_json
+from solders.keypair import Keypair
+
+from aggregator.domain.errors import InputError
+from proofs.hashing import keccak256
+from proofs.signing import HALF_ORDER, ORDER
+
+DEFAULT_ITERATIONS: Final = 600_000  # PBKDF2-HMAC-SHA256 (OWASP Password Storage Cheat Sheet, 2023)
+_SECRET_LENGTH: Final = 32
+_SIZE_LIMIT: Final = 64 * 1024
+_OTHERS: Final = 0o077
+
+
+class KeySigner:
+    """A secp256k1 key: an attestor's, or an EVM payer's. Implements ``aggregator.ports.Signer``."""
+
+    __slots__ = ("_address", "_key")
+
+    def __init__(self, secret: bytes) -> None:
+        self._key = PrivateKey(secret)
+        self._address = "0x" + keccak256(self._key.public_key.format(compressed=False)[1:])[12:].hex()
+
+    @property
+    def address(self) -> str:
+        """The EVM address, 0x lower-case."""
+        return self._address
+
+    def sign(self, digest: bytes) -> tuple[bytes, bytes]:
+        """Return the EIP-2098 signature (r, vs) of a 32-byte digest: low s, nonce by RFC 6979."""
+        if len(digest) != _SECRET_LENGTH:
+            raise InputError("digest", f"{len(digest)} bytes given", "give a 32-byte hash")
+        signature = self._key.sign_recoverable(digest, hasher=None)
+        s = int.from_bytes(signature[32:64], "big")
+        assert s <= HALF_ORDER  # libsecp256k1 normalises; a registry would refuse anything else
+        return signature[:32], (signature[64] << 255 | s).to_bytes(32, "big")
+
+    def __repr__(self) -> str:
+        return f"KeySigner({self._address})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a key is not copied out of its process")
+
+
+class SolanaSigner:
+    """An Ed25519 key that pays for postings on Solana."""
+
+    __slots__ = ("_address", "_keypair")
+
+    def __init__(self, seed: bytes) -> None:
+        self._keypair = Keypair.from_seed(seed)
+        self._address = str(self._keypair.pubkey())
+
+    @property
+    def address(self) -> str:
+        """The public key, base58."""
+        return self._address
+
+    @property
+    def keypair(self) -> Keypair:
+        """The key as solders wants it. Its ``str`` is the secret: never format it."""
+        return self._keypair
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the 64-byte Ed25519 signature of ``message``."""
+        return bytes(self._keypair.sign_message(message))
+
+    def __repr__(self) -> str:
+        return f"SolanaSigner({self._address})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a key is not copied out of its process")
+
+
+def create_key(
+    path: Path, passphrase: str, entropy: bytes | None = None, *, iterations: int = DEFAULT_ITERATIONS
+) -> str:
+    """Write a new secp256k1 key file and return its address (0x, lower-case).
+
+    Args:
+        path: where; nothing may be there yet, its folder must exist.
+        passphrase: encrypts the file; not empty.
+        entropy: the 32-byte secret itself (devnets and tests); by default the system's randomness.
+        iterations: PBKDF2 rounds.
+
+    Raises:
+        InputError: names the file or the argument.
+    """
+    secret = _secret(entropy)
+    if not 0 < int.from_bytes(secret, "big") < ORDER:
+        raise InputError("entropy", "is not a secp256k1 secret", "give 32 bytes in [1, n-1]")
+    document = _encrypt(secret, passphrase, iterations)
+    signer = KeySigner(secret)
+    document["address"] = signer.address.removeprefix("0x")
+    _write(path, document)
+    return signer.address
+
+
+def create_solana_key(
+    path: Path, passphrase: str, entropy: bytes | None = None, *, iterations: int = DEFAULT_ITERATIONS
+) -> str:
+    """Write a new Ed25519 key file and return its address (base58). Arguments and errors as for `create_key`."""
+    secret = _secret(entropy)
+    signer = SolanaSigner(secret)
+    document = _encrypt(secret, passphrase, iterations)
+    document |= {"address": signer.address, "chain": "solana"}
+    _write(path, document)
+    return signer.address
+
+
+def load_key(path: Path, passphrase: str) -> KeySigner:
+    """Decrypt a secp256k1 key file.
+
+    Raises:
+        InputError: names the file: missing, readable by others, not a keystore, wrong passphrase or kind of key.
+    """
+    document = _read(path)
+    if document.get("chain") == "solana":
+        raise InputError(str(path), "holds a Solana key, an EVM key is needed here", "name the right key file")
+    signer = KeySigner(_decrypt(path, document, passphrase))
+    _require_address(path, signer.address, _address(path, document))
+    return signer
+
+
+def load_solana_key(path: Path, passphrase: str) -> SolanaSigner:
+    """Decrypt an Ed25519 key file. Errors as for `load_key`."""
+    document = _read(path)
+    if document.get("chain") != "solana":
+        raise InputError(str(path), "holds an EVM key, a Solana key is needed here", "name the right key file")
+    signer = SolanaSigner(_decrypt(path, document, passphrase))
+    _require_address(path, signer.address, _address(path, document))
+    return signer
+
+
+def show_key(path: Path) -> str:
+    """Return the address a key file says it is for, without decrypting it."""
+    return _address(path, _read(path))
+
+
+def _secret(entropy: bytes | None) -> bytes:
+    secret = secrets.token_bytes(_SECRET_LENGTH) if entropy is None else entropy
+    if len(secret) != _SECRET_LENGTH:
+        raise InputError("entropy", f"{len(secret)} bytes given", f"give {_SECRET_LENGTH} bytes")
+    return secret
+
+
+def _encrypt(secret: bytes, passphrase: str, iterations: int) -> dict[str, Any]:
+    if not passphrase:
+        raise InputError("passphrase", "is empty", "give the passphrase that is to protect the key file")
+    try:
+        return create_keyfile_json(secret, passphrase.encode(), kdf="pbkdf2", iterations=iterations)
+    except Exception:  # its message may quote the secret; an Ed25519 seed above the curve's order also ends here
+        raise InputError("entropy", "cannot be encrypted as a keystore", "use other 32 bytes") from None
+
+
+def _decrypt(path: Path, document: dict[str, Any], passphrase: str) -> bytes:
+    try:
+        secret = decode_keyfile_json(document, passphrase.encode())
+    except Exception as error:  # eth_keyfile raises ValueError for a wrong MAC, KeyError and TypeError for the rest
+        if "MAC mismatch" in str(error):
+            raise InputError(str(path), "wrong passphrase", "give the passphrase it was created with") from None
+        raise InputError(str(path), "is not a keystore of version 3", "restore it from a backup") from None
+    if len(secret) != _SECRET_LENGTH:
+        raise InputError(str(path), f"holds {len(secret)} bytes, {_SECRET_LENGTH} expected", "restore it from a backup")
+    return secret
+
+
+def _address(path: Path, document: dict[str, Any]) -> str:
+    address = document.get("address")
+    if not isinstance(address, str) or not address:
+        raise InputError(str(path), "does not name its address", "restore it from a backup")
+    return address if document.get("chain") == "solana" else "0x" + address.lower().removeprefix("0x")
+
+
+def _require_address(path: Path, actual: str, stated: str) -> None:
+    if actual != stated:
+        raise InputError(str(path), f"says it is for {stated} but holds the key of {actual}", "restore it from a backup")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise InputError(str(path), "does not exist", "create it with `crossmargin keys create`") from None
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read: {error.strerror}", "check the path and its owner") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(str(path), "is not a file", "name a key file")
+        if status.st_mode & _OTHERS:
+            mode = stat.S_IMODE(status.st_mode)
+            raise InputError(str(path), f"is open to others (mode {mode:04o})", f"run: chmod 600 {path}")
+        content = file.read(_SIZE_LIMIT + 1)
+    try:
+        document = json.loads(content) if len(content) <= _SIZE_LIMIT else None
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or document.get("version") != 3 or not isinstance(document.get("crypto"), dict):
+        raise InputError(str(path), "is not a keystore of version 3", "name a key file, or create one")
+    return document
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise InputError(str(path), "exists already and is not overwritten", "choose another name") from None
+    except OSError as error:
+        raise InputError(str(path), f"cannot be created: {error.strerror}", "check that its folder exists") from None
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o600)  # the umask may only have narrowed it; a restore must find exactly 0600
+            json.dump(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # a key whose address is already in a deployment must survive a power cut
+    finally:
+        os.close(folder)

@@ -1,0 +1,156 @@
+"""The only place that opens sockets to chain nodes: throttle, retry, and one mapping of errors.
+
+No URL leaves this module in a message: it may carry a key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import aiohttp
+import tenacity
+from asyncio_throttle import Throttler
+from pydantic import SecretStr
+from solana.exceptions import SolanaRpcException
+from solana.rpc.async_api import AsyncClient
+from solana.rpc.core import RPCException
+from web3 import AsyncHTTPProvider
+from web3.types import RPCEndpoint
+
+from aggregator.domain.errors import Garbage, NodeRefused, SourceError, Unavailable, Unreachable
+from aggregator.domain.rows import ChainRow
+
+T = TypeVar("T")
+ATTEMPTS = 3
+IN_FLIGHT = 8
+RATE_LIMITED = (-32005, 429)
+UNKNOWN_STATE = (-32000, -32001, -32016)  # "header not found", "missing trie node", minContextSlot not reached
+UNKNOWN_STATE_WORDS = ("not found", "missing trie", "pruned", "unknown block", "historical state", "not been reached")
+
+
+class _Endpoint:
+    """One node: a semaphore bounds what is in flight, a throttle the rate, tenacity alone retries."""
+
+    def __init__(self, row: ChainRow) -> None:
+        self.row = row
+        self._gate = asyncio.Semaphore(IN_FLIGHT)
+        self._throttle = Throttler(rate_limit=row.requests_per_second, period=1.0)
+
+    async def _attempt(self, once: Callable[[], Awaitable[T]]) -> T:
+        async for attempt in tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
+            retry=tenacity.retry_if_exception(lambda e: isinstance(e, Unreachable)),
+            reraise=True,
+        ):
+            with attempt:
+                async with self._gate, self._throttle:
+                    return await once()
+        raise AssertionError("unreachable: tenacity re-raises")
+
+
+class EvmEndpoint(_Endpoint):
+    """JSON-RPC to one EVM node."""
+
+    def __init__(self, row: ChainRow, url: SecretStr) -> None:
+        super().__init__(row)
+        self._provider = AsyncHTTPProvider(
+            url.get_secret_value(),
+            request_kwargs={"timeout": aiohttp.ClientTimeout(total=row.timeout)},
+            exception_retry_configuration=None,
+        )
+
+    async def call(self, method: str, params: Sequence[object]) -> Any:
+        """Return the ``result`` of one JSON-RPC call.
+
+        Raises:
+            Unreachable: down, slow, refusing or rate-limiting, after the retries.
+            Garbage: the body is not a JSON-RPC response.
+            Unavailable: the node lacks the block or its state.
+            NodeRefused: any other JSON-RPC error, reverts included.
+        """
+        return await self._attempt(lambda: self._once(method, params))
+
+    async def _once(self, method: str, params: Sequence[object]) -> Any:
+        name = self.row.name
+        try:
+            response: Any = await self._provider.make_request(RPCEndpoint(method), list(params))
+        except TimeoutError:
+            raise Unreachable(name, f"no answer to {method} within {self.row.timeout:g} s") from None
+        except aiohttp.ClientResponseError as error:
+            kind = Unreachable if error.status == 429 or error.status >= 500 else Garbage
+            raise kind(name, f"HTTP status {error.status} to {method}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unreachable(name, f"cannot be reached ({type(error).__name__})") from None
+        except (ValueError, json.JSONDecodeError, TypeError):
+            raise Garbage(name, f"the answer to {method} is not JSON-RPC") from None
+        if not isinstance(response, dict):
+            raise Garbage(name, f"the answer to {method} is not a JSON-RPC object")
+        error_body = response.get("error")
+        if error_body is not None:
+            raise self._refusal(method, error_body)
+        if "result" not in response:
+            raise Garbage(name, f"the answer to {method} has neither result nor error")
+        return response["result"]
+
+    def _refusal(self, method: str, body: Any) -> SourceError:
+        if not isinstance(body, dict) or not isinstance(body.get("code"), int):
+            return Garbage(self.row.name, f"the error answered to {method} has no code")
+        code, message = body["code"], str(body.get("message", ""))[:300]
+        if code in RATE_LIMITED:
+            return Unreachable(self.row.name, f"rate limit at {method}")
+        if code in UNKNOWN_STATE and any(w in message.lower() for w in UNKNOWN_STATE_WORDS):
+            return Unavailable(self.row.name, f"{method}: {message}")
+        return NodeRefused(self.row.name, code, f"{method}: {message}", body.get("data"))
+
+    async def close(self) -> None:
+        """Close the connection pool."""
+        await self._provider.disconnect()
+
+
+class SolanaEndpoint(_Endpoint):
+    """solana-py's client to one Solana node, behind the same gates and errors."""
+
+    def __init__(self, row: ChainRow, url: SecretStr) -> None:
+        super().__init__(row)
+        self._client = AsyncClient(url.get_secret_value(), timeout=row.timeout)
+
+    async def ask(self, what: str, request: Callable[[AsyncClient], Awaitable[T]]) -> T:
+        """Run ``request`` against the client; ``what`` names it in errors.
+
+        Raises:
+            Unreachable, Garbage, Unavailable, NodeRefused: as :meth:`EvmEndpoint.call`.
+        """
+        return await self._attempt(lambda: self._once(what, request))
+
+    async def _once(self, what: str, request: Callable[[AsyncClient], Awaitable[T]]) -> T:
+        name = self.row.name
+        try:
+            async with asyncio.timeout(self.row.timeout):
+                return await request(self._client)
+        except TimeoutError:
+            raise Unreachable(name, f"no answer to {what} within {self.row.timeout:g} s") from None
+        except SolanaRpcException as error:  # wraps the transport's own errors
+            cause = error.__cause__
+            raise Unreachable(name, f"{what}: cannot be reached ({type(cause or error).__name__})") from None
+        except RPCException as error:
+            raise self._refusal(what, error) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise Garbage(name, f"the answer to {what} cannot be decoded ({type(error).__name__})") from None
+
+    def _refusal(self, what: str, error: RPCException) -> SourceError:
+        body = error.args[0] if error.args else ""
+        code = getattr(body, "code", None)
+        message = str(getattr(body, "message", body))[:300]
+        if any(
+            w in message.lower() for w in ("minimum context slot", "not available", "was skipped", "missing in ledger")
+        ):
+            return Unavailable(self.row.name, f"{what}: {message}")
+        return NodeRefused(self.row.name, code if isinstance(code, int) else -32603, f"{what}: {message}", body)
+
+    async def close(self) -> None:
+        """Close the connection pool."""
+        await self._client.close()

@@ -1,0 +1,1 @@
+"""The crossmargin service: reads chains, values accounts, collects attestations, serves what it computed."""

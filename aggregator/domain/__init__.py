@@ -1,0 +1,1 @@
+"""Nouns: frozen values without logic beyond their own invariants."""

@@ -1,0 +1,125 @@
+"""What is signed, and what becomes of it: certificates, epochs on record, postings, links on record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from aggregator.domain.report import AccountMargin, LeafValues
+from aggregator.domain.snapshot import ChainView, Finding
+from proofs.statement import Header, StatementBody
+
+PostingState = Literal["waiting", "signed", "submitted", "confirmed", "final", "failed", "superseded"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Attestation:
+    """One attestor's compact signature (EIP-2098) over a statement digest."""
+
+    index: int  # position in the member list
+    r: bytes  # 32
+    vs: bytes  # 32
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A statement with a quorum of attestations, in ascending index order."""
+
+    header: Header
+    body: StatementBody
+    digest: bytes  # EIP-712 digest that was signed
+    attestations: tuple[Attestation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """Everything kept of one epoch. ``preimages`` are the canonical texts behind the digests of the body."""
+
+    header: Header
+    body: StatementBody
+    digest: bytes
+    cut_time: int
+    attestations: tuple[Attestation, ...]  # empty until certified
+    refusals: tuple[tuple[str, str], ...]  # (attestor, reason)
+    chains: tuple[ChainView, ...]
+    findings: tuple[Finding, ...]
+    margins: tuple[AccountMargin, ...]
+    leaves: tuple[LeafValues, ...]  # in the order of the commitment
+    preimages: dict[str, str] = field(default_factory=dict)  # cut, prices, policy, risk, state -> canonical JSON
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """Return the certificate, or None while the quorum is missing."""
+        if not self.attestations:
+            return None
+        return Certificate(self.header, self.body, self.digest, self.attestations)
+
+
+class EpochSummary(NamedTuple):
+    """One line about an epoch."""
+
+    epoch: int
+    cut_time: int
+    produced_at: int
+    valid_until: int
+    root: str  # 0x
+    digest: str  # 0x
+    leaf_count: int
+    signers: tuple[int, ...]  # () = not certified
+    refusals: tuple[tuple[str, str], ...]
+
+
+class PostedRoot(NamedTuple):
+    """What a destination holds now."""
+
+    epoch: int
+    root: bytes
+    floor: int
+    produced_at: int
+    valid_until: int
+    posted_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class SignedPosting:
+    """A transaction signed for one (epoch, destination): checkpointed before it is sent, never re-made in submit."""
+
+    id: str  # transaction hash (0x) or signature (base58)
+    raw: str  # 0x hex
+    expires: int = 0  # block height above which it can no longer land (Solana); 0 = never
+    nonce: int = -1  # EVM account nonce
+
+
+class PostingStatus(NamedTuple):
+    """What a destination says of a signed posting."""
+
+    state: Literal["pending", "confirmed", "final", "failed", "expired"]
+    height: int = 0
+    cost: int = 0  # gas or compute units
+    detail: str = ""
+
+
+class Posting(NamedTuple):
+    """One certificate on its way to one destination, as stored."""
+
+    epoch: int
+    destination: str  # CAIP-2
+    state: PostingState
+    transaction: str = ""
+    cost: int = 0  # gas or compute units
+    detail: str = ""
+    updated_at: int = 0
+
+
+class LinkRecord(NamedTuple):
+    """One entry of the append-only links log. Signatures are hex (EVM) or base58 (Solana)."""
+
+    position: int
+    account: str
+    controller: str
+    member: str
+    nonce: int
+    expiry: int
+    invite_signature: str
+    accept_signature: str
+    recorded_at: int

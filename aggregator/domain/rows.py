@@ -1,0 +1,170 @@
+"""Rows of configuration: chains, assets, price sources, venues, destinations, policy.
+
+Parsed and checked by ``aggregator.config``; frozen afterwards. Times are seconds, ratios are in [0, 1] unless said.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._/-]*$")]
+Hex32 = Annotated[str, Field(pattern=r"^0x[0-9a-f]{64}$")]
+Family = Literal["evm", "solana"]
+
+
+class Row(BaseModel):
+    """Frozen, and strict about unknown keys: a misspelt key is an error, not a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class LatencyLeg(Row):
+    """One configured leg of the horizon: its typical length, and an outage of stated, finite length."""
+
+    typical: Seconds
+    outage: Seconds = 0
+    outage_probability: Ratio = 0.0
+
+
+class ChainRow(Row):
+    """One chain. ``finality_depth`` counts blocks (EVM); on Solana the node's finalized commitment is the rule."""
+
+    id: str  # CAIP-2
+    name: Name
+    family: Family
+    rpc: tuple[SecretStr, ...] = Field(min_length=1)
+    genesis: str  # hash of block 0 (EVM), genesis hash (Solana)
+    block_seconds: Annotated[float, Field(gt=0)]
+    finality_depth: Annotated[int, Field(ge=0)] = 0
+    multicall: str = "0xca11bde05977b3631167028862be2a173976ca11"
+    max_age: Annotated[int, Field(gt=0)]  # older than this, a leg counts 0 in `low`
+    hold: tuple[LatencyLeg, ...] = Field(min_length=1)  # legs until a Hold lands on this chain
+    timeout: Annotated[float, Field(gt=0, le=120)] = 5.0
+    requests_per_second: Annotated[int, Field(gt=0)] = 50
+
+
+class AssetRow(Row):
+    """One asset on one chain. ``policy`` names its row of risk parameters, ``feed`` its price."""
+
+    id: str  # CAIP-19
+    symbol: Name
+    kind: Literal["native", "erc20", "erc4626", "atoken", "spl"]
+    decimals: Annotated[int, Field(ge=0, le=36)]
+    feed: str
+    policy: str
+    underlying: str | None = None  # CAIP-19; receipts are valued through it
+    rate_cap: Annotated[float, Field(gt=0)] | None = None  # most underlying per share that is ever credited
+
+    @model_validator(mode="after")
+    def _receipts_name_their_underlying(self) -> AssetRow:
+        if (self.kind in ("erc4626", "atoken")) != (self.underlying is not None):
+            raise ValueError("underlying must be given for erc4626 and atoken assets, and only for them")
+        if (self.kind == "erc4626") != (self.rate_cap is not None):
+            raise ValueError("rate_cap must be given for erc4626 assets, and only for them")
+        return self
+
+
+class SourceRow(Row):
+    """One price source of one feed. ``id`` is a Pyth feed id or ``<CAIP-2 chain>:<aggregator address>``."""
+
+    name: Name
+    feed: str
+    kind: Literal["pyth", "chainlink"]
+    id: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    max_age: Annotated[int, Field(gt=0)] = 60
+    floor: float | None = None  # an answer at or below is absent (the feed's own minimum)
+    cap: float | None = None
+    relative_conf: Ratio = 0.0  # assumed confidence of a source that gives none
+
+
+class PythRow(Row):
+    """Where Pyth updates come from and who signs them."""
+
+    url: str
+    api_key: SecretStr | None = None
+    guardian_set_index: int
+    guardians: tuple[str, ...] = Field(min_length=1)
+    emitter_chain: int
+    emitter_address: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class VenueRow(Row):
+    """One venue on one chain that a protocol adapter reads. ``addresses`` are the adapter's own names."""
+
+    chain: str
+    kind: Name  # wallet, vault, aave-v3, lender, ...
+    addresses: dict[str, str] = {}
+    assets: tuple[str, ...] = ()  # CAIP-19; empty = every asset of the chain that the adapter understands
+
+
+class DestinationRow(Row):
+    """One place certificates are posted to."""
+
+    chain: str
+    kind: Literal["evm-registry", "solana-registry"]
+    address: str  # contract, or program id
+    clock_bound: Seconds  # the most its clock may lag behind true time
+    payer_key: str  # name of a key file; never shared with an attestor
+
+
+class DeploymentRow(Row):
+    """The parts of the deployment id (protocol.md, "Statement")."""
+
+    network_class: Literal[1, 2, 3]
+    members: tuple[str, ...] = Field(min_length=1, max_length=32)
+    threshold: Annotated[int, Field(ge=1)]
+    not_after: int
+    salt: Hex32
+
+
+class JumpRow(Row):
+    """A Poisson jump of the loss law: ``rate`` per year, multiplying the value by ``recovery``."""
+
+    rate: Annotated[float, Field(ge=0)]
+    recovery: Ratio
+
+
+class LevelRow(Row):
+    """What differs between initial and maintenance margin."""
+
+    confidence: Annotated[float, Field(ge=0.5, lt=1)]  # α of the expected shortfall
+    haircut: Ratio  # h_pol
+    liability_weight: Annotated[float, Field(ge=1)]
+
+
+class AssetPolicyRow(Row):
+    """Risk parameters of a class of assets."""
+
+    volatility: Annotated[float, Field(ge=0, le=10)]  # per sqrt(year)
+    jumps: tuple[JumpRow, ...] = ()
+    daily_volume: Annotated[float, Field(gt=0)]  # ADV, USD
+    impact: Annotated[float, Field(ge=0)]  # Y of the liquidity haircut
+    liquidation_seconds: Seconds  # auction + bridge
+    initial: LevelRow
+    maintenance: LevelRow
+
+    @model_validator(mode="after")
+    def _initial_is_no_looser(self) -> AssetPolicyRow:
+        i, m = self.initial, self.maintenance
+        if i.confidence < m.confidence or i.haircut < m.haircut or i.liability_weight < m.liability_weight:
+            raise ValueError("initial confidence, haircut and liability_weight must be at least maintenance's")
+        return self
+
+
+class PolicyRow(Row):
+    """Everything a valuation depends on besides what was seen. Its canonical JSON is committed by policyDigest."""
+
+    version: Name
+    confidence_multiple: Annotated[float, Field(ge=0)] = 2.12  # m of risk.md §1
+    staleness_multiple: Annotated[float, Field(ge=0)] = 1.0  # κ of risk.md §1
+    min_sources: Annotated[int, Field(ge=1)] = 2
+    max_spread: Annotated[float, Field(gt=0)] = 0.20  # above: no new risk
+    exit_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    lifetime: Annotated[int, Field(gt=0)]  # valid_until = cut_time + lifetime
+    unknown_grace: Seconds = 300
+    assets: dict[str, AssetPolicyRow]

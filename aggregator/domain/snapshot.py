@@ -1,0 +1,124 @@
+"""What was seen: blocks, the Cut, positions, and the reconciled Snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Side = Literal["asset", "debt"]
+Control = Literal["seizable", "none"]
+ChainStatus = Literal["ok", "stale", "missing"]
+
+
+class Block(NamedTuple):
+    """One block (EVM) or slot (Solana), pinned. ``time`` is its own timestamp in Unix seconds."""
+
+    chain: str  # CAIP-2
+    height: int
+    hash: str  # 0x hex on EVM, base58 on Solana
+    parent: str
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One block per chain, fixed before the first read of an epoch.
+
+    A chain without a block this epoch keeps its last pinned block and says why in ``gaps``; a chain that never had
+    one is only in ``gaps``.
+    """
+
+    epoch: int
+    cut_time: int  # Unix seconds
+    blocks: tuple[Block, ...]  # ascending by chain
+    gaps: tuple[tuple[str, str], ...] = ()  # (chain, cause)
+
+    def block(self, chain: str) -> Block | None:
+        """Return the block pinned for ``chain``, or None."""
+        return next((b for b in self.blocks if b.chain == chain), None)
+
+
+class Subject(NamedTuple):
+    """Whose positions a protocol adapter reads: an account, and one of its linked addresses on the chain.
+
+    ``address`` is None for venues keyed by the account itself (vaults, consumers).
+    """
+
+    account: str  # 0x + 64 hex
+    address: str | None  # without the chain prefix
+
+
+class Finding(NamedTuple):
+    """Something a reader of the numbers must know. ``scope`` names the smallest thing concerned."""
+
+    code: str  # stable, kebab-case
+    scope: str  # a chain, asset, account or source
+    detail: str
+
+
+class Position(NamedTuple):
+    """One holding or debt, exact.
+
+    ``quantity`` counts what is held (``asset``); ``amount`` counts what is valued (``unit``), which differs for
+    receipts: 90 vault shares (asset) worth 100 USDC (unit). ``pending`` is the part of ``amount`` under a withdrawal
+    request. ``netting`` groups the legs of a limited-recourse position ("" = none).
+    """
+
+    account: str
+    chain: str
+    venue: str  # wallet, vault, aave-v3, ...
+    asset: str  # CAIP-19 of what is held or owed
+    quantity: int  # base units of asset
+    unit: str  # CAIP-19 of what is valued
+    amount: int  # base units of unit
+    side: Side = "asset"
+    control: Control = "none"
+    removal_delay: int = 0  # seconds
+    pending: int = 0  # base units of unit
+    netting: str = ""
+    address: str = ""  # the linked address it was read for, "" where keyed by account
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One reader's claim about one chain at one block."""
+
+    block: Block
+    positions: tuple[Position, ...]
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A margin account as the registry of accounts knows it."""
+
+    id: str  # 0x + 64 hex
+    controller: str  # CAIP-10
+    kind: Literal["risk-bearing", "monitored"]
+    home: str  # CAIP-2 of the destination that holds its budget
+    label: str = ""
+    links: tuple[str, ...] = ()  # CAIP-10, ascending
+
+
+@dataclass(frozen=True, slots=True)
+class ChainView:
+    """What the Snapshot says about one chain."""
+
+    chain: str
+    status: ChainStatus
+    cause: str = ""  # why it is not ok, for people
+    block: Block | None = None
+    age: int = 0  # cut_time - block.time, seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One consistent world: the accounts, the chains with their age, and every position, in canonical order."""
+
+    epoch: int
+    cut_time: int
+    valid_until: int
+    accounts: tuple[Account, ...]  # ascending by id
+    chains: tuple[ChainView, ...]  # ascending by chain
+    positions: tuple[Position, ...]  # ascending
+    findings: tuple[Finding, ...] = field(default=())

@@ -1,0 +1,68 @@
+"""Exact units and the one place where a float becomes money again.
+
+USD amounts that leave the valuation are integers with :data:`USD_DECIMALS` decimals. What is attested first moves
+2**-40 relative toward safety, then rounds: assets down, debts and requirements up.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+USD_DECIMALS = 8
+USD = 10**USD_DECIMALS
+UINT128_MAX = 2**128 - 1
+UINT256_MAX = 2**256 - 1
+SAFETY = 2.0**-40
+SECONDS_PER_YEAR = 365 * 86_400
+
+Floats = npt.NDArray[np.float64]
+
+
+def usd_down(value: float) -> int:
+    """Return ``value`` USD as 1e-8 USD, moved 2**-40 relative and rounded toward minus infinity.
+
+    Raises:
+        OverflowError, ValueError: for infinities and NaN, which must never become money.
+    """
+    return math.floor((value - abs(value) * SAFETY) * USD)
+
+
+def usd_up(value: float) -> int:
+    """Return ``value`` USD as 1e-8 USD, moved 2**-40 relative and rounded toward plus infinity."""
+    return math.ceil((value + abs(value) * SAFETY) * USD)
+
+
+def format_usd(amount: int, places: int = 2) -> str:
+    """Render 1e-8 USD for people, e.g. ``1,234.57``; rounds half away from zero at ``places``."""
+    scale = 10 ** (USD_DECIMALS - places)
+    magnitude = (abs(amount) + scale // 2) // scale
+    whole, part = divmod(magnitude, 10**places)
+    sign = "-" if amount < 0 and magnitude else ""
+    return f"{sign}{whole:,}" + (f".{part:0{places}d}" if places else "")
+
+
+def format_amount(amount: int, decimals: int) -> str:
+    """Render base units exactly as a decimal string, without trailing zeros."""
+    whole, part = divmod(abs(amount), 10**decimals)
+    text = f"{whole}.{part:0{decimals}d}".rstrip("0").rstrip(".") if decimals else str(whole)
+    return "-" + text if amount < 0 else text
+
+
+def parse_amount(text: str, decimals: int) -> int:
+    """Parse a decimal string into base units, exactly.
+
+    Raises:
+        ValueError: not a plain decimal, negative, too many decimals, or 2**256 and more.
+    """
+    whole, _, part = text.strip().partition(".")
+    if not (whole or part) or not (whole + part).isascii() or not (whole + part).isdigit():
+        raise ValueError(f"{text!r} is not a plain decimal number")
+    if len(part.rstrip("0")) > decimals:
+        raise ValueError(f"{text!r} has more than {decimals} decimals")
+    amount = int(whole or "0") * 10**decimals + int((part + "0" * decimals)[:decimals] or "0")
+    if amount > UINT256_MAX:
+        raise ValueError(f"{text!r} is 2^256 base units or more")
+    return amount

@@ -1,0 +1,216 @@
+"""The service's view of the world: what adapters, stores and signers must do. Bootstrap names implementations.
+
+Reads of the world are ``async`` and raise :class:`aggregator.domain.errors.SourceError`; nothing here returns a
+default in place of an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from aggregator.domain.certificate import (
+    Certificate,
+    EpochRecord,
+    EpochSummary,
+    LinkRecord,
+    PostedRoot,
+    Posting,
+    PostingStatus,
+    SignedPosting,
+)
+from aggregator.domain.price import Quote
+from aggregator.domain.report import AccountMargin, LeafValues
+from aggregator.domain.rows import ChainRow, DestinationRow
+from aggregator.domain.snapshot import Account, Block, Finding, Reading, Subject
+
+
+class Clock(Protocol):
+    """Time, injected."""
+
+    def now(self) -> float:
+        """Return Unix seconds."""
+        ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class ChainReader(Protocol):
+    """One attestor's or the coordinator's own eyes on one chain."""
+
+    @property
+    def row(self) -> ChainRow: ...
+
+    async def verify_identity(self) -> None:
+        """Raise WrongChain unless chain id and genesis are the configured ones."""
+        ...
+
+    async def pin(self, cut_time: int) -> Block:
+        """Return the last final block with ``time <= cut_time``."""
+        ...
+
+    async def read(self, block: Block, subjects: Sequence[Subject]) -> Reading:
+        """Read every configured venue for ``subjects`` at ``block``, by its hash.
+
+        ``subjects`` holds (account, linked address on this chain) pairs and one (account, None) per account.
+        """
+        ...
+
+    async def read_quotes(self, block: Block) -> tuple[Quote, ...]:
+        """Read the chain's own price feeds at ``block``; a feed that fails is absent, not zero."""
+        ...
+
+    async def check(self) -> tuple[Finding, ...]:
+        """Probe with the methods really used: identity, finality, a pinned read of every venue and feed."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class PriceSource(Protocol):
+    """A publisher of signed price updates."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def fetch(self, cut_time: int) -> tuple[bytes, ...]:
+        """Return the raw first updates with ``publish_time >= cut_time``."""
+        ...
+
+    def decode(self, updates: Sequence[bytes]) -> tuple[Quote, ...]:
+        """Verify signatures and paths of raw updates and return their quotes.
+
+        Raises:
+            Garbage: an update does not verify; the message says why.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Destination(Protocol):
+    """One place a certificate is posted to."""
+
+    @property
+    def row(self) -> DestinationRow: ...
+
+    async def sign(self, certificate: Certificate) -> SignedPosting:
+        """Build and sign the posting transaction; nothing is sent."""
+        ...
+
+    async def submit(self, posting: SignedPosting) -> None:
+        """Send signed bytes; sending the same bytes again is harmless."""
+        ...
+
+    async def status(self, posting: SignedPosting) -> PostingStatus: ...
+
+    async def read_latest(self) -> PostedRoot | None:
+        """Return what the destination holds, None before the first posting."""
+        ...
+
+    async def verify(self, leaf: LeafValues, proof: Sequence[bytes]) -> bool:
+        """Ask the destination itself whether it accepts the leaf now."""
+        ...
+
+    async def check(self) -> tuple[Finding, ...]:
+        """Probe deployment id, members, threshold, payer's funds."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Signer(Protocol):
+    """Holds one attestor's key."""
+
+    @property
+    def address(self) -> str:
+        """The member address, 0x lower-case."""
+        ...
+
+    def sign(self, digest: bytes) -> tuple[bytes, bytes]:
+        """Return (r, vs), low-s, for a 32-byte digest."""
+        ...
+
+
+class Watermark(Protocol):
+    """One attestor's durable record of what it signed."""
+
+    async def claim(self, epoch: int, digest: bytes) -> None:
+        """Record the intent to sign, durably, before the signature exists.
+
+        An identical repeat is allowed.
+
+        Raises:
+            RefusedError: another digest is on record for ``epoch``, or a higher epoch was signed.
+        """
+        ...
+
+    async def highest(self) -> int | None: ...
+
+
+class Store(Protocol):
+    """Everything the service remembers. One writer (the service), many readers."""
+
+    # accounts and links
+    async def add_account(self, account: Account, salt: bytes) -> None: ...
+
+    async def accounts(self) -> tuple[Account, ...]:
+        """Return every account with its current links, ascending by id."""
+        ...
+
+    async def account(self, reference: str) -> Account:
+        """Find by id, unambiguous id prefix (0x + 8 hex or more) or label.
+
+        Raises:
+            UnknownError: names the reference.
+        """
+        ...
+
+    async def salt(self, account: str) -> bytes: ...
+
+    async def append_link(self, link: LinkRecord) -> LinkRecord:
+        """Append to the links log; ``position`` is assigned here.
+
+        Raises:
+            InputError: the address already backs an account, or the nonce was used.
+        """
+        ...
+
+    async def links(self, account: str | None = None) -> tuple[LinkRecord, ...]: ...
+
+    # readings: the last good one per chain survives a restart
+    async def save_reading(self, reader: str, reading: Reading) -> None: ...
+
+    async def readings(self, reader: str) -> Mapping[str, Reading]: ...
+
+    # epochs
+    async def save_epoch(self, record: EpochRecord) -> None: ...
+
+    async def epoch(self, number: int | None = None, *, certified: bool = True) -> EpochRecord | None:
+        """Return one epoch, by default the newest; None if there is none.
+
+        With ``certified`` (the default) epochs without a quorum are passed over.
+        """
+        ...
+
+    async def epochs(self, limit: int = 20, before: int | None = None) -> tuple[EpochSummary, ...]:
+        """Return summaries, newest first, certified or not."""
+        ...
+
+    async def margin(self, account: str, epoch: int | None = None) -> tuple[EpochRecord, AccountMargin] | None:
+        """Return one account's margin at a certified epoch (default: the newest) with its epoch.
+
+        The record comes without the other accounts' margins, its leaves complete.
+        """
+        ...
+
+    # postings
+    async def save_posting(self, posting: Posting) -> None: ...
+
+    async def postings(self, epoch: int | None = None, limit: int = 100) -> tuple[Posting, ...]: ...
+
+    async def latest_postings(self) -> Mapping[str, Posting]:
+        """Return, per destination, the newest posting that is confirmed or final."""
+        ...
+
+    async def close(self) -> None: ...

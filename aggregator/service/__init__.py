@@ -1,0 +1,1 @@
+"""The shell around the core: it reads, times, signs, stores and posts."""

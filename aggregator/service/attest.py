@@ -1,0 +1,409 @@
+"""Attestors, and the quorum collected from them (protocol.md, "Quorum").
+
+The proposer is not trusted: a :class:`Proposal` carries everything it chose, and an :class:`Attestor` checks each
+choice against its clock, its record, the log and its own recomputation before one signature exists. What an attestor
+refuses, it refuses as :class:`RefusedError` with the rule's name and both values.
+
+Rules, in the order they are checked: ``deployment`` · ``digest`` · ``clock`` · ``expired`` · ``lifetime`` · ``epoch``
+· ``set`` · ``floor`` · ``previous`` · ``start`` · ``chain-highest`` · ``leaves`` · ``root`` · ``accounts-root`` ·
+``cut`` · ``prices`` · ``policy`` · ``risk`` · ``state`` · ``watermark`` · ``expired`` again, right before signing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from aggregator.domain.certificate import Attestation, Certificate
+from aggregator.domain.errors import CrossmarginError, RefusedError
+from aggregator.domain.report import LeafValues
+from aggregator.domain.snapshot import Account, Cut
+from aggregator.ports import Clock, Signer, Watermark
+from proofs import leaf as leaves_of
+from proofs import merkle
+from proofs.errors import ProofError
+from proofs.hashing import keccak256
+from proofs.quorum import IndexedSignature, verify_quorum
+from proofs.signing import recover
+from proofs.statement import GENESIS_SET_ID, Deployment, Header, StatementBody, body_hash
+from proofs.statement import digest as statement_digest
+
+RELATIVE_QUANTUM = 10**12  # one part in this many, on top of one unit of 1e-8 USD
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One epoch as proposed: the statement, and every input an attestor needs to recompute it.
+
+    Args:
+        header, body, digest: the statement and its EIP-712 digest.
+        cut: the pinned blocks, one per chain.
+        updates: raw price updates (bytes as published), in the order they were fetched.
+        accounts: the accounts as the proposer's log has them, ascending by id.
+        leaves: every leaf, in the order of the commitment.
+        previous: the newest certified statement, None before the first; `body.previous` is its digest.
+        preimages: the canonical texts behind the body's digests (cut, prices, policy, risk, state).
+    """
+
+    header: Header
+    body: StatementBody
+    digest: bytes
+    cut: Cut
+    leaves: tuple[LeafValues, ...]
+    updates: tuple[bytes, ...] = ()
+    accounts: tuple[Account, ...] = ()
+    previous: Certificate | None = None
+    preimages: Mapping[str, str] = field(default_factory=dict)
+
+
+class Recomputed(NamedTuple):
+    """What an attestor found by itself on the proposal's inputs and its own reads."""
+
+    leaves: tuple[LeafValues, ...]
+    cut_digest: bytes
+    price_digest: bytes
+    policy_digest: bytes
+    risk_digest: bytes
+    state_digest: bytes
+    accounts_root: bytes  # over `leaves`
+
+
+Recompute = Callable[[Proposal], Awaitable[Recomputed]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a deployment's attestors agree on besides the valuation. Times are seconds.
+
+    ``start_delay`` is Δ plus the longest life of a proposal: after a start only epochs whose cut is later than the
+    start by more than this are signed, so that an attestor restored from an old backup outlives whatever it may have
+    signed before. 0 switches the rule off; only a devnet may.
+    """
+
+    deployment: Deployment
+    epoch_seconds: int
+    clock_skew: int
+    max_lifetime: int
+    start_delay: int
+
+    @property
+    def deployment_id(self) -> bytes:
+        """The id that salts every signature."""
+        return self.deployment.deployment_id()
+
+
+class Attesting(Protocol):
+    """Whoever is asked for a signature: in this process, or behind a wire."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def index(self) -> int: ...
+
+    async def attest(self, proposal: Proposal) -> Attestation: ...
+
+
+class Attestor:
+    """One attestor in this process.
+
+    Args:
+        name: for people, in refusals and metrics.
+        index: its position in the member list.
+        signer: its key; the address must be the member's.
+        watermark: its durable record.
+        recompute: its own reading and valuation of a proposal.
+        rules, clock: as above.
+        last: the newest certificate it knows, None for an empty log. Newer ones arrive with proposals, verified.
+        chain_highest: the highest epoch on any destination when it started; it signs only above.
+
+    Raises:
+        RefusedError: the key is not the member's, or ``start_delay`` is 0 outside a devnet.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        signer: Signer,
+        watermark: Watermark,
+        recompute: Recompute,
+        *,
+        rules: Rules,
+        clock: Clock,
+        last: Certificate | None = None,
+        chain_highest: int = 0,
+    ) -> None:
+        members = rules.deployment.members
+        member = "0x" + members[index].hex() if 0 <= index < len(members) else "nobody"
+        if signer.address != member:
+            raise RefusedError("member", f"{name} holds {signer.address}, member {index} is {member}")
+        if rules.start_delay <= 0 and rules.deployment.network_class != 3:
+            raise RefusedError("start", f"start_delay {rules.start_delay} is for devnets (network class 3) only")
+        self._name, self._index = name, index
+        self._signer, self._watermark, self._recompute = signer, watermark, recompute
+        self._rules, self._clock = rules, clock
+        self._deployment_id = rules.deployment_id
+        self._last, self._chain_highest = last, chain_highest
+        self._started = clock.now()
+        self._turn = asyncio.Lock()
+
+    @property
+    def name(self) -> str:
+        """Its name, for people."""
+        return self._name
+
+    @property
+    def index(self) -> int:
+        """Its position in the member list."""
+        return self._index
+
+    async def attest(self, proposal: Proposal) -> Attestation:
+        """Check a proposal, record the intent durably, then sign.
+
+        Raises:
+            RefusedError: the first rule the proposal breaks.
+            SourceError: its own reads failed, so that it cannot tell.
+        """
+        async with self._turn:  # one at a time: the log and the record move together
+            self._check_statement(proposal)
+            last = self._check_log(proposal)
+            self._check_start(proposal)
+            recomputed = await self._recompute(proposal)
+            _check_leaves(proposal, recomputed.leaves)
+            _check_roots(proposal, recomputed)
+            _check_digests(proposal.body, recomputed)
+            await self._watermark.claim(proposal.header.epoch, proposal.digest)
+            self._last = last
+            self._require_alive(proposal.header)  # reading and recording took time
+            r, vs = self._signer.sign(proposal.digest)
+            return Attestation(self._index, r, vs)
+
+    def _check_statement(self, proposal: Proposal) -> None:
+        header, rules, now = proposal.header, self._rules, self._clock.now()
+        if header.body != body_hash(proposal.body):
+            _refuse("digest", f"header.body 0x{header.body.hex()} is not the body's 0x{body_hash(proposal.body).hex()}")
+        expected = statement_digest(header, self._deployment_id)
+        if proposal.digest != expected:
+            _refuse("digest", f"0x{proposal.digest.hex()} proposed, 0x{expected.hex()} by the header")
+        if header.produced_at > now + rules.clock_skew:
+            _refuse("clock", f"producedAt {header.produced_at} is beyond {now:.0f} + {rules.clock_skew} s")
+        self._require_alive(header)
+        if not 0 < header.valid_until - header.produced_at <= rules.max_lifetime:
+            _refuse(
+                "lifetime", f"{header.valid_until - header.produced_at} s, 1 to {rules.max_lifetime} s are allowed"
+            )
+        cut_epoch = proposal.cut.cut_time // rules.epoch_seconds
+        if not header.epoch == cut_epoch == proposal.cut.epoch or header.epoch == 0:
+            _refuse("epoch", f"header {header.epoch}, cut {proposal.cut.epoch}, by the cut's time {cut_epoch}")
+        if header.produced_at < proposal.cut.cut_time:
+            _refuse("clock", f"producedAt {header.produced_at} is before the cut at {proposal.cut.cut_time}")
+        if header.set_id != GENESIS_SET_ID:
+            _refuse("set", f"setId {header.set_id} proposed, {GENESIS_SET_ID} is in force")
+        if now > rules.deployment.not_after:
+            _refuse("set", f"the set ended at {rules.deployment.not_after}, it is {now:.0f}")
+
+    def _require_alive(self, header: Header) -> None:
+        now = self._clock.now()
+        if now >= header.valid_until:
+            _refuse("expired", f"validUntil {header.valid_until} is not after {now:.0f}")
+
+    def _check_log(self, proposal: Proposal) -> Certificate | None:
+        """Check `previous` and `floor` against the log; return the log's new head."""
+        header, last, previous = proposal.header, self._last, proposal.previous
+        if previous is not None and (last is None or previous.header.epoch > last.header.epoch):
+            _verify_certificate(previous, self._rules.deployment, self._deployment_id)
+            last = previous
+        head = bytes(32) if last is None else last.digest
+        if proposal.body.previous != head:
+            _refuse("previous", f"0x{proposal.body.previous.hex()} proposed, the log ends with 0x{head.hex()}")
+        floor = 0 if last is None else last.header.floor
+        if not floor <= header.floor <= header.epoch:
+            _refuse("floor", f"{header.floor} proposed, {floor} to {header.epoch} are possible")
+        if last is not None and header.epoch <= last.header.epoch:
+            _refuse("epoch", f"{header.epoch} is not above {last.header.epoch}, which is certified")
+        return last
+
+    def _check_start(self, proposal: Proposal) -> None:
+        delay, cut_time = self._rules.start_delay, proposal.cut.cut_time
+        if delay and cut_time <= self._started + delay:
+            _refuse("start", f"the cut at {cut_time} is within {delay} s of the start at {self._started:.0f}")
+        if proposal.header.epoch <= self._chain_highest:
+            _refuse("chain-highest", f"epoch {proposal.header.epoch} is not above {self._chain_highest} on chain")
+
+
+class Quorum(NamedTuple):
+    """What came of asking: ``attestations`` ascending by index, empty without a quorum; refusals by attestor."""
+
+    attestations: tuple[Attestation, ...]
+    refusals: tuple[tuple[str, str], ...]  # (attestor, reason), in the order of the members
+
+
+async def collect_quorum(
+    proposal: Proposal,
+    attestors: Sequence[Attesting],
+    deployment: Deployment,
+    *,
+    timeout: float,
+    grace: float = 0.25,
+) -> Quorum:
+    """Ask every attestor at once and keep the signatures that verify.
+
+    A wrong, late or extra answer costs its sender its place and nothing else. Once the threshold is reached, the
+    others have ``grace`` seconds left, so that an epoch names who disagrees without waiting for who is gone.
+
+    Args:
+        proposal: what to sign.
+        attestors: whom to ask; each index may answer once.
+        deployment: members and threshold.
+        timeout: seconds after which no answer counts.
+        grace: seconds, see above.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    asked = {asyncio.create_task(a.attest(proposal)): a for a in attestors}
+    valid: dict[int, Attestation] = {}
+    refused: dict[int, str] = {}
+    pending = set(asked)
+    try:
+        while pending and (left := deadline - loop.time()) > 0:
+            done, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                position = attestors.index(asked[task])
+                try:
+                    attestation = _verified(task.result(), asked[task], proposal.digest, deployment)
+                    if attestation.index in valid:
+                        _refuse("index", f"member {attestation.index} answered twice")
+                    valid[attestation.index] = attestation
+                except CrossmarginError as error:
+                    refused[position] = str(error)
+                except (Exception, asyncio.CancelledError) as error:
+                    # A defect of one attestor is that attestor's failure; its text may hold anything, so only its kind.
+                    refused[position] = f"failed: {type(error).__name__}"
+            if len(valid) >= deployment.threshold:
+                deadline = min(deadline, loop.time() + grace)
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+    for task in pending:
+        refused[attestors.index(asked[task])] = "late: no answer in time"
+    if len(valid) < deployment.threshold:
+        valid = {}
+    refusals = tuple((attestors[position].name, refused[position]) for position in sorted(refused))
+    return Quorum(tuple(valid[index] for index in sorted(valid)), refusals)
+
+
+def _verified(given: Attestation, sender: Attesting, digest: bytes, deployment: Deployment) -> Attestation:
+    if given.index != sender.index or not 0 <= given.index < len(deployment.members):
+        _refuse("index", f"{sender.name} is member {sender.index} and signed as {given.index}")
+    try:
+        signer = recover(digest, given.r, given.vs)
+    except ProofError as error:
+        raise RefusedError("signature", str(error)) from None
+    if signer != deployment.members[given.index]:
+        member = deployment.members[given.index].hex()
+        _refuse("signature", f"recovers to 0x{signer.hex()}, member {given.index} is 0x{member}")
+    return given
+
+
+def _verify_certificate(certificate: Certificate, deployment: Deployment, deployment_id: bytes) -> None:
+    signatures = [IndexedSignature(a.index, a.r, a.vs) for a in certificate.attestations]
+    try:
+        if certificate.digest != statement_digest(certificate.header, deployment_id):
+            _refuse("previous", f"0x{certificate.digest.hex()} is not the digest of the previous header")
+        verify_quorum(certificate.digest, signatures, deployment.members, deployment.threshold)
+    except ProofError as error:
+        raise RefusedError("previous", f"the previous statement is not certified: {error}") from None
+
+
+def _check_leaves(proposal: Proposal, own: Sequence[LeafValues]) -> None:
+    theirs = _by_key(proposal.leaves)
+    mine = _by_key(own)
+    if theirs.keys() != mine.keys():
+        missing, extra = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
+        _refuse("leaves", f"missing {missing[:1] or 'none'}, unexpected {extra[:1] or 'none'}")
+    for key, given in theirs.items():
+        if given.epoch != proposal.header.epoch:
+            _refuse("leaves", f"{key}: epoch {given.epoch} in the leaf, {proposal.header.epoch} in the header")
+        _check_leaf(key, given, mine[key])
+
+
+def _by_key(leaves: Sequence[LeafValues]) -> dict[tuple[str, str], LeafValues]:
+    keyed = {(leaf.account, leaf.destination): leaf for leaf in leaves}
+    if len(keyed) != len(leaves):
+        _refuse("leaves", f"{len(leaves)} leaves for {len(keyed)} pairs of account and destination")
+    return keyed
+
+
+def _check_leaf(key: tuple[str, str], given: LeafValues, own: LeafValues) -> None:
+    """Nothing in the account's favour may exceed what we found by more than the quantum; the rest is equal."""
+    for name in ("assets_initial", "assets_maintenance", "budget"):
+        proposed, found = getattr(given, name), getattr(own, name)
+        if proposed > found + _quantum(found):
+            _refuse("leaves", f"{key}: {name} {proposed} proposed, {found} found")
+    for name in ("requirement_initial", "requirement_maintenance"):
+        proposed, found = getattr(given, name), getattr(own, name)
+        if proposed < found - _quantum(found):
+            _refuse("leaves", f"{key}: {name} {proposed} proposed, {found} found")
+    # Equity is a difference of sums: its error scales with them, not with itself.
+    gross = abs(own.equity) + own.assets_maintenance + own.requirement_maintenance
+    if given.equity > own.equity + _quantum(gross):
+        _refuse("leaves", f"{key}: equity {given.equity} proposed, {own.equity} found")
+    for name in ("as_of", "valid_until", "flags"):
+        if getattr(given, name) != getattr(own, name):
+            _refuse("leaves", f"{key}: {name} {getattr(given, name)} proposed, {getattr(own, name)} found")
+
+
+def _quantum(amount: int) -> int:
+    return 1 + abs(amount) // RELATIVE_QUANTUM
+
+
+def _check_roots(proposal: Proposal, recomputed: Recomputed) -> None:
+    """Build both trees over the *proposal's* leaves, with the verifier's code, not the producer's."""
+    body = proposal.body
+    if body.leaf_count != len(proposal.leaves):
+        _refuse("root", f"leafCount {body.leaf_count}, {len(proposal.leaves)} leaves proposed")
+    try:
+        leaves = [_to_leaf(values) for values in proposal.leaves]
+        hashes = [leaves_of.hash_leaf(leaf) for leaf in leaves]
+        root = merkle.root(hashes)
+        entries = [merkle.accounts_entry(x.account, x.destination, h) for x, h in zip(leaves, hashes, strict=True)]
+        accounts_root = merkle.accounts_root(sorted(entries))
+    except (ProofError, ValueError) as error:
+        raise RefusedError("leaves", str(error)) from None
+    if root != proposal.header.root:
+        _refuse("root", f"0x{proposal.header.root.hex()} proposed, 0x{root.hex()} over the proposed leaves")
+    if accounts_root != body.accounts_root:
+        _refuse("accounts-root", f"0x{body.accounts_root.hex()} proposed, 0x{accounts_root.hex()} over the leaves")
+    identical = set(proposal.leaves) == set(recomputed.leaves)
+    if identical and recomputed.accounts_root != accounts_root:
+        # Same leaves, two implementations, two roots: one of them is broken, and it may be ours.
+        _refuse("accounts-root", f"0x{accounts_root.hex()} verified, 0x{recomputed.accounts_root.hex()} computed")
+
+
+def _check_digests(body: StatementBody, recomputed: Recomputed) -> None:
+    for rule, proposed, found in (
+        ("cut", body.cut_digest, recomputed.cut_digest),
+        ("prices", body.price_digest, recomputed.price_digest),
+        ("policy", body.policy_digest, recomputed.policy_digest),
+        ("risk", body.risk_digest, recomputed.risk_digest),
+        ("state", body.state_digest, recomputed.state_digest),
+    ):
+        if proposed != found:
+            _refuse(rule, f"0x{proposed.hex()} proposed, 0x{found.hex()} found")
+
+
+def _to_leaf(values: LeafValues) -> leaves_of.Leaf:
+    """Turn 0x account and destination (id, or the CAIP-2 chain it is the hash of) into the verifier's leaf."""
+    account = bytes.fromhex(values.account.removeprefix("0x"))
+    destination = values.destination
+    if destination.startswith("0x"):
+        return leaves_of.Leaf(account, bytes.fromhex(destination[2:]), *values[2:])
+    return leaves_of.Leaf(account, keccak256(destination.encode("ascii")), *values[2:])
+
+
+def _refuse(rule: str, reason: str) -> None:
+    raise RefusedError(rule, reason)

@@ -1,0 +1,556 @@
+"""The Store over SQLAlchemy: SQLite through aiosqlite now, PostgreSQL through psycopg by its URL.
+
+Durability: on SQLite ``journal_mode=WAL`` lets the API read while the service writes, and ``synchronous=FULL`` makes
+every commit reach the disk before it is reported, as PostgreSQL does by default. In WAL mode the cheaper ``NORMAL`` may
+lose the last commits on power loss, and those are exactly what must not be lost: a link acknowledged to its signer, a
+transaction that was signed and perhaps sent. The price is one fsync per commit, a few per epoch.
+
+Writers take the write lock at once (``BEGIN IMMEDIATE``), so that what they checked still holds when they write, also
+against another process; PostgreSQL relies on the constraints and a retry.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from pydantic import TypeAdapter
+from sqlalchemy import Connection, delete, event, insert, text, update
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlmodel import col, func, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from aggregator.domain.certificate import Attestation, EpochRecord, EpochSummary, LinkRecord, Posting, PostingState
+from aggregator.domain.errors import InputError, RefusedError, UnknownError
+from aggregator.domain.report import AccountMargin, LeafValues
+from aggregator.domain.snapshot import Account, ChainView, Finding, Reading
+from aggregator.store.tables import (
+    AccountTable,
+    BackingTable,
+    EpochPreimageTable,
+    EpochTable,
+    LeavesTable,
+    LinkTable,
+    MarginTable,
+    PostingTable,
+    PreimageTable,
+    ReadingTable,
+)
+from proofs.hashing import keccak256
+from proofs.statement import Header, StatementBody
+
+T = TypeVar("T")
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
+_BUSY_MILLISECONDS = 10_000  # how long a writer waits for another process's transaction
+_ATTEMPTS = 3  # of a write that lost a race on a constraint; the next attempt sees the winner and says so
+_CHUNK = 500  # rows per IN list; SQLite allows 32,766 parameters
+
+_READING = TypeAdapter(Reading)
+_MARGIN = TypeAdapter(AccountMargin)
+_LEAVES = TypeAdapter(tuple[LeafValues, ...])
+_CHAINS = TypeAdapter(tuple[ChainView, ...])
+_FINDINGS = TypeAdapter(tuple[Finding, ...])
+_REFUSALS = TypeAdapter(tuple[tuple[str, str], ...])
+_ID_PREFIX = re.compile("0x[0-9a-f]{8,64}")
+_LIST_ACCOUNTS = "`crossmargin accounts` lists them"
+
+
+class SqlStore:
+    """Implement :class:`aggregator.ports.Store` over one SQL database."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._reads = async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False)
+        self._writes = async_sessionmaker(
+            engine.execution_options(write=True), class_=AsyncSession, expire_on_commit=False
+        )
+
+    @classmethod
+    async def open(cls, url: str) -> SqlStore:
+        """Open the database at ``url`` and bring its tables up to date.
+
+        Args:
+            url: ``sqlite:///path.db`` or ``postgresql://host/name``; a driver may be named.
+
+        Raises:
+            InputError: the URL is not usable, or a newer version wrote the database.
+        """
+        engine = _create_engine(url)
+        try:
+            async with engine.execution_options(write=True).begin() as connection:
+                await connection.run_sync(_migrate)
+        except BaseException:
+            await engine.dispose()
+            raise
+        return cls(engine)
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    # accounts and links
+
+    async def add_account(self, account: Account, salt: bytes) -> None:
+        """Record a new account.
+
+        Raises:
+            InputError: the account exists (``salt``), or the label is taken or reads like an id (``label``).
+        """
+        if account.label.startswith("0x"):
+            raise InputError("label", "starts with 0x, like an account id", "choose another label")
+
+        async def write(session: AsyncSession) -> None:
+            if await session.get(AccountTable, account.id) is not None:
+                raise InputError("salt", f"account {account.id} exists already", "choose another salt")
+            if account.label and await _by_label(session, account.label) is not None:
+                raise InputError("label", f"{account.label!r} is taken", "choose another label")
+            session.add(
+                AccountTable(
+                    id=account.id,
+                    salt=_hex(salt),
+                    controller=account.controller,
+                    kind=account.kind,
+                    home=account.home,
+                    label=account.label or None,
+                )
+            )
+
+        await self._write(write)
+
+    async def accounts(self) -> tuple[Account, ...]:
+        async with self._reads() as session:
+            rows = (await session.exec(select(AccountTable).order_by(col(AccountTable.id)))).all()
+            links: dict[str, list[str]] = {}
+            for backing in await session.exec(select(BackingTable).order_by(col(BackingTable.member))):
+                links.setdefault(backing.account, []).append(backing.member)
+        return tuple(_account(row, links.get(row.id, ())) for row in rows)
+
+    async def account(self, reference: str) -> Account:
+        """Find by id, unambiguous id prefix (0x + 8 hex or more) or label.
+
+        Raises:
+            UnknownError: nothing matches; names ``account``.
+            InputError: several accounts match; names ``account``.
+        """
+        async with self._reads() as session:
+            row = await _by_label(session, reference) or await _by_id(session, reference)
+            members = await session.exec(
+                select(BackingTable.member).where(BackingTable.account == row.id).order_by(col(BackingTable.member))
+            )
+            return _account(row, members)
+
+    async def salt(self, account: str) -> bytes:
+        async with self._reads() as session:
+            row = await session.get(AccountTable, account)
+        if row is None:
+            raise UnknownError("account", account, _LIST_ACCOUNTS)
+        return _bytes(row.salt)
+
+    async def append_link(self, link: LinkRecord) -> LinkRecord:
+        """Append to the links log at the next position, from 1, and return the record with it.
+
+        Raises:
+            UnknownError: no such account.
+            InputError: ``member`` backs another account, or ``nonce`` is not above the last one it used.
+        """
+
+        async def write(session: AsyncSession) -> LinkRecord:
+            if await session.get(AccountTable, link.account) is None:
+                raise UnknownError("account", link.account, _LIST_ACCOUNTS)
+            backing = await session.get(BackingTable, link.member)
+            if backing is None:
+                session.add(BackingTable(member=link.member, account=link.account, nonce=link.nonce))
+            elif backing.account != link.account:
+                raise InputError(
+                    "member", f"{link.member} backs account {backing.account} already", "link another address"
+                )
+            else:
+                # Compared where it is stored, so that a concurrent higher nonce wins on every database.
+                raised = await session.exec(
+                    update(BackingTable)
+                    .where(col(BackingTable.member) == link.member, col(BackingTable.nonce) < link.nonce)
+                    .values(nonce=link.nonce)
+                )
+                if raised.rowcount != 1:
+                    raise InputError(
+                        "nonce",
+                        f"{link.nonce} is not above {backing.nonce}, which {link.member} used already",
+                        f"sign with nonce {backing.nonce + 1}",
+                    )
+            last = (await session.exec(select(func.max(LinkTable.position)))).one()
+            record = link._replace(position=(last or 0) + 1)
+            session.add(LinkTable(**record._asdict()))
+            return record
+
+        return await self._write(write)
+
+    async def links(self, account: str | None = None) -> tuple[LinkRecord, ...]:
+        query = select(LinkTable).order_by(col(LinkTable.position))
+        if account is not None:
+            query = query.where(LinkTable.account == account)
+        async with self._reads() as session:
+            return tuple(LinkRecord(**row.model_dump()) for row in await session.exec(query))
+
+    # readings
+
+    async def save_reading(self, reader: str, reading: Reading) -> None:
+        block = reading.block
+        row = ReadingTable(
+            reader=reader, chain=block.chain, height=block.height, time=block.time, content=_dump(_READING, reading)
+        )
+
+        async def write(session: AsyncSession) -> None:
+            await session.merge(row)
+
+        await self._write(write)
+
+    async def readings(self, reader: str) -> Mapping[str, Reading]:
+        query = select(ReadingTable).where(ReadingTable.reader == reader)
+        async with self._reads() as session:
+            return {row.chain: _READING.validate_json(row.content) for row in await session.exec(query)}
+
+    # epochs
+
+    async def save_epoch(self, record: EpochRecord) -> None:
+        """Store an epoch whole, in one transaction. A record without a quorum may be replaced.
+
+        Raises:
+            RefusedError: the epoch is certified already, and ``record`` has another digest or no attestations.
+        """
+        number = record.header.epoch
+
+        async def write(session: AsyncSession) -> None:
+            stored = await session.get(EpochTable, number)
+            if stored is not None and stored.certified:
+                if stored.digest != _hex(record.digest):
+                    raise RefusedError(
+                        "epoch-certified", f"epoch {number} is certified as {stored.digest}, not {_hex(record.digest)}"
+                    )
+                if not record.attestations:
+                    raise RefusedError("epoch-certified", f"epoch {number} has a quorum, the new record has none")
+            await _delete_details(session, (number,))
+            await session.merge(_epoch_row(record))
+            await session.flush()
+            margins = [
+                {"epoch": number, "account": margin.account, "ordinal": i, "content": _dump(_MARGIN, margin)}
+                for i, margin in enumerate(record.margins)
+            ]
+            if margins:
+                await session.exec(insert(MarginTable), params=margins)
+            session.add(LeavesTable(epoch=number, content=_dump(_LEAVES, record.leaves)))
+            for name, content in sorted(record.preimages.items()):
+                digest = _hex(keccak256(content.encode()))
+                if await session.get(PreimageTable, digest) is None:
+                    session.add(PreimageTable(digest=digest, content=content))
+                    await session.flush()
+                session.add(EpochPreimageTable(epoch=number, name=name, digest=digest))
+
+        await self._write(write)
+
+    async def epoch(self, number: int | None = None, *, certified: bool = True) -> EpochRecord | None:
+        """Return one epoch, by default the newest; None if there is none.
+
+        A pruned epoch comes without margins, leaves and preimages.
+        """
+        async with self._reads() as session:
+            row = await _find_epoch(session, number, certified)
+            if row is None:
+                return None
+            query = select(MarginTable.content).where(MarginTable.epoch == row.epoch).order_by(col(MarginTable.ordinal))
+            margins = tuple(_MARGIN.validate_json(content) for content in await session.exec(query))
+            return await _record(session, row, margins)
+
+    async def epochs(self, limit: int = 20, before: int | None = None) -> tuple[EpochSummary, ...]:
+        query = select(EpochTable).order_by(col(EpochTable.epoch).desc()).limit(limit)
+        if before is not None:
+            query = query.where(EpochTable.epoch < before)
+        async with self._reads() as session:
+            return tuple(_summary(row) for row in await session.exec(query))
+
+    async def margin(self, account: str, epoch: int | None = None) -> tuple[EpochRecord, AccountMargin] | None:
+        """Return one account's margin by the account's full id, and its epoch with no other margin in it."""
+        async with self._reads() as session:
+            row = await _find_epoch(session, epoch, True)
+            if row is None:
+                return None
+            found = await session.get(MarginTable, (row.epoch, account))
+            if found is None:
+                return None
+            margin = _MARGIN.validate_json(found.content)
+            return await _record(session, row, (margin,)), margin
+
+    async def prune(self, *, keep_epochs: int) -> int:
+        """Drop margins, leaves and preimages of all but the newest ``keep_epochs`` epochs; return how many lost them.
+
+        Headers, bodies, certificates, refusals, postings and links stay: they are the log.
+
+        Raises:
+            InputError: ``keep_epochs`` is below 1.
+        """
+        if keep_epochs < 1:
+            raise InputError("keep_epochs", f"{keep_epochs} would drop the newest epoch", "keep at least 1")
+
+        async def write(session: AsyncSession) -> int:
+            newest = select(EpochTable.epoch).order_by(col(EpochTable.epoch).desc()).limit(keep_epochs)
+            kept = (await session.exec(newest)).all()
+            if not kept:
+                return 0
+            old = (await session.exec(select(LeavesTable.epoch).where(LeavesTable.epoch < min(kept)))).all()
+            for start in range(0, len(old), _CHUNK):
+                await _delete_details(session, old[start : start + _CHUNK])
+            referenced = select(EpochPreimageTable.digest)
+            await session.exec(delete(PreimageTable).where(col(PreimageTable.digest).not_in(referenced)))
+            return len(old)
+
+        return await self._write(write)
+
+    # postings
+
+    async def save_posting(self, posting: Posting) -> None:
+        async def write(session: AsyncSession) -> None:
+            await session.merge(PostingTable(**posting._asdict()))
+
+        await self._write(write)
+
+    async def postings(self, epoch: int | None = None, limit: int = 100) -> tuple[Posting, ...]:
+        """Return postings, newest epoch first."""
+        query = select(PostingTable).order_by(col(PostingTable.epoch).desc(), col(PostingTable.destination))
+        if epoch is not None:
+            query = query.where(PostingTable.epoch == epoch)
+        async with self._reads() as session:
+            return tuple(_posting(row) for row in await session.exec(query.limit(limit)))
+
+    async def latest_postings(self) -> Mapping[str, Posting]:
+        landed = col(PostingTable.state).in_(("confirmed", "final"))
+        newest = (
+            select(PostingTable.destination, func.max(PostingTable.epoch).label("epoch"))
+            .where(landed)
+            .group_by(PostingTable.destination)
+            .subquery()
+        )
+        query = select(PostingTable).join(
+            newest,
+            (col(PostingTable.destination) == newest.c.destination) & (col(PostingTable.epoch) == newest.c.epoch),
+        )
+        async with self._reads() as session:
+            return {row.destination: _posting(row) for row in await session.exec(query)}
+
+    async def _write(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """Run ``work`` in one transaction; whoever loses a race on a constraint looks again."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                async with self._writes.begin() as session:
+                    return await work(session)
+            except IntegrityError:
+                if attempt == _ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
+
+def _create_engine(url: str) -> AsyncEngine:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # Not repeated in the message: a URL may carry a password.
+        raise InputError("store", "is not a database URL", "for example sqlite:///crossmargin.db") from None
+    if parsed.get_backend_name() not in _DRIVERS:
+        raise InputError(
+            "store", f"{parsed.get_backend_name()!r} is not supported", "use sqlite:///... or postgresql://..."
+        )
+    if parsed.drivername in _DRIVERS:
+        parsed = parsed.set(drivername=_DRIVERS[parsed.drivername])
+    engine = create_async_engine(parsed)
+    if parsed.get_backend_name() == "sqlite":
+        event.listen(engine.sync_engine, "connect", _configure_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver begins nothing by itself; _begin_sqlite does
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_BUSY_MILLISECONDS}"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _migrate(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    scripts = ScriptDirectory.from_config(config)
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current == scripts.get_current_head():
+        return
+    if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+        raise InputError("store", f"a newer version wrote it (revision {current})", "run that version")
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('crossmargin'))"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _dump(adapter: TypeAdapter[T], value: T) -> str:
+    # Python's json keeps integers of any size, every float bit for bit, and infinite prices.
+    return json.dumps(adapter.dump_python(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def _hex(value: bytes) -> str:
+    return "0x" + value.hex()
+
+
+def _bytes(value: str) -> bytes:
+    return bytes.fromhex(value.removeprefix("0x"))
+
+
+async def _by_label(session: AsyncSession, label: str) -> AccountTable | None:
+    return (await session.exec(select(AccountTable).where(AccountTable.label == label))).one_or_none()
+
+
+async def _by_id(session: AsyncSession, reference: str) -> AccountTable:
+    prefix = reference.lower()
+    if not _ID_PREFIX.fullmatch(prefix):
+        raise UnknownError("account", reference, _LIST_ACCOUNTS)
+    matches = (
+        await session.exec(
+            select(AccountTable)
+            .where(col(AccountTable.id) >= prefix, col(AccountTable.id) < prefix + "g")  # "g" sorts after every digit
+            .order_by(col(AccountTable.id))
+            .limit(3)
+        )
+    ).all()
+    if not matches:
+        raise UnknownError("account", reference, _LIST_ACCOUNTS)
+    if len(matches) > 1:
+        raise InputError(
+            "account", f"{reference!r} matches {', '.join(row.id for row in matches[:2])}", "give more digits"
+        )
+    return matches[0]
+
+
+def _account(row: AccountTable, members: Iterable[str]) -> Account:
+    kind = cast(Literal["risk-bearing", "monitored"], row.kind)
+    return Account(row.id, row.controller, kind, row.home, row.label or "", tuple(sorted(members)))
+
+
+async def _delete_details(session: AsyncSession, epochs: Iterable[int]) -> None:
+    numbers = tuple(epochs)
+    for table in (MarginTable, LeavesTable, EpochPreimageTable):
+        await session.exec(delete(table).where(col(table.epoch).in_(numbers)))
+
+
+async def _find_epoch(session: AsyncSession, number: int | None, certified: bool) -> EpochTable | None:
+    query = select(EpochTable).order_by(col(EpochTable.epoch).desc()).limit(1)
+    if number is not None:
+        query = query.where(EpochTable.epoch == number)
+    if certified:
+        query = query.where(col(EpochTable.certified).is_(True))
+    return (await session.exec(query)).one_or_none()
+
+
+def _epoch_row(record: EpochRecord) -> EpochTable:
+    header, body = record.header, record.body
+    return EpochTable(
+        epoch=header.epoch,
+        certified=bool(record.attestations),
+        cut_time=record.cut_time,
+        root=_hex(header.root),
+        floor=header.floor,
+        set_id=header.set_id,
+        produced_at=header.produced_at,
+        valid_until=header.valid_until,
+        body=_hex(header.body),
+        cut_digest=_hex(body.cut_digest),
+        price_digest=_hex(body.price_digest),
+        policy_digest=_hex(body.policy_digest),
+        risk_digest=_hex(body.risk_digest),
+        state_digest=_hex(body.state_digest),
+        accounts_root=_hex(body.accounts_root),
+        leaf_count=body.leaf_count,
+        previous=_hex(body.previous),
+        digest=_hex(record.digest),
+        attestations=json.dumps([[a.index, _hex(a.r), _hex(a.vs)] for a in record.attestations]),
+        refusals=_dump(_REFUSALS, record.refusals),
+        chains=_dump(_CHAINS, record.chains),
+        findings=_dump(_FINDINGS, record.findings),
+    )
+
+
+async def _record(session: AsyncSession, row: EpochTable, margins: tuple[AccountMargin, ...]) -> EpochRecord:
+    leaves = await session.get(LeavesTable, row.epoch)
+    preimages = await session.exec(
+        select(EpochPreimageTable.name, PreimageTable.content)
+        .join(PreimageTable, col(PreimageTable.digest) == col(EpochPreimageTable.digest))
+        .where(EpochPreimageTable.epoch == row.epoch)
+        .order_by(col(EpochPreimageTable.name))
+    )
+    return EpochRecord(
+        header=Header(
+            epoch=row.epoch,
+            root=_bytes(row.root),
+            floor=row.floor,
+            set_id=row.set_id,
+            produced_at=row.produced_at,
+            valid_until=row.valid_until,
+            body=_bytes(row.body),
+        ),
+        body=StatementBody(
+            cut_digest=_bytes(row.cut_digest),
+            price_digest=_bytes(row.price_digest),
+            policy_digest=_bytes(row.policy_digest),
+            risk_digest=_bytes(row.risk_digest),
+            state_digest=_bytes(row.state_digest),
+            accounts_root=_bytes(row.accounts_root),
+            leaf_count=row.leaf_count,
+            previous=_bytes(row.previous),
+        ),
+        digest=_bytes(row.digest),
+        cut_time=row.cut_time,
+        attestations=tuple(Attestation(i, _bytes(r), _bytes(vs)) for i, r, vs in json.loads(row.attestations)),
+        refusals=_REFUSALS.validate_json(row.refusals),
+        chains=_CHAINS.validate_json(row.chains),
+        findings=_FINDINGS.validate_json(row.findings),
+        margins=margins,
+        leaves=() if leaves is None else _LEAVES.validate_json(leaves.content),
+        preimages=dict(preimages.all()),
+    )
+
+
+def _summary(row: EpochTable) -> EpochSummary:
+    return EpochSummary(
+        epoch=row.epoch,
+        cut_time=row.cut_time,
+        produced_at=row.produced_at,
+        valid_until=row.valid_until,
+        root=row.root,
+        digest=row.digest,
+        leaf_count=row.leaf_count,
+        signers=tuple(index for index, _, _ in json.loads(row.attestations)),
+        refusals=_REFUSALS.validate_json(row.refusals),
+    )
+
+
+def _posting(row: PostingTable) -> Posting:
+    return Posting(
+        epoch=row.epoch,
+        destination=row.destination,
+        state=cast(PostingState, row.state),
+        transaction=row.transaction,
+        cost=row.cost,
+        detail=row.detail,
+        updated_at=row.updated_at,
+    )

@@ -1,0 +1,184 @@
+"""The tables. Unsigned 256-bit integers are zero-padded text, times are Unix seconds, digests are 0x hex.
+
+Values that are only ever read whole (a margin with its components, a reading) are one JSON text each; what is searched
+for, ordered by or held unique is a column. Nothing here depends on SQLite.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+from aggregator.domain.units import UINT256_MAX
+
+_DIGITS = len(str(UINT256_MAX))
+
+
+class U256(TypeDecorator[int]):
+    """An integer in [0, 2**256) as zero-padded decimal text: exact everywhere, and ordered as the numbers are."""
+
+    impl = String(_DIGITS)
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        if not 0 <= value <= UINT256_MAX:
+            raise ValueError(f"{value} is outside [0, 2**256)")
+        return f"{value:0{_DIGITS}d}"
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:
+        return None if value is None else int(value)
+
+
+class Table(SQLModel):
+    """Base of the tables; constraints get names by rule, because migrations must be able to name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class AccountTable(Table, table=True):
+    """An account. ``label`` is null, not empty, where there is none: labels are unique."""
+
+    __tablename__ = "account"
+
+    id: str = Field(primary_key=True, max_length=66)
+    salt: str = Field(max_length=66)
+    controller: str
+    kind: str
+    home: str
+    label: str | None = Field(default=None, unique=True)
+
+
+class LinkTable(Table, table=True):
+    """The append-only links log."""
+
+    __tablename__ = "link"
+    __table_args__ = (UniqueConstraint("account", "member", "nonce"),)
+
+    position: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    account: str = Field(foreign_key="account.id", max_length=66)
+    controller: str
+    member: str
+    nonce: int = Field(sa_type=U256)
+    expiry: int = Field(sa_type=U256)  # a signed uint64; people sign 2**64 - 1 for "never"
+    invite_signature: str
+    accept_signature: str
+    recorded_at: int = Field(sa_type=BigInteger)
+
+
+class BackingTable(Table, table=True):
+    """Which account an address backs, and the highest nonce it used: the primary key is the one-account rule."""
+
+    __tablename__ = "backing"
+
+    member: str = Field(primary_key=True)
+    account: str = Field(foreign_key="account.id", index=True, max_length=66)
+    nonce: int = Field(sa_type=U256)
+
+
+class ReadingTable(Table, table=True):
+    """The last good reading of one reader on one chain."""
+
+    __tablename__ = "reading"
+
+    reader: str = Field(primary_key=True)
+    chain: str = Field(primary_key=True)
+    height: int = Field(sa_type=BigInteger)
+    time: int = Field(sa_type=BigInteger)
+    content: str = Field(sa_type=Text)  # Reading
+
+
+class EpochTable(Table, table=True):
+    """Header, body and certificate of one epoch: the log. Never pruned."""
+
+    __tablename__ = "epoch"
+    __table_args__ = (Index(None, "certified", "epoch"),)
+
+    epoch: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    certified: bool
+    cut_time: int = Field(sa_type=BigInteger)
+    root: str
+    floor: int = Field(sa_type=BigInteger)
+    set_id: int = Field(sa_type=BigInteger)
+    produced_at: int = Field(sa_type=BigInteger)
+    valid_until: int = Field(sa_type=BigInteger)
+    body: str
+    cut_digest: str
+    price_digest: str
+    policy_digest: str
+    risk_digest: str
+    state_digest: str
+    accounts_root: str
+    leaf_count: int = Field(sa_type=BigInteger)
+    previous: str
+    digest: str
+    attestations: str = Field(sa_type=Text)  # [[index, r, vs], ...]
+    refusals: str = Field(sa_type=Text)
+    chains: str = Field(sa_type=Text)
+    findings: str = Field(sa_type=Text)
+
+
+class MarginTable(Table, table=True):
+    """One account's margin at one epoch."""
+
+    __tablename__ = "margin"
+
+    epoch: int = Field(primary_key=True, foreign_key="epoch.epoch", sa_type=BigInteger)
+    account: str = Field(primary_key=True, max_length=66)
+    ordinal: int  # place in the epoch's report
+    content: str = Field(sa_type=Text)  # AccountMargin
+
+
+class LeavesTable(Table, table=True):
+    """Every leaf of one epoch in the order of the commitment; a proof needs all of them."""
+
+    __tablename__ = "leaves"
+
+    epoch: int = Field(primary_key=True, foreign_key="epoch.epoch", sa_type=BigInteger)
+    content: str = Field(sa_type=Text)  # [LeafValues, ...]
+
+
+class PreimageTable(Table, table=True):
+    """A canonical text by its Keccak-256; most epochs share policy and risk texts with the one before."""
+
+    __tablename__ = "preimage"
+
+    digest: str = Field(primary_key=True, max_length=66)
+    content: str = Field(sa_type=Text)
+
+
+class EpochPreimageTable(Table, table=True):
+    """Which texts an epoch rests on."""
+
+    __tablename__ = "epoch_preimage"
+
+    epoch: int = Field(primary_key=True, foreign_key="epoch.epoch", sa_type=BigInteger)
+    name: str = Field(primary_key=True)
+    digest: str = Field(foreign_key="preimage.digest", index=True, max_length=66)
+
+
+class PostingTable(Table, table=True):
+    """One certificate on its way to one destination."""
+
+    __tablename__ = "posting"
+    __table_args__ = (Index(None, "destination", "state", "epoch"),)
+
+    epoch: int = Field(primary_key=True, sa_type=BigInteger)
+    destination: str = Field(primary_key=True)
+    state: str
+    transaction: str
+    cost: int = Field(sa_type=BigInteger)
+    detail: str = Field(sa_type=Text)
+    updated_at: int = Field(sa_type=BigInteger)

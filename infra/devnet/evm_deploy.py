@@ -1,0 +1,164 @@
+"""Deploy the contracts of one EVM devnet chain.
+
+Runs while Anvil is in automine, before the chain gets its clock: every transaction is then mined on arrival. Addresses
+are returned in lower-case hex, the canonical form of this project; `at` turns one into a contract.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rlp
+from eth_typing import HexStr
+from eth_utils import keccak, to_checksum_address
+from web3 import Web3
+from web3.contract import Contract
+from web3.types import RPCEndpoint, Wei
+
+from infra.devnet.aave import Reserve, deploy_aave
+from infra.devnet.anvil import POLL_SECONDS, AnvilError, deploy_code, transact
+from infra.devnet.artifacts import load
+
+MULTICALL3_FILE = Path(__file__).resolve().parent / "contracts" / "multicall3.json"
+FEED_DECIMALS = 8
+FEED_BOUND = 1000  # a feed accepts answers within this factor of its first one
+LENDER_FUNDING = 10_000_000 * 10**6  # base units of USDC
+DEVNET_CLASS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class EvmSpec:
+    """What to deploy on one EVM chain.
+
+    members: attestor addresses in signer order. threshold: signatures a post needs. not_after: Unix seconds.
+    salt: 32 bytes, the same on every chain of the deployment. epoch_seconds, clock_skew, max_lifetime, vault_delay:
+    seconds. prices: the first feed answers by symbol (ETH, BTC, USDC), USD with 8 decimals.
+    """
+
+    members: tuple[str, ...]
+    threshold: int
+    not_after: int
+    salt: bytes
+    prices: Mapping[str, int]
+    epoch_seconds: int = 2
+    clock_skew: int = 5
+    max_lifetime: int = 3600
+    vault_delay: int = 60
+    network_class: int = DEVNET_CLASS
+    with_aave: bool = True
+
+
+def at(w3: Web3, name: str, address: str) -> Contract:
+    """Return our contract `name` at an address (any capitalisation)."""
+    return w3.eth.contract(address=to_checksum_address(address), abi=load(name)[0])
+
+
+def deploy(w3: Web3, name: str, *args: Any) -> Contract:
+    """Deploy our contract `name` from account 0 and return it."""
+    return deploy_code(w3, *load(name), *args)
+
+
+def build_multicall3_transaction() -> bytes:
+    """Return the signed, chain-free transaction that creates Multicall3 at its canonical address on any chain.
+
+    The signature was chosen, not made from a key (Nick's method), so these bytes are the only ones that do.
+    Source: the deployment transaction on Ethereum; the code is MIT-licensed.
+    """
+    record = json.loads(MULTICALL3_FILE.read_text(encoding="utf-8"))
+    initcode = bytes.fromhex(record["initcode"][2:])
+    signature = (record["v"], int(record["r"], 16), int(record["s"], 16))
+    return rlp.encode([0, record["gasPrice"], record["gas"], b"", 0, initcode, *signature])
+
+
+def deploy_multicall3(w3: Web3) -> str:
+    """Create Multicall3 at its canonical address by its presigned transaction and return that address.
+
+    Does nothing where it exists. Raise AnvilError when the chain refuses the transaction.
+    """
+    record = json.loads(MULTICALL3_FILE.read_text(encoding="utf-8"))
+    address = to_checksum_address(record["address"])
+    if w3.eth.get_code(address):
+        return str(record["address"]).lower()
+    raw = build_multicall3_transaction()
+    if HexStr(keccak(raw).hex()) != record["transaction"][2:]:
+        raise AnvilError(f"{MULTICALL3_FILE.name} was changed: its transaction no longer has the canonical hash")
+    cost = hex(record["gas"] * record["gasPrice"])
+    w3.provider.make_request(RPCEndpoint("anvil_setBalance"), [record["deployer"], cost])
+    receipt = w3.eth.wait_for_transaction_receipt(w3.eth.send_raw_transaction(raw), 30.0, POLL_SECONDS)
+    if receipt["status"] != 1 or receipt["contractAddress"] != address:
+        raise AnvilError("Multicall3 was not created by its presigned transaction")
+    return str(record["address"]).lower()
+
+
+def deploy_token(w3: Web3, name: str, symbol: str, decimals: int) -> Contract:
+    """Deploy an ERC-20 that anyone may mint."""
+    return deploy(w3, "TestToken", name, symbol, decimals)
+
+
+def deploy_feed(w3: Web3, pair: str, answer: int) -> Contract:
+    """Deploy a Chainlink-shaped feed, for example "ETH / USD"; answer is USD with 8 decimals."""
+    bounds = (max(1, answer // FEED_BOUND), answer * FEED_BOUND)
+    return deploy(w3, "PriceFeed", pair, FEED_DECIMALS, answer, *bounds)
+
+
+def deploy_registry(w3: Web3, spec: EvmSpec) -> Contract:
+    """Deploy the MarginRegistry of a spec."""
+    members = [to_checksum_address(member) for member in spec.members]
+    clock = (spec.epoch_seconds, spec.clock_skew, spec.max_lifetime)
+    return deploy(
+        w3, "MarginRegistry", spec.network_class, members, spec.threshold, spec.not_after, spec.salt, *clock
+    )
+
+
+def deploy_vault(w3: Web3, delay: int, deployment_id: bytes) -> Contract:
+    """Deploy a CollateralVault with a withdrawal delay in seconds."""
+    return deploy(w3, "CollateralVault", delay, deployment_id)
+
+
+def deploy_lender(w3: Web3, registry: Contract, token: Contract, funding: int = LENDER_FUNDING) -> Contract:
+    """Deploy an ExampleLender and mint `funding` base units of its token to it."""
+    lender = deploy(w3, "ExampleLender", registry.address, token.address)
+    transact(w3, token.functions.mint(lender.address, funding))
+    return lender
+
+
+def deploy_evm_chain(w3: Web3, spec: EvmSpec) -> dict[str, str]:
+    """Deploy everything of one chain from account 0 and return name -> lower-case address.
+
+    Names: deployer, multicall3, usdc (6 decimals), wbtc (8), weth (18), vault4626 (over usdc), feed_eth, feed_btc,
+    feed_usdc, registry, collateral_vault, lender; with Aave also aave_provider, aave_pool, aave_data_provider,
+    aave_oracle and, for usdc, wbtc and weth each, aave_atoken_<token> and aave_debt_<token>.
+    """
+    usdc = deploy_token(w3, "USD Coin", "USDC", 6)
+    wbtc = deploy_token(w3, "Wrapped BTC", "WBTC", 8)
+    weth = deploy_token(w3, "Wrapped Ether", "WETH", 18)
+    feeds = {symbol: deploy_feed(w3, f"{symbol} / USD", spec.prices[symbol]) for symbol in ("ETH", "BTC", "USDC")}
+    registry = deploy_registry(w3, spec)
+    contracts = {
+        "usdc": usdc,
+        "wbtc": wbtc,
+        "weth": weth,
+        "vault4626": deploy(w3, "TestVault4626", usdc.address, "USD Coin Vault", "vUSDC"),
+        "feed_eth": feeds["ETH"],
+        "feed_btc": feeds["BTC"],
+        "feed_usdc": feeds["USDC"],
+        "registry": registry,
+        "collateral_vault": deploy_vault(w3, spec.vault_delay, registry.functions.deploymentId().call()),
+        "lender": deploy_lender(w3, registry, usdc),
+    }
+    addresses = {name: str(contract.address).lower() for name, contract in contracts.items()}
+    addresses["deployer"] = w3.eth.accounts[0].lower()
+    addresses["multicall3"] = deploy_multicall3(w3)
+    if spec.with_aave:
+        # Risk parameters: Aave v3 on Ethereum at its launch, in basis points. Seeds: enough for others to borrow.
+        reserves = (
+            Reserve("usdc", usdc, feeds["USDC"], ltv=7400, threshold=7600, bonus=10450, seed=10_000_000 * 10**6),
+            Reserve("wbtc", wbtc, feeds["BTC"], ltv=7000, threshold=7500, bonus=10625, seed=100 * 10**8),
+            Reserve("weth", weth, feeds["ETH"], ltv=8000, threshold=8250, bonus=10500, seed=Wei(5_000 * 10**18)),
+        )
+        addresses |= deploy_aave(w3, reserves)
+    return addresses

@@ -1,0 +1,398 @@
+"""The audit bundle: one JSON file from which anyone checks a statement and its leaves offline.
+
+Format `crossmargin-bundle/1`: canonical JSON (sorted keys, no spaces); byte strings as 0x hex in lower case, amounts of
+USD as decimal text, times and counts as integers. Fields of signed structures bear their EIP-712 and ABI names.
+
+    format       "crossmargin-bundle/1"
+    deployment   {networkClass, members, threshold, notAfter, salt}
+    header       {epoch, root, floor, setId, producedAt, validUntil, body}
+    body         {cutDigest, priceDigest, policyDigest, riskDigest, stateDigest, accountsRoot, leafCount, previous}
+    signatures   [{index, r, vs}]
+    leaves       [{leaf: {…}, proof: [siblings], accounts_index, accounts_path: [nodes]}]
+    neighbours   [{account, destination, leaf_hash, accounts_index, accounts_path}]   optional: they prove uniqueness
+    preimages    {cut, prices, policy, risk, state}: the exact texts whose keccak256 the body commits to, each JSON
+    links        [{account, controller, member, nonce, expiry, salt?, invite, accept, accepted_at}]
+    history      [{header, body, signatures}]   optional: the statements before this one, newest first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from proofs.document import Node, canonical_json, parse_json
+from proofs.errors import BundleError, FieldError
+from proofs.leaf import Leaf
+from proofs.links import LinkTerms
+from proofs.quorum import IndexedSignature
+from proofs.statement import Deployment, Header, StatementBody
+
+FORMAT = "crossmargin-bundle/1"
+MAX_BYTES = 8 * 1024 * 1024
+PREIMAGES = ("cut", "prices", "policy", "risk", "state")
+
+
+@dataclass(frozen=True, slots=True)
+class Preimages:
+    """The canonical JSON texts behind the body's five digests."""
+
+    cut: str
+    prices: str
+    policy: str
+    risk: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A certified statement: header, body and the signatures of a quorum."""
+
+    header: Header
+    body: StatementBody
+    signatures: tuple[IndexedSignature, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenLeaf:
+    """A leaf with its path to the root and its place in the accounts tree."""
+
+    leaf: Leaf
+    proof: tuple[bytes, ...]
+    accounts_index: int
+    accounts_path: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """An entry of the accounts tree beside a leaf's: with both, no second entry of the same pair can hide."""
+
+    account: bytes
+    destination: bytes
+    leaf_hash: bytes
+    accounts_index: int
+    accounts_path: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SignedLink:
+    """A link's terms and both signatures; `accepted_at` (Unix seconds) is when the service took it."""
+
+    terms: LinkTerms
+    salt: bytes | None
+    invite: bytes
+    accept: bytes
+    accepted_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A parsed, unverified audit bundle; `proofs.verify.verify_bundle` checks it."""
+
+    deployment: Deployment
+    statement: Statement
+    leaves: tuple[ProvenLeaf, ...]
+    preimages: Preimages
+    links: tuple[SignedLink, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    history: tuple[Statement, ...] = ()
+
+
+def parse_bundle(text: str) -> Bundle:
+    """Read a bundle's text strictly, checking shapes and ranges, and nothing that needs a hash or a key.
+
+    Raises:
+        BundleError: Naming the JSON path at fault. No other error leaves this function.
+    """
+    try:
+        return _decode_bundle(parse_json(text, max_bytes=MAX_BYTES))
+    except FieldError as error:
+        raise BundleError(error.field, error.reason) from error
+
+
+def render_bundle(bundle: Bundle) -> str:
+    """Return the canonical text of a bundle, which `parse_bundle` reads back to an equal one."""
+    document: dict[str, object] = {
+        "format": FORMAT,
+        "deployment": {
+            "networkClass": bundle.deployment.network_class,
+            "members": [_hex(member) for member in bundle.deployment.members],
+            "threshold": bundle.deployment.threshold,
+            "notAfter": bundle.deployment.not_after,
+            "salt": _hex(bundle.deployment.salt),
+        },
+        **_encode_statement(bundle.statement),
+        "leaves": [
+            {
+                "leaf": encode_leaf(proven.leaf),
+                "proof": [_hex(node) for node in proven.proof],
+                "accounts_index": proven.accounts_index,
+                "accounts_path": [_hex(node) for node in proven.accounts_path],
+            }
+            for proven in bundle.leaves
+        ],
+        "neighbours": [
+            {
+                "account": _hex(neighbour.account),
+                "destination": _hex(neighbour.destination),
+                "leaf_hash": _hex(neighbour.leaf_hash),
+                "accounts_index": neighbour.accounts_index,
+                "accounts_path": [_hex(node) for node in neighbour.accounts_path],
+            }
+            for neighbour in bundle.neighbours
+        ],
+        "preimages": {name: getattr(bundle.preimages, name) for name in PREIMAGES},
+        "links": [encode_link(link) for link in bundle.links],
+        "history": [_encode_statement(statement) for statement in bundle.history],
+    }
+    return canonical_json(document)
+
+
+def encode_leaf(leaf: Leaf) -> dict[str, object]:
+    """Return the leaf as a JSON object with its ABI names; amounts are text."""
+    return {
+        "account": _hex(leaf.account),
+        "destination": _hex(leaf.destination),
+        "epoch": leaf.epoch,
+        "equity": str(leaf.equity),
+        "assetsInitial": str(leaf.assets_initial),
+        "requirementInitial": str(leaf.requirement_initial),
+        "assetsMaintenance": str(leaf.assets_maintenance),
+        "requirementMaintenance": str(leaf.requirement_maintenance),
+        "budget": str(leaf.budget),
+        "asOf": leaf.as_of,
+        "validUntil": leaf.valid_until,
+        "flags": leaf.flags,
+    }
+
+
+def encode_link(link: SignedLink) -> dict[str, object]:
+    """Return the link as a JSON object, as it stands in a bundle and in the state preimage's `links`."""
+    encoded: dict[str, object] = {
+        "account": _hex(link.terms.account),
+        "controller": link.terms.controller,
+        "member": link.terms.member,
+        "nonce": link.terms.nonce,
+        "expiry": link.terms.expiry,
+        "invite": _hex(link.invite),
+        "accept": _hex(link.accept),
+        "accepted_at": link.accepted_at,
+    }
+    if link.salt is not None:
+        encoded["salt"] = _hex(link.salt)
+    return encoded
+
+
+def _decode_bundle(top: Node) -> Bundle:
+    given = top.member("format").text()
+    if given != FORMAT:
+        raise FieldError("format", f"{given[:40]!r} given, {FORMAT!r} expected")
+    top.only(
+        *(
+            "format",
+            "deployment",
+            "header",
+            "body",
+            "signatures",
+            "leaves",
+            "neighbours",
+            "preimages",
+            "links",
+            "history",
+        )
+    )
+    neighbours, history = top.optional("neighbours"), top.optional("history")
+    return Bundle(
+        deployment=_decode_deployment(top.member("deployment")),
+        statement=_decode_statement(top),
+        leaves=tuple(_decode_proven_leaf(node) for node in top.member("leaves").items()),
+        preimages=_decode_preimages(top.member("preimages")),
+        links=tuple(_decode_link(node) for node in top.member("links").items()),
+        neighbours=() if neighbours is None else tuple(_decode_neighbour(node) for node in neighbours.items()),
+        history=() if history is None else tuple(_decode_earlier(node) for node in history.items()),
+    )
+
+
+def _decode_deployment(node: Node) -> Deployment:
+    node.only("networkClass", "members", "threshold", "notAfter", "salt")
+    with _fields_of(node):
+        return Deployment(
+            network_class=node.member("networkClass").integer(),
+            members=tuple(member.hex_bytes(20) for member in node.member("members").items()),
+            threshold=node.member("threshold").integer(),
+            not_after=node.member("notAfter").integer(),
+            salt=node.member("salt").hex_bytes(32),
+        )
+
+
+def _decode_earlier(node: Node) -> Statement:
+    node.only("header", "body", "signatures")
+    return _decode_statement(node)
+
+
+def _decode_statement(node: Node) -> Statement:
+    return Statement(
+        header=_decode_header(node.member("header")),
+        body=_decode_body(node.member("body")),
+        signatures=tuple(_decode_signature(signature) for signature in node.member("signatures").items()),
+    )
+
+
+def _decode_header(node: Node) -> Header:
+    node.only("epoch", "root", "floor", "setId", "producedAt", "validUntil", "body")
+    with _fields_of(node):
+        return Header(
+            epoch=node.member("epoch").integer(),
+            root=node.member("root").hex_bytes(32),
+            floor=node.member("floor").integer(),
+            set_id=node.member("setId").integer(),
+            produced_at=node.member("producedAt").integer(),
+            valid_until=node.member("validUntil").integer(),
+            body=node.member("body").hex_bytes(32),
+        )
+
+
+def _decode_body(node: Node) -> StatementBody:
+    node.only(
+        *("cutDigest", "priceDigest", "policyDigest", "riskDigest", "stateDigest"),
+        *("accountsRoot", "leafCount", "previous"),
+    )
+    with _fields_of(node):
+        return StatementBody(
+            cut_digest=node.member("cutDigest").hex_bytes(32),
+            price_digest=node.member("priceDigest").hex_bytes(32),
+            policy_digest=node.member("policyDigest").hex_bytes(32),
+            risk_digest=node.member("riskDigest").hex_bytes(32),
+            state_digest=node.member("stateDigest").hex_bytes(32),
+            accounts_root=node.member("accountsRoot").hex_bytes(32),
+            leaf_count=node.member("leafCount").integer(),
+            previous=node.member("previous").hex_bytes(32),
+        )
+
+
+def _decode_signature(node: Node) -> IndexedSignature:
+    node.only("index", "r", "vs")
+    with _fields_of(node):
+        return IndexedSignature(
+            index=node.member("index").integer(),
+            r=node.member("r").hex_bytes(32),
+            vs=node.member("vs").hex_bytes(32),
+        )
+
+
+def _decode_proven_leaf(node: Node) -> ProvenLeaf:
+    node.only("leaf", "proof", "accounts_index", "accounts_path")
+    return ProvenLeaf(
+        leaf=_decode_leaf(node.member("leaf")),
+        proof=_decode_path(node.member("proof")),
+        accounts_index=node.member("accounts_index").integer(),
+        accounts_path=_decode_path(node.member("accounts_path")),
+    )
+
+
+def _decode_leaf(node: Node) -> Leaf:
+    node.only(
+        *("account", "destination", "epoch", "equity", "assetsInitial", "requirementInitial", "assetsMaintenance"),
+        *("requirementMaintenance", "budget", "asOf", "validUntil", "flags"),
+    )
+    with _fields_of(node):
+        return Leaf(
+            account=node.member("account").hex_bytes(32),
+            destination=node.member("destination").hex_bytes(32),
+            epoch=node.member("epoch").integer(),
+            equity=node.member("equity").decimal(),
+            assets_initial=node.member("assetsInitial").decimal(),
+            requirement_initial=node.member("requirementInitial").decimal(),
+            assets_maintenance=node.member("assetsMaintenance").decimal(),
+            requirement_maintenance=node.member("requirementMaintenance").decimal(),
+            budget=node.member("budget").decimal(),
+            as_of=node.member("asOf").integer(),
+            valid_until=node.member("validUntil").integer(),
+            flags=node.member("flags").integer(),
+        )
+
+
+def _decode_neighbour(node: Node) -> Neighbour:
+    node.only("account", "destination", "leaf_hash", "accounts_index", "accounts_path")
+    return Neighbour(
+        account=node.member("account").hex_bytes(32),
+        destination=node.member("destination").hex_bytes(32),
+        leaf_hash=node.member("leaf_hash").hex_bytes(32),
+        accounts_index=node.member("accounts_index").integer(),
+        accounts_path=_decode_path(node.member("accounts_path")),
+    )
+
+
+def _decode_path(node: Node) -> tuple[bytes, ...]:
+    return tuple(sibling.hex_bytes(32) for sibling in node.items())
+
+
+def _decode_preimages(node: Node) -> Preimages:
+    node.only(*PREIMAGES)
+    texts: Mapping[str, str] = {name: node.member(name).text() for name in PREIMAGES}
+    for name, text in texts.items():
+        parse_json(text, max_bytes=MAX_BYTES, field=f"{node.path}.{name}")
+    return Preimages(**texts)
+
+
+def _decode_link(node: Node) -> SignedLink:
+    node.only(
+        *("account", "controller", "member", "nonce", "expiry", "salt", "invite", "accept", "accepted_at"),
+    )
+    salt = node.optional("salt")
+    with _fields_of(node):
+        terms = LinkTerms(
+            account=node.member("account").hex_bytes(32),
+            controller=node.member("controller").text(),
+            member=node.member("member").text(),
+            nonce=node.member("nonce").integer(),
+            expiry=node.member("expiry").integer(),
+        )
+    return SignedLink(
+        terms=terms,
+        salt=None if salt is None else salt.hex_bytes(32),
+        invite=node.member("invite").hex_bytes(),
+        accept=node.member("accept").hex_bytes(),
+        accepted_at=node.member("accepted_at").integer(),
+    )
+
+
+@contextmanager
+def _fields_of(node: Node) -> Iterator[None]:
+    """Turn the bare field names of a type's own checks into JSON paths."""
+    try:
+        yield
+    except FieldError as error:
+        if error.field.startswith(f"{node.path}."):
+            raise
+        raise FieldError(f"{node.path}.{error.field}", error.reason) from error
+
+
+def _encode_statement(statement: Statement) -> dict[str, object]:
+    header, body = statement.header, statement.body
+    return {
+        "header": {
+            "epoch": header.epoch,
+            "root": _hex(header.root),
+            "floor": header.floor,
+            "setId": header.set_id,
+            "producedAt": header.produced_at,
+            "validUntil": header.valid_until,
+            "body": _hex(header.body),
+        },
+        "body": {
+            "cutDigest": _hex(body.cut_digest),
+            "priceDigest": _hex(body.price_digest),
+            "policyDigest": _hex(body.policy_digest),
+            "riskDigest": _hex(body.risk_digest),
+            "stateDigest": _hex(body.state_digest),
+            "accountsRoot": _hex(body.accounts_root),
+            "leafCount": body.leaf_count,
+            "previous": _hex(body.previous),
+        },
+        "signatures": [{"index": s.index, "r": _hex(s.r), "vs": _hex(s.vs)} for s in statement.signatures],
+    }
+
+
+def _hex(data: bytes) -> str:
+    return f"0x{data.hex()}"
