@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from coincurve import PrivateKey
-from eth_keyfile import create_keyfile_json, decode_keyfile_json
+from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
 from solders.keypair import Keypair
 
 from aggregator.domain.errors import InputError
@@ -192,7 +192,7 @@ def _address(path: Path, document: dict[str, Any]) -> str:
 
 def _require_address(path: Path, actual: str, stated: str) -> None:
     if actual != stated:
-        raise InputError(str(path), f"says it is for {stated} but holds the key of {actual}", "restore it from a backup")
+        raise InputError(str(path), f"names {stated} but holds the key of {actual}", "restore it from a backup")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -202,14 +202,16 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(str(path), "does not exist", "create it with `crossmargin keys create`") from None
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {error.strerror}", "check the path and its owner") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
             raise InputError(str(path), "is not a file", "name a key file")
-        if status.st_mode & _OTHERS:
-            mode = stat.S_IMODE(status.st_mode)
+        if mode & _OTHERS:
+            mode = stat.S_IMODE(mode)
             raise InputError(str(path), f"is open to others (mode {mode:04o})", f"run: chmod 600 {path}")
-        content = file.read(_SIZE_LIMIT + 1)
+        content = os.read(descriptor, _SIZE_LIMIT + 1)
+    finally:
+        os.close(descriptor)
     try:
         document = json.loads(content) if len(content) <= _SIZE_LIMIT else None
     except (ValueError, RecursionError):

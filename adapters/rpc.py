@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 import aiohttp
 import tenacity
-from asyncio_throttle import Throttler
+from asyncio_throttle.throttler import Throttler
 from pydantic import SecretStr
 from solana.exceptions import SolanaRpcException
 from solana.rpc.async_api import AsyncClient
 from solana.rpc.core import RPCException
+from solana.rpc.jsonrpc import JsonRpcRequest, SolanaJsonRpcError
 from web3 import AsyncHTTPProvider
 from web3.types import RPCEndpoint
 
@@ -116,7 +117,16 @@ class SolanaEndpoint(_Endpoint):
 
     def __init__(self, row: ChainRow, url: SecretStr) -> None:
         super().__init__(row)
-        self._client = AsyncClient(url.get_secret_value(), timeout=row.timeout)
+        self._client = AsyncClient(url.get_secret_value(), timeout=row.timeout, http2=False, max_transport_retries=0)
+
+    async def call(self, method: str, params: Sequence[object]) -> Any:
+        """Return the ``result`` of one raw JSON-RPC call, for what solana-py has no parameter for.
+
+        Raises:
+            Unreachable, Garbage, Unavailable, NodeRefused: as :meth:`EvmEndpoint.call`.
+        """
+        request = JsonRpcRequest(method=method, params=list(params))
+        return await self.ask(method, lambda client: client.send_rpc_request(request, Any))
 
     async def ask(self, what: str, request: Callable[[AsyncClient], Awaitable[T]]) -> T:
         """Run ``request`` against the client; ``what`` names it in errors.
@@ -134,22 +144,28 @@ class SolanaEndpoint(_Endpoint):
         except TimeoutError:
             raise Unreachable(name, f"no answer to {what} within {self.row.timeout:g} s") from None
         except SolanaRpcException as error:  # wraps the transport's own errors
-            cause = error.__cause__
-            raise Unreachable(name, f"{what}: cannot be reached ({type(cause or error).__name__})") from None
-        except RPCException as error:
+            raise self._transport(what, error.__cause__ or error) from None
+        except (SolanaJsonRpcError, RPCException) as error:
             raise self._refusal(what, error) from None
         except (ValueError, KeyError, TypeError) as error:
             raise Garbage(name, f"the answer to {what} cannot be decoded ({type(error).__name__})") from None
 
-    def _refusal(self, what: str, error: RPCException) -> SourceError:
-        body = error.args[0] if error.args else ""
-        code = getattr(body, "code", None)
-        message = str(getattr(body, "message", body))[:300]
-        if any(
-            w in message.lower() for w in ("minimum context slot", "not available", "was skipped", "missing in ledger")
-        ):
+    def _transport(self, what: str, cause: BaseException) -> SourceError:
+        status = getattr(getattr(cause, "response", None), "status_code", 0)
+        if 400 <= status < 500 and status != 429:
+            return Garbage(self.row.name, f"HTTP status {status} to {what}")
+        return Unreachable(self.row.name, f"{what}: cannot be reached ({type(cause).__name__})")
+
+    def _refusal(self, what: str, error: Exception) -> SourceError:
+        body = error if isinstance(error, SolanaJsonRpcError) else (error.args[0] if error.args else None)
+        code, message = getattr(body, "code", None), str(getattr(body, "message", body))[:300]
+        words = ("context slot", "not available", "was skipped", "missing in ledger")
+        if any(w in message.lower() for w in words):
             return Unavailable(self.row.name, f"{what}: {message}")
-        return NodeRefused(self.row.name, code if isinstance(code, int) else -32603, f"{what}: {message}", body)
+        known = code if isinstance(code, int) else -32603
+        if known in RATE_LIMITED:
+            return Unreachable(self.row.name, f"rate limit at {what}")
+        return NodeRefused(self.row.name, known, f"{what}: {message}", getattr(body, "data", None))
 
     async def close(self) -> None:
         """Close the connection pool."""

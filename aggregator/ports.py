@@ -19,6 +19,7 @@ from aggregator.domain.certificate import (
     PostingStatus,
     SignedPosting,
 )
+from aggregator.domain.errors import InputError
 from aggregator.domain.price import Quote
 from aggregator.domain.report import AccountMargin, LeafValues
 from aggregator.domain.rows import ChainRow, DestinationRow
@@ -106,6 +107,10 @@ class Destination(Protocol):
 
     async def read_latest(self) -> PostedRoot | None:
         """Return what the destination holds, None before the first posting."""
+        ...
+
+    async def read_root(self, epoch: int) -> bytes | None:
+        """Return the root the destination stores for ``epoch``, None when it holds none (any more)."""
         ...
 
     async def verify(self, leaf: LeafValues, proof: Sequence[bytes]) -> bool:
@@ -204,6 +209,13 @@ class Store(Protocol):
         """
         ...
 
+    async def prune(self, *, keep_epochs: int) -> int:
+        """Forget margins and leaves of all but the newest epochs; return how many epochs lost them.
+
+        Headers and certificates, the log, stay.
+        """
+        ...
+
     # postings
     async def save_posting(self, posting: Posting) -> None: ...
 
@@ -214,3 +226,37 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class ConflictError(InputError):
+    """Well-formed input that contradicts what is stored: a label taken, an address that backs another account."""
+
+
+class Accounts(Protocol):
+    """The few writes that people make. Both check everything themselves; callers only pass on what they were given."""
+
+    async def open_account(self, controller: str, salt: str, kind: str, home: str | None, label: str) -> Account:
+        """Open an account for ``controller`` (CAIP-10); ``salt`` is 0x and 64 hex digits, ``home`` CAIP-2.
+
+        Raises:
+            InputError: names the field at fault; ConflictError if the account exists or the label is taken.
+        """
+        ...
+
+    async def add_link(
+        self,
+        account: str,
+        controller: str,
+        member: str,
+        nonce: int,
+        expiry: int,
+        invite_signature: str,
+        accept_signature: str,
+    ) -> LinkRecord:
+        """Record that ``member`` backs ``account``, signed by both sides.
+
+        Raises:
+            InputError: names the field at fault; ConflictError if ``member`` backs another account or ``nonce`` was
+                used.
+        """
+        ...

@@ -7,6 +7,7 @@ reader allows them. Canonical text (sorted keys, no spaces) is what digests are 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from proofs.errors import FieldError
 MAX_DEPTH = 32
 _MAX_DECIMAL_DIGITS = 80
 _HEX_DIGITS = frozenset("0123456789abcdef")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# A string, closed or cut off by the end of the text, or a bracket outside of strings; linear in any text.
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*+\\?(?:"|\Z)|[\[\]{}]', re.DOTALL)
 
 
 def parse_json(text: str, *, max_bytes: int, field: str = "") -> Node:
@@ -30,15 +34,15 @@ def parse_json(text: str, *, max_bytes: int, field: str = "") -> Node:
         raise FieldError(named, "holds a lone surrogate, which is no Unicode text") from error
     if size > max_bytes:
         raise FieldError(named, f"{size} bytes given, at most {max_bytes} expected")
+    # Before parsing: a deep text would exhaust the C stack of a process whose recursion limit was raised.
+    _check_depth(text, named)
     try:
         value = json.loads(text, object_pairs_hook=_object_of_distinct_keys, parse_constant=_refuse_constant)
     except FieldError as error:
         raise FieldError(named, error.reason) from error
-    except RecursionError as error:
-        raise FieldError(named, f"nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:  # JSONDecodeError, and CPython's refusal of integers with thousands of digits
         raise FieldError(named, f"not JSON: {error}") from error
-    _check_tree(value, named)
+    _check_texts(value, named)
     return Node(value, field)
 
 
@@ -148,17 +152,24 @@ def _refuse_constant(constant: str) -> object:
     raise FieldError("", f"{constant} is not JSON")
 
 
-def _check_tree(value: object, field: str) -> None:
-    """Refuse deep nesting and lone surrogates, which a JSON escape can smuggle in."""
-    pending = [(value, 1)]
-    while pending:
-        current, depth = pending.pop()
+def _check_depth(text: str, field: str) -> None:
+    depth = 0
+    for token in _TOKENS.finditer(text):
+        character = token.group()[0]
+        depth += (character in "[{") - (character in "]}")
         if depth > MAX_DEPTH:
             raise FieldError(field, f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _check_texts(value: object, field: str) -> None:
+    """Refuse lone surrogates, which a JSON escape can smuggle in and no UTF-8 can carry out."""
+    pending = [value]
+    while pending:
+        current = pending.pop()
         if isinstance(current, dict):
-            pending.extend((member, depth + 1) for member in current.values())
-            pending.extend((key, depth) for key in current)
+            pending.extend(current)
+            pending.extend(current.values())
         elif isinstance(current, list):
-            pending.extend((element, depth + 1) for element in current)
-        elif isinstance(current, str) and any("\ud800" <= c <= "\udfff" for c in current):
+            pending.extend(current)
+        elif isinstance(current, str) and _SURROGATE.search(current):
             raise FieldError(field, "holds a lone surrogate, which is no Unicode text")

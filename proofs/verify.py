@@ -232,10 +232,9 @@ def _check_prices(bundle: Bundle) -> tuple[Outcome, str]:
         policy = parse_json(bundle.preimages.policy, max_bytes=MAX_BYTES, field="preimages.policy")
         prices = _verify_updates(policy.member("pyth"), updates)
     cut_time = document.optional("cut_time")
-    for quote in signed:
-        _verify_quote(quote, prices, None if cut_time is None else cut_time.integer())
+    found = [_verify_quote(quote, prices) for quote in signed]
     detail = f"{len(signed)} Pyth quotes are among the signed prices of {len(updates)} updates"
-    detail += "" if cut_time is None else ", each the first at or after the Cut's time"
+    detail += "" if cut_time is None else _check_price_rule(signed, found, cut_time.integer())
     if read:
         detail += f"; {len(read)} Chainlink quotes rest on the attestors' own reads of the chain"
     if not signed:
@@ -268,7 +267,8 @@ def _verify_updates(pyth: Node, updates: Sequence[Node]) -> dict[bytes, list[Pri
     return prices
 
 
-def _verify_quote(quote: Node, prices: Mapping[bytes, Sequence[PriceMessage]], cut_time: int | None) -> None:
+def _verify_quote(quote: Node, prices: Mapping[bytes, Sequence[PriceMessage]]) -> PriceMessage:
+    """Return the signed price that the quote repeats."""
     feed_id = quote.member("feed").bare_hex_bytes(32)
     of_feed = prices.get(feed_id, ())
     if not of_feed:
@@ -283,11 +283,21 @@ def _verify_quote(quote: Node, prices: Mapping[bytes, Sequence[PriceMessage]], c
     for name, value in wanted.items():
         if getattr(best, name) != value:
             raise FieldError(f"{quote.path}.{name}", f"{value} given, the signed price says {getattr(best, name)}")
-    if cut_time is not None and not best.prev_publish_time < cut_time <= best.publish_time:
-        raise FieldError(
-            f"{quote.path}.publish_time",
-            f"{best.publish_time} (after {best.prev_publish_time}) is not the first at or after the Cut, {cut_time}",
-        )
+    return best
+
+
+def _check_price_rule(quotes: Sequence[Node], prices: Sequence[PriceMessage], cut_time: int) -> str:
+    """Refuse a price from after the Cut's time that is not the first one; say how many are older, and so aged."""
+    older = 0
+    for quote, price in zip(quotes, prices, strict=True):
+        older += price.publish_time < cut_time
+        if price.prev_publish_time >= cut_time:
+            raise FieldError(
+                f"{quote.path}.publish_time",
+                f"{price.publish_time} (after {price.prev_publish_time}) is not the first since the Cut, {cut_time}",
+            )
+    first = f", {len(quotes) - older} of them the first at or after the Cut's time"
+    return first + (f", {older} older: that no newer one was to be had rests on the attestors" if older else "")
 
 
 def _check_recomputation(bundle: Bundle, recompute: Recompute | None) -> tuple[Outcome, str]:
@@ -349,10 +359,10 @@ def _check_history(bundle: Bundle) -> tuple[Outcome, str]:
         _verify_statement(bundle, older, there)
         newer, here = older, there
     if not any(newer.body.previous):
-        return "pass", f"{len(bundle.history)} statements back to the first of the log"
+        return "pass", f"back to the first of the log, earlier statements carried: {len(bundle.history)}"
     rest = f"states 0x{newer.body.previous.hex()} as the one before, which the bundle does not carry"
     if bundle.history:
-        return "pass", f"{len(bundle.history)} statements back; the oldest {rest}"
+        return "pass", f"earlier statements carried: {len(bundle.history)}; the oldest {rest}"
     return "not checked", f"the statement {rest}"
 
 

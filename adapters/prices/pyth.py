@@ -55,7 +55,7 @@ class PythSource:
             async with self._client.stream(
                 "GET",
                 f"/v2/updates/price/{cut_time}",
-                params=[("ids[]", feed) for feed in self._rows] + [("encoding", "hex"), ("parsed", "false")],
+                params={"ids[]": list(self._rows), "encoding": "hex", "parsed": "false"},
             ) as response:
                 body = b""
                 async for chunk in response.aiter_bytes():

@@ -11,13 +11,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import gammaln, ndtr, ndtri, xlogy
 
 from aggregator.domain.rows import AssetPolicyRow, JumpRow, LatencyLeg
 from aggregator.domain.units import SECONDS_PER_YEAR, Floats
 
-QUANTUM = 1e-12
-"""Published haircuts are multiples of this, rounded up (``riskDigest`` commits to 12 decimals)."""
+DECIMALS = 12
+"""Published haircuts have this many decimals, rounded up; ``riskDigest`` commits to them."""
+LARGEST_IMPACT = 7.0
 _NEGLIGIBLE = 1e-18  # jump counts less likely than this are counted as total loss instead of being enumerated
 _MAX_STEPS = 200
 
@@ -66,12 +68,12 @@ def haircut_table(policies: Sequence[AssetPolicyRow], horizon: Floats) -> tuple[
 
     Returns:
         (assets, debts), each of shape (P, ..., 2) with level 0 initial and 1 maintenance: ES of the loss, and ES of
-        the rise. Both are multiples of 1e-12, rounded up.
+        the rise. Both have 12 decimals, rounded up.
     """
     shape = (*horizon.shape, 2)
     assets, debts = np.zeros(shape), np.zeros(shape)
     solve: list[tuple[Floats, Floats, Floats, Floats]] = []
-    places: list[tuple[int, Floats, Floats]] = []
+    places: list[tuple[int, npt.NDArray[np.intp], int]] = []
     for index, policy in enumerate(policies):
         tau, inverse = np.unique(horizon[index].ravel() / SECONDS_PER_YEAR, return_inverse=True)
         tails = 1 - np.array([policy.initial.confidence, policy.maintenance.confidence])
@@ -81,7 +83,7 @@ def haircut_table(policies: Sequence[AssetPolicyRow], horizon: Floats) -> tuple[
         if _live(policy.jumps):
             mass, shift = _jump_law(tau, policy.jumps)
             solve.append((np.repeat(mass, 2, axis=0), shift, scale, tail))
-            places.append((index, inverse, tau))
+            places.append((index, inverse, len(tau)))
         else:
             assets[index] = _diffusion_loss(scale, tail).reshape(-1, 2)[inverse].reshape(shape[1:])
     if solve:
@@ -95,23 +97,25 @@ def haircut_table(policies: Sequence[AssetPolicyRow], horizon: Floats) -> tuple[
         spread = np.broadcast_to(np.concatenate([s for _, _, s, _ in solve])[:, None], mass_all.shape)
         losses = _loss(mass_all, shift_all, spread, np.concatenate([t for *_, t in solve]))
         start = 0
-        for index, inverse, tau in places:
-            chunk = losses[start : start + 2 * len(tau)].reshape(-1, 2)
-            assets[index] = chunk[inverse].reshape(shape[1:])
-            start += 2 * len(tau)
+        for index, where, count in places:
+            chunk = losses[start : start + 2 * count].reshape(-1, 2)
+            assets[index] = chunk[where].reshape(shape[1:])
+            start += 2 * count
     return np.minimum(_quantised(assets), 1.0), _quantised(debts)
 
 
 def liquidity_haircut(notional: Floats, coefficient: Floats | float) -> Floats:
-    """Compute ``h_liq = 1 − 1/(1+x)``, ``x = coefficient·√notional``.
+    """Compute ``h_liq = 1 − 1/(1+x)``, ``x = min(coefficient·√notional, 7)``.
 
-    Hyperbolic, so that ``notional·(1−h_liq)`` grows with the notional: more collateral never counts less.
+    Hyperbolic, so that ``notional·(1−h_liq)`` grows with the notional: more collateral never counts less. With parts of
+    one notional under different coefficients that still holds, thanks to the bound: a part keeps at least 1/8 of what
+    it adds, and takes at most ``max x/2(1+x)² = 1/8`` of that from the others.
 
     Args:
         notional: USD, non-negative.
         coefficient: from :func:`liquidity_coefficient`.
     """
-    x: Floats = coefficient * np.sqrt(notional)
+    x: Floats = np.minimum(coefficient * np.sqrt(notional), LARGEST_IMPACT)
     return x / (1 + x)
 
 
@@ -142,7 +146,13 @@ def gate_open(hold: Sequence[LatencyLeg], remaining_delay: float, epsilon: float
             block it was seen in, since a request may have followed that block at once.
         epsilon: the accepted chance that τ ≥ remaining_delay.
     """
-    return math.fsum(p for seconds, p in hold_law(hold).items() if seconds >= remaining_delay) <= epsilon
+    return remaining_delay > hold_bound(hold, epsilon)
+
+
+def hold_bound(hold: Sequence[LatencyLeg], epsilon: float) -> int:
+    """Return the most seconds that a Hold takes with a chance above ``epsilon``: the gate is open beyond them."""
+    law = hold_law(hold)
+    return max(s for s in law if math.fsum(chance for other, chance in law.items() if other >= s) > epsilon)
 
 
 def _live(jumps: Sequence[JumpRow]) -> bool:
@@ -154,20 +164,20 @@ def _nodes(nodes: tuple[Sequence[float], Sequence[float]]) -> tuple[Floats, Floa
 
 
 def _quantised(values: Floats) -> Floats:
-    # The half quantum keeps a value that is already a multiple from moving up by its own rounding error.
-    result: Floats = np.ceil(values / QUANTUM - 1e-3) * QUANTUM
+    # The thousandth keeps a value that already has 12 decimals from moving up by its rounding error.
+    result: Floats = np.maximum(np.ceil(values * 10.0**DECIMALS - 1e-3), 0.0) / 10.0**DECIMALS + 0.0
     return result
 
 
 def _diffusion_loss(scale: Floats, tail: Floats) -> Floats:
     """Closed form of one node without jumps: ``ES = 1 − Φ(−z_α − s)/(1−α)``."""
-    loss: Floats = np.clip(1 - ndtr(ndtri(tail) - scale) / tail, 0.0, 1.0)
+    loss: Floats = np.where(scale > 0, np.clip(1 - ndtr(ndtri(tail) - scale) / tail, 0.0, 1.0), 0.0)
     return loss
 
 
 def _diffusion_rise(scale: Floats, tail: Floats) -> Floats:
     """Closed form of one node: ``ES_up = Φ(s − z_α)/(1−α) − 1``."""
-    rise: Floats = np.maximum(ndtr(scale + ndtri(tail)) / tail - 1, 0.0)
+    rise: Floats = np.where(scale > 0, np.maximum(ndtr(scale + ndtri(tail)) / tail - 1, 0.0), 0.0)
     return rise
 
 
@@ -210,7 +220,8 @@ def _tail_mean(mass: Floats, shift: Floats, spread: Floats, tail: Floats, *, upp
     stationary in y and any y errs toward safety (Rockafellar and Uryasev), so the step tolerance is enough.
     """
     sign = -1.0 if upper else 1.0
-    scale = np.maximum(spread, 1e-300)  # s = 0 is a step
+    smooth = spread > 1e-12  # else a step, which has no slope to follow
+    scale = np.where(smooth, spread, 1e-300)
     used = mass > 0
     widest = np.where(used, spread, 0.0).max(axis=1)
     low = np.where(used, shift, np.inf).min(axis=1) - 10 * widest - widest**2 - 1
@@ -224,7 +235,7 @@ def _tail_mean(mass: Floats, shift: Floats, spread: Floats, tail: Floats, *, upp
         for _ in range(_MAX_STEPS):
             z = (y[:, None] - shift) / scale + scale / 2
             gap = sign * ((mass * ndtr(sign * z)).sum(axis=1) - tail)
-            slope = (mass * np.exp(-0.5 * z * z) / scale).sum(axis=1) / math.sqrt(2 * math.pi)
+            slope = np.where(smooth, mass * np.exp(-0.5 * z * z) / scale, 0.0).sum(axis=1) / math.sqrt(2 * math.pi)
             high = np.where(gap > 0, y, high)
             low = np.where(gap > 0, low, y)
             step = gap / slope

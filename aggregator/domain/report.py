@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Literal, NamedTuple
 
-from aggregator.domain.snapshot import Finding, Position
+from aggregator.domain.book import Book, Bools, Ints
+from aggregator.domain.price import PriceBand
+from aggregator.domain.snapshot import Account, ChainView, Finding, Position
+from aggregator.domain.units import Floats
 
 Status = Literal["healthy", "unhealthy", "unknown"]
 
@@ -35,8 +38,9 @@ class Component(NamedTuple):
     """One position's part in an account's margin, for the account's home destination.
 
     By hand: ``counted = (amount - pending at IM) / 10**decimals * price * Π(1 - h)`` for assets, and
-    ``amount / 10**decimals * price * (1 + market) * liability weight`` for debts. USD figures are 1e-8 integers
-    rounded toward safety.
+    ``amount / 10**decimals * price * (1 + market) * liability weight`` for debts, times ``share``. USD figures are
+    1e-8 integers rounded toward safety. ``share`` is 1 except where ``reason`` says why not: 0 for a leg that counts
+    for nothing, a fraction for a debt that counts up to the collateral of its netting set.
     """
 
     position: Position
@@ -58,6 +62,8 @@ class Component(NamedTuple):
     counted_initial: int  # 1e-8 USD, weighted; what enters W+ (assets) or W- (debts)
     counted_maintenance: int
     reason: str  # why it counts as it does, for people
+    share_initial: float = 1.0
+    share_maintenance: float = 1.0
 
 
 class Interval(NamedTuple):
@@ -115,3 +121,61 @@ class HaircutCell(NamedTuple):
     horizon: int  # seconds
     asset: str  # h_mkt of assets, decimal text with 12 digits
     debt: str  # expected shortfall of the upside, decimal text with 12 digits
+
+
+LOW, MID, HIGH = 0, 1, 2
+"""Ends of the interval, as indices."""
+INITIAL, MAINTENANCE = 0, 1
+"""Levels, as indices."""
+STATUSES: tuple[Status, ...] = ("healthy", "unhealthy", "unknown")
+"""Codes of :attr:`MarginReport.status`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RiskTables:
+    """What was looked up, kept to explain it. P, C, F count policies, chains and feeds plus one unknown each; B counts
+    the distinct clock bounds of destinations, the only way in which a destination enters a valuation.
+    """
+
+    bound: Ints  # (D,) index on the axis B
+    horizon: Floats  # (P, C, B) seconds
+    asset_loss: Floats  # (P, C, B, level) h_mkt
+    debt_rise: Floats  # (P, C, B, level) expected shortfall of the upside
+    policy_haircut: Floats  # (P, level)
+    liability_weight: Floats  # (P, level)
+    liquidity: Floats  # (P,) coefficient of h_liq, per sqrt(USD)
+    stale: Bools  # (C,)
+    counts: Bools  # (N,) whether the exit gate lets the row count; debts always do
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MarginReport:
+    """Every account's margin, as columns over A accounts; :func:`aggregator.core.pipeline.explain` unfolds one.
+
+    ``assets`` (W+) and ``debts`` (W-) are USD of shape (B, end, level, A), finite, not yet rounded toward safety.
+    """
+
+    epoch: int
+    cut_time: int
+    valid_until: int
+    destinations: tuple[str, ...]  # CAIP-2, ascending by destination id
+    destination_ids: tuple[str, ...]  # 0x + 64 hex
+    chains: tuple[ChainView | None, ...]  # in the order of ``book.chains``
+    prices: tuple[PriceBand, ...]  # in the order of ``book.feeds``
+    cells: tuple[HaircutCell, ...]
+    findings: tuple[Finding, ...]
+    book: Book
+    tables: RiskTables
+    assets: Floats
+    debts: Floats
+    equity: Floats  # (A,) USD, unhaircut at p̂
+    budget: Floats  # (A,) 1e-8 USD, integral, rounded toward safety; for the home destination
+    as_of: Ints  # (A,) Unix seconds
+    flags: Ints  # (B, A)
+    status: Ints  # (B, A) codes of STATUSES
+    isolated: Bools  # (A,) out of range: counts no assets, other accounts unchanged
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        """The accounts, ascending by id, in the order of the columns."""
+        return self.book.accounts

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from aggregator.domain.certificate import LinkRecord
 from aggregator.domain.errors import InputError, UnknownError
 from aggregator.domain.snapshot import Account
 from aggregator.ports import Clock, Store
 from proofs.errors import FieldError, ProofError
-from proofs.links import LinkTerms, account_id, decode_base58, parse_caip10, verify_link
+from proofs.links import LinkTerms, Verb, account_id, decode_base58, link_text, parse_caip10, verify_link
 
 
 def decode_signature(signer: str, text: str, field: str) -> bytes:
@@ -100,7 +101,9 @@ class AccountBook:
         known = await self._store.account(account)
         who, backing = self._address("controller", controller), self._address("member", member)
         if who != known.controller:
-            raise InputError("controller", f"{who} does not control account {known.id[:10]}…", f"it is {known.controller}")
+            raise InputError(
+                "controller", f"{who} does not control account {known.id[:10]}…", f"it is {known.controller}"
+            )
         now = int(self._clock.now())
         try:
             terms = LinkTerms(bytes.fromhex(known.id[2:]), who, backing, nonce, expiry)
@@ -112,3 +115,46 @@ class AccountBook:
         return await self._store.append_link(
             LinkRecord(-1, known.id, who, backing, nonce, expiry, invite_signature, accept_signature, now)
         )
+
+
+def link_message(
+    deployment_id: bytes, account: Account, member: str, nonce: int, expiry: int, side: str
+) -> str | dict[str, Any]:
+    """Return what one side of a link signs: a text for Solana addresses, EIP-712 JSON for EVM addresses.
+
+    Args:
+        side: ``invite`` (the controller signs) or ``accept`` (the member signs).
+
+    Raises:
+        InputError: names the field at fault.
+    """
+    if side not in ("invite", "accept"):
+        raise InputError("side", f"{side!r} is not known", "give invite or accept")
+    verb: Verb = "invite" if side == "invite" else "accept"
+    try:
+        canonical = str(parse_caip10(member, "member"))
+        terms = LinkTerms(bytes.fromhex(account.id[2:]), account.controller, canonical, nonce, expiry)
+    except ProofError as error:
+        raise InputError(error.field, error.reason) from None
+    signer = account.controller if verb == "invite" else canonical
+    if signer.startswith("solana:"):
+        return link_text(deployment_id, verb, terms).decode()
+    fields = [("account", "bytes32"), ("controller", "string"), ("member", "string")]
+    fields += [("nonce", "uint64"), ("expiry", "uint64")]
+    domain = [("name", "string"), ("version", "string"), ("salt", "bytes32")]
+    primary = f"Link{verb.capitalize()}"
+    return {
+        "types": {
+            "EIP712Domain": [{"name": n, "type": t} for n, t in domain],
+            primary: [{"name": n, "type": t} for n, t in fields],
+        },
+        "primaryType": primary,
+        "domain": {"name": "crossmargin", "version": "1", "salt": "0x" + deployment_id.hex()},
+        "message": {
+            "account": account.id,
+            "controller": account.controller,
+            "member": canonical,
+            "nonce": nonce,
+            "expiry": expiry,
+        },
+    }

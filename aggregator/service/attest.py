@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from aggregator.domain.certificate import Attestation, Certificate
 from aggregator.domain.errors import CrossmarginError, RefusedError
@@ -27,7 +27,7 @@ from proofs.errors import ProofError
 from proofs.hashing import keccak256
 from proofs.quorum import IndexedSignature, verify_quorum
 from proofs.signing import recover
-from proofs.statement import GENESIS_SET_ID, Deployment, Header, StatementBody, body_hash
+from proofs.statement import DEVNET, GENESIS_SET_ID, Deployment, Header, StatementBody, body_hash
 from proofs.statement import digest as statement_digest
 
 RELATIVE_QUANTUM = 10**12  # one part in this many, on top of one unit of 1e-8 USD
@@ -140,7 +140,7 @@ class Attestor:
         member = "0x" + members[index].hex() if 0 <= index < len(members) else "nobody"
         if signer.address != member:
             raise RefusedError("member", f"{name} holds {signer.address}, member {index} is {member}")
-        if rules.start_delay <= 0 and rules.deployment.network_class != 3:
+        if rules.start_delay <= 0 and rules.deployment.network_class != DEVNET:
             raise RefusedError("start", f"start_delay {rules.start_delay} is for devnets (network class 3) only")
         self._name, self._index = name, index
         self._signer, self._watermark, self._recompute = signer, watermark, recompute
@@ -192,9 +192,7 @@ class Attestor:
             _refuse("clock", f"producedAt {header.produced_at} is beyond {now:.0f} + {rules.clock_skew} s")
         self._require_alive(header)
         if not 0 < header.valid_until - header.produced_at <= rules.max_lifetime:
-            _refuse(
-                "lifetime", f"{header.valid_until - header.produced_at} s, 1 to {rules.max_lifetime} s are allowed"
-            )
+            _refuse("lifetime", f"{header.valid_until - header.produced_at} s, 1 to {rules.max_lifetime} s are allowed")
         cut_epoch = proposal.cut.cut_time // rules.epoch_seconds
         if not header.epoch == cut_epoch == proposal.cut.epoch or header.epoch == 0:
             _refuse("epoch", f"header {header.epoch}, cut {proposal.cut.epoch}, by the cut's time {cut_epoch}")
@@ -405,5 +403,5 @@ def _to_leaf(values: LeafValues) -> leaves_of.Leaf:
     return leaves_of.Leaf(account, keccak256(destination.encode("ascii")), *values[2:])
 
 
-def _refuse(rule: str, reason: str) -> None:
+def _refuse(rule: str, reason: str) -> NoReturn:
     raise RefusedError(rule, reason)

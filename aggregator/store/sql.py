@@ -33,6 +33,7 @@ from aggregator.domain.certificate import Attestation, EpochRecord, EpochSummary
 from aggregator.domain.errors import InputError, RefusedError, UnknownError
 from aggregator.domain.report import AccountMargin, LeafValues
 from aggregator.domain.snapshot import Account, ChainView, Finding, Reading
+from aggregator.ports import ConflictError
 from aggregator.store.tables import (
     AccountTable,
     BackingTable,
@@ -62,6 +63,7 @@ _LEAVES = TypeAdapter(tuple[LeafValues, ...])
 _CHAINS = TypeAdapter(tuple[ChainView, ...])
 _FINDINGS = TypeAdapter(tuple[Finding, ...])
 _REFUSALS = TypeAdapter(tuple[tuple[str, str], ...])
+_LABEL = re.compile(r"(?!0x)[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")  # safe in a URL's path, and in any terminal
 _ID_PREFIX = re.compile("0x[0-9a-f]{8,64}")
 _LIST_ACCOUNTS = "`crossmargin accounts` lists them"
 
@@ -104,16 +106,21 @@ class SqlStore:
         """Record a new account.
 
         Raises:
-            InputError: the account exists (``salt``), or the label is taken or reads like an id (``label``).
+            InputError: the label is not one.
+            ConflictError: the account exists (``salt``), or the label is taken (``label``).
         """
-        if account.label.startswith("0x"):
-            raise InputError("label", "starts with 0x, like an account id", "choose another label")
+        if account.label and not _LABEL.fullmatch(account.label):
+            raise InputError(
+                "label",
+                "must be 1 to 64 letters, digits, spaces, '.', '_' or '-', and not begin with 0x like an account id",
+                "choose another label",
+            )
 
         async def write(session: AsyncSession) -> None:
             if await session.get(AccountTable, account.id) is not None:
-                raise InputError("salt", f"account {account.id} exists already", "choose another salt")
+                raise ConflictError("salt", f"account {account.id} exists already", "choose another salt")
             if account.label and await _by_label(session, account.label) is not None:
-                raise InputError("label", f"{account.label!r} is taken", "choose another label")
+                raise ConflictError("label", f"{account.label!r} is taken", "choose another label")
             session.add(
                 AccountTable(
                     id=account.id,
@@ -161,7 +168,7 @@ class SqlStore:
 
         Raises:
             UnknownError: no such account.
-            InputError: ``member`` backs another account, or ``nonce`` is not above the last one it used.
+            ConflictError: ``member`` backs another account, or ``nonce`` is not above the last one it used.
         """
 
         async def write(session: AsyncSession) -> LinkRecord:
@@ -171,7 +178,7 @@ class SqlStore:
             if backing is None:
                 session.add(BackingTable(member=link.member, account=link.account, nonce=link.nonce))
             elif backing.account != link.account:
-                raise InputError(
+                raise ConflictError(
                     "member", f"{link.member} backs account {backing.account} already", "link another address"
                 )
             else:
@@ -182,7 +189,7 @@ class SqlStore:
                     .values(nonce=link.nonce)
                 )
                 if raised.rowcount != 1:
-                    raise InputError(
+                    raise ConflictError(
                         "nonce",
                         f"{link.nonce} is not above {backing.nonce}, which {link.member} used already",
                         f"sign with nonce {backing.nonce + 1}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import http.client
 import json
 import platform
 import signal
@@ -42,6 +43,7 @@ TRANSACTION_GAS = 12_000_000  # named, so that web3 asks for no estimate
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+_LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see loopback requests
 _SYSTEMS = {"linux": "linux", "darwin": "darwin", "win32": "win32"}
 
 
@@ -98,24 +100,28 @@ def transact(
 ) -> TxReceipt:
     """Send a contract call from an unlocked account (account 0 by default) and return its receipt.
 
-    Raise AnvilError when it reverts; the message carries the revert reason.
+    Raise web3's ContractLogicError with the reason when it reverts.
     """
     origin = sender or w3.eth.accounts[0]
     transaction_hash = function.transact({"from": origin, "gas": TRANSACTION_GAS})
     receipt = w3.eth.wait_for_transaction_receipt(transaction_hash, timeout, POLL_SECONDS)
     if receipt["status"] != 1:
-        function.call({"from": origin}, receipt["blockNumber"] - 1)
+        function.call({"from": origin})  # raises with the revert reason, which a receipt does not carry
         raise AnvilError(f"{function.fn_name} reverted in transaction {transaction_hash.to_0x_hex()}")
     return receipt
 
 
 def deploy_code(w3: Web3, abi: list[dict[str, Any]], bytecode: str, *args: Any) -> Contract:
-    """Deploy initcode with constructor arguments from account 0 and return the contract."""
-    factory = w3.eth.contract(abi=abi, bytecode=bytecode)
+    """Deploy initcode with constructor arguments from account 0 and return the contract.
+
+    Raise web3's ContractLogicError with the reason when the constructor refuses.
+    """
+    constructor = w3.eth.contract(abi=abi, bytecode=bytecode).constructor(*args)
     origin: TxParams = {"from": w3.eth.accounts[0], "gas": TRANSACTION_GAS}
-    transaction_hash = factory.constructor(*args).transact(origin)
+    transaction_hash = constructor.transact(origin)
     receipt = w3.eth.wait_for_transaction_receipt(transaction_hash, 30.0, POLL_SECONDS)
     if receipt["status"] != 1 or receipt["contractAddress"] is None:
+        constructor.estimate_gas(origin)  # raises with the revert reason, which a receipt does not carry
         raise AnvilError(f"deployment reverted in transaction {transaction_hash.to_0x_hex()}")
     return w3.eth.contract(address=receipt["contractAddress"], abi=abi)
 
@@ -218,7 +224,7 @@ class Anvil:
         """Call a JSON-RPC method and return its result; raise AnvilRpcError when Anvil answers with an error."""
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
         request = urllib.request.Request(self.url, body, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=timeout) as response:
+        with _LOOPBACK.open(request, timeout=timeout) as response:
             answer = json.load(response)
         if "error" in answer:
             raise AnvilRpcError(f"{method} on chain {self.chain_id}: {answer['error'].get('message')}")
@@ -261,7 +267,8 @@ class Anvil:
         self._process.send_signal(number)
 
     def _wait_until_ready(self) -> None:
-        assert self._process is not None and self._folder is not None
+        assert self._process is not None
+        assert self._folder is not None
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
@@ -270,7 +277,7 @@ class Anvil:
                     f"anvil for chain {self.chain_id} on port {self.port} ended with code {self._process.returncode}: "
                     f"{stderr or 'no message'}"
                 )
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
                 answered = int(self.rpc("eth_chainId", timeout=1.0), 16)
                 if answered != self.chain_id:
                     raise AnvilError(f"port {self.port} answers as chain {answered}, not {self.chain_id}: it is taken")
@@ -299,7 +306,7 @@ def _spawn_bound(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
                     stderr=log,
                     cwd=folder,
                     start_new_session=True,
-                    preexec_fn=bind,
+                    preexec_fn=bind,  # noqa: PLW1509 - one system call that takes no lock
                 )
         except BaseException as error:
             started.append(error)

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rlp
-from eth_typing import HexStr
-from eth_utils import keccak, to_checksum_address
+import rlp  # type: ignore[import-untyped]
 from web3 import Web3
 from web3.contract import Contract
-from web3.types import RPCEndpoint, Wei
+from web3.types import RPCEndpoint
 
 from infra.devnet.aave import Reserve, deploy_aave
 from infra.devnet.anvil import POLL_SECONDS, AnvilError, deploy_code, transact
@@ -54,7 +52,7 @@ class EvmSpec:
 
 def at(w3: Web3, name: str, address: str) -> Contract:
     """Return our contract `name` at an address (any capitalisation)."""
-    return w3.eth.contract(address=to_checksum_address(address), abi=load(name)[0])
+    return w3.eth.contract(address=Web3.to_checksum_address(address), abi=load(name)[0])
 
 
 def deploy(w3: Web3, name: str, *args: Any) -> Contract:
@@ -71,7 +69,8 @@ def build_multicall3_transaction() -> bytes:
     record = json.loads(MULTICALL3_FILE.read_text(encoding="utf-8"))
     initcode = bytes.fromhex(record["initcode"][2:])
     signature = (record["v"], int(record["r"], 16), int(record["s"], 16))
-    return rlp.encode([0, record["gasPrice"], record["gas"], b"", 0, initcode, *signature])
+    raw: bytes = rlp.encode([0, record["gasPrice"], record["gas"], b"", 0, initcode, *signature])
+    return raw
 
 
 def deploy_multicall3(w3: Web3) -> str:
@@ -80,11 +79,11 @@ def deploy_multicall3(w3: Web3) -> str:
     Does nothing where it exists. Raise AnvilError when the chain refuses the transaction.
     """
     record = json.loads(MULTICALL3_FILE.read_text(encoding="utf-8"))
-    address = to_checksum_address(record["address"])
+    address = Web3.to_checksum_address(record["address"])
     if w3.eth.get_code(address):
         return str(record["address"]).lower()
     raw = build_multicall3_transaction()
-    if HexStr(keccak(raw).hex()) != record["transaction"][2:]:
+    if Web3.keccak(raw).to_0x_hex() != record["transaction"]:
         raise AnvilError(f"{MULTICALL3_FILE.name} was changed: its transaction no longer has the canonical hash")
     cost = hex(record["gas"] * record["gasPrice"])
     w3.provider.make_request(RPCEndpoint("anvil_setBalance"), [record["deployer"], cost])
@@ -107,11 +106,9 @@ def deploy_feed(w3: Web3, pair: str, answer: int) -> Contract:
 
 def deploy_registry(w3: Web3, spec: EvmSpec) -> Contract:
     """Deploy the MarginRegistry of a spec."""
-    members = [to_checksum_address(member) for member in spec.members]
+    members = [Web3.to_checksum_address(member) for member in spec.members]
     clock = (spec.epoch_seconds, spec.clock_skew, spec.max_lifetime)
-    return deploy(
-        w3, "MarginRegistry", spec.network_class, members, spec.threshold, spec.not_after, spec.salt, *clock
-    )
+    return deploy(w3, "MarginRegistry", spec.network_class, members, spec.threshold, spec.not_after, spec.salt, *clock)
 
 
 def deploy_vault(w3: Web3, delay: int, deployment_id: bytes) -> Contract:
@@ -158,7 +155,7 @@ def deploy_evm_chain(w3: Web3, spec: EvmSpec) -> dict[str, str]:
         reserves = (
             Reserve("usdc", usdc, feeds["USDC"], ltv=7400, threshold=7600, bonus=10450, seed=10_000_000 * 10**6),
             Reserve("wbtc", wbtc, feeds["BTC"], ltv=7000, threshold=7500, bonus=10625, seed=100 * 10**8),
-            Reserve("weth", weth, feeds["ETH"], ltv=8000, threshold=8250, bonus=10500, seed=Wei(5_000 * 10**18)),
+            Reserve("weth", weth, feeds["ETH"], ltv=8000, threshold=8250, bonus=10500, seed=5_000 * 10**18),
         )
         addresses |= deploy_aave(w3, reserves)
     return addresses

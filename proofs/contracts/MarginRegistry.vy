@@ -174,7 +174,25 @@ def post(header: Header, indices: uint256, signatures: DynArray[bytes32[2], MAX_
     assert valid_until > block.timestamp, "expired"
     assert valid_until > produced_at and unsafe_sub(valid_until, produced_at) <= maxLifetime, "lifetime"
 
-    signers: uint256 = self._verify_signatures(self._digest(header), indices, signatures)
+    message: bytes32 = self._digest(header)
+    assert len(signatures) >= threshold, "too few signatures"
+    rest: uint256 = indices
+    next_index: uint256 = 0
+    signers: uint256 = 0
+    for signature: bytes32[2] in signatures:
+        index: uint256 = rest & 255
+        assert index >= next_index, "indices not increasing"
+        assert index < len(MEMBERS), "index out of range"
+        vs: uint256 = convert(signature[1], uint256)
+        s: uint256 = vs & S_MASK
+        assert s <= HALF_ORDER, "high s"
+        # A failed recovery gives the zero address, which is never a member.
+        signer: address = ecrecover(message, unsafe_add(vs >> 255, 27), convert(signature[0], uint256), s)
+        assert signer == MEMBERS[index], "wrong signer"
+        signers |= 1 << index
+        next_index = unsafe_add(index, 1)
+        rest >>= 8
+    assert rest == 0, "indices without signatures"
 
     history: uint256 = 1
     gap: uint256 = unsafe_sub(epoch, last)
@@ -293,32 +311,6 @@ def setId() -> uint32:
 @view
 def _digest(header: Header) -> bytes32:
     return keccak256(concat(0x1901, DOMAIN_SEPARATOR, keccak256(abi_encode(STATEMENT_TYPEHASH, header))))
-
-
-@internal
-@view
-def _verify_signatures(
-    digest: bytes32, indices: uint256, signatures: DynArray[bytes32[2], MAX_MEMBERS]
-) -> uint256:
-    assert len(signatures) >= threshold, "too few signatures"
-    rest: uint256 = indices
-    next_index: uint256 = 0
-    signers: uint256 = 0
-    for signature: bytes32[2] in signatures:
-        index: uint256 = rest & 255
-        assert index >= next_index, "indices not increasing"
-        assert index < len(MEMBERS), "index out of range"
-        vs: uint256 = convert(signature[1], uint256)
-        s: uint256 = vs & S_MASK
-        assert s <= HALF_ORDER, "high s"
-        # A failed recovery gives the zero address, which is never a member.
-        signer: address = ecrecover(digest, unsafe_add(vs >> 255, 27), convert(signature[0], uint256), s)
-        assert signer == MEMBERS[index], "wrong signer"
-        signers |= 1 << index
-        next_index = unsafe_add(index, 1)
-        rest >>= 8
-    assert rest == 0, "indices without signatures"
-    return signers
 
 
 @internal

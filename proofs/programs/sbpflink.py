@@ -14,9 +14,10 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass, field
-from typing import Any
 
-from elftools.elf.elffile import ELFFile  # type: ignore[import-untyped]
+from elftools.elf.elffile import ELFFile
+from elftools.elf.relocation import RelocationSection
+from elftools.elf.sections import SymbolTableSection
 
 CODE_BASE = 1 << 32
 WORD = 8
@@ -92,6 +93,8 @@ def link(obj: bytes, entry: str = "entrypoint") -> bytes:
         raise LinkError("object: not a relocatable little-endian BPF object; compile with -target bpfel -c")
     layout = _lay_out(elf)
     symbols = elf.get_section_by_name(".symtab")
+    if not isinstance(symbols, SymbolTableSection):
+        raise LinkError(".symtab: missing")
     calls = _relocate(elf, layout, symbols)
     _check_code(layout.code, calls)
     start = next((s for s in symbols.iter_symbols() if s.name == entry and s["st_shndx"] == layout.code_section), None)
@@ -121,14 +124,14 @@ def _lay_out(elf: ELFFile) -> Layout:
     return layout
 
 
-def _relocate(elf: ELFFile, layout: Layout, symbols: Any) -> set[int]:
+def _relocate(elf: ELFFile, layout: Layout, symbols: SymbolTableSection) -> set[int]:
     """Patch every reference in place. Return the offsets in the code of the calls settled here."""
     settled: set[int] = set()
     for table in elf.iter_sections():
-        if table["sh_type"] == "SHT_RELA":
-            raise LinkError(f"{table.name}: relocations with addends are not expected from this target")
-        if table["sh_type"] != "SHT_REL" or table["sh_info"] not in layout.address:
+        if not isinstance(table, RelocationSection) or table["sh_info"] not in layout.address:
             continue
+        if table.is_RELA():
+            raise LinkError(f"{table.name}: relocations with addends are not expected from this target")
         in_code = table["sh_info"] == layout.code_section
         data, base = (layout.code, 0) if in_code else (layout.constants, layout.address[table["sh_info"]])
         for entry in table.iter_relocations():

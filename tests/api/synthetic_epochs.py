@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
+from typing import Any
 
-from aggregator.domain.certificate import Attestation, EpochRecord
+from aggregator.api import ApiService
+from aggregator.domain.certificate import Attestation, EpochRecord, LinkRecord, Posting
 from aggregator.domain.report import AccountMargin, Component, Flag, Haircuts, Interval, LeafValues, Status
+from aggregator.domain.rows import AssetRow, ChainRow, DeploymentRow, DestinationRow, SourceRow
 from aggregator.domain.snapshot import Account, Block, ChainView, Finding, Position, Reading
+from aggregator.ports import Store
 from proofs.hashing import keccak256
 from proofs.leaf import Leaf, hash_leaf
 from proofs.merkle import accounts_entry, accounts_root, proof, root
-from proofs.statement import Header, StatementBody, body_hash, digest
+from proofs.statement import Deployment, Header, StatementBody, body_hash, digest
 
 CHAIN_A, CHAIN_B, CHAIN_S = "eip155:31337", "eip155:31338", "solana:4uhcVJyU9pJkvQyS88uRDiswHXSCkY3z"
 DESTINATIONS = (CHAIN_A, CHAIN_S)
-DEPLOYMENT_ID = keccak256(b"a deployment for tests")
 CUT_TIME = 1_800_000_000
 LIFETIME = 120
 USDC = f"{CHAIN_A}/erc20:0x{'a0' * 20}"
@@ -36,6 +40,12 @@ def make_account(name: str, *, kind: str = "risk-bearing", label: str | None = N
 
 def destination_id(chain: str) -> str:
     return "0x" + keccak256(chain.encode("ascii")).hex()
+
+
+def deployment_id() -> bytes:
+    row = make_rows()["deployment"]
+    members = tuple(bytes.fromhex(member[2:]) for member in row.members)
+    return Deployment(3, members, row.threshold, row.not_after, bytes.fromhex(row.salt[2:])).deployment_id()
 
 
 def make_component(account: str, *, side: str = "asset", amount: int = 10_000 * 10**6, **changes: object) -> Component:
@@ -203,13 +213,11 @@ def make_record(
         valid_until=cut_time + LIFETIME,
         body=body_hash(body),
     )
-    attestations = tuple(
-        Attestation(i, keccak256(b"r%d" % i), keccak256(b"vs%d" % i)) for i in (0, 1, 2) if certified
-    )
+    attestations = tuple(Attestation(i, keccak256(b"r%d" % i), keccak256(b"vs%d" % i)) for i in (0, 1, 2) if certified)
     return EpochRecord(
         header=header,
         body=body,
-        digest=digest(header, DEPLOYMENT_ID),
+        digest=digest(header, deployment_id()),
         cut_time=cut_time,
         attestations=attestations,
         refusals=refusals,
@@ -235,4 +243,160 @@ def make_reading(chain: str, height: int) -> Reading:
     )
 
 
-UNKNOWN_PRICE = {"price_low": 0.0, "price_high": math.inf, "price_initial": 0.0}
+SECRET = "key-that-must-not-leave"
+MEMBERS = tuple("0x" + keccak256(b"attestor %d" % i)[:20].hex() for i in range(4))
+
+
+def make_rows() -> dict[str, Any]:
+    """Return configuration rows whose RPC URLs carry a secret."""
+    hold = ({"typical": 60},)
+
+    def chain(id_: str, name: str, family: str, depth: int) -> ChainRow:
+        rpc = (f"https://node/{SECRET}",)
+        row = {"id": id_, "name": name, "family": family, "rpc": rpc, "genesis": "0x00", "finality_depth": depth}
+        return ChainRow.model_validate({**row, "block_seconds": 1.0, "max_age": 600, "hold": hold})
+
+    def destination(chain_id: str, kind: str, address: str) -> DestinationRow:
+        row = {"chain": chain_id, "kind": kind, "address": address, "clock_bound": 5, "payer_key": "relayer"}
+        return DestinationRow.model_validate(row)
+
+    return {
+        "chains": (
+            chain(CHAIN_A, "Anvil A", "evm", 12),
+            chain(CHAIN_B, "Anvil B", "evm", 0),
+            chain(CHAIN_S, "Solana local", "solana", 0),
+        ),
+        "assets": (
+            AssetRow(id=USDC, symbol="USDC", kind="erc20", decimals=6, feed="USDC/USD", policy="stable"),
+            AssetRow(id=ETH, symbol="ETH", kind="native", decimals=18, feed="ETH/USD", policy="major"),
+        ),
+        "sources": (
+            SourceRow(name="pyth-eth", feed="ETH/USD", kind="pyth", id="ff" * 32),
+            SourceRow(name="chainlink-eth", feed="ETH/USD", kind="chainlink", id=f"{CHAIN_A}:0x{'0c' * 20}"),
+        ),
+        "destinations": (
+            destination(CHAIN_A, "evm-registry", "0x" + "5f" * 20),
+            destination(CHAIN_S, "solana-registry", "Reg1stry" + "1" * 36),
+        ),
+        "deployment": DeploymentRow(
+            network_class=3, members=MEMBERS, threshold=3, not_after=CUT_TIME + 86_400, salt="0x" + "07" * 32
+        ),
+    }
+
+
+class StandingClock:
+    """A clock that moves only when told."""
+
+    def __init__(self) -> None:
+        self.time = CUT_TIME + 20.5
+
+    def now(self) -> float:
+        return self.time
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+class TrustingAccounts:
+    """Accounts whose signatures nobody checks; everything else is the store's own judgement."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    async def open_account(self, controller: str, salt: str, kind: str, home: str | None, label: str) -> Account:
+        id_ = "0x" + keccak256((controller + salt).encode()).hex()
+        account = Account(id_, controller, kind, home or CHAIN_A, label)  # type: ignore[arg-type]
+        await self.store.add_account(account, bytes.fromhex(salt[2:]))
+        return account
+
+    async def add_link(
+        self,
+        account: str,
+        controller: str,
+        member: str,
+        nonce: int,
+        expiry: int,
+        invite_signature: str,
+        accept_signature: str,
+    ) -> LinkRecord:
+        record = LinkRecord(
+            -1, account, controller, member, nonce, expiry, invite_signature, accept_signature, CUT_TIME
+        )
+        return await self.store.append_link(record)
+
+
+@dataclass
+class World:
+    """A service and what stands behind it."""
+
+    service: ApiService
+    store: Store
+    clock: StandingClock
+    reasons: list[Finding]
+
+
+def make_records() -> dict[int, EpochRecord]:
+    """Make epochs 1 to 3, of which 3 has no quorum: alice is healthy, bob watched, carol in trouble."""
+    alice, bob, carol = make_account("alice"), make_account("bob", kind="monitored"), make_account("carol")
+
+    def margins(epoch: int) -> tuple[AccountMargin, ...]:
+        debt = make_component(carol.id, side="debt", amount=9_000 * 10**6, reason="drawn at the lender")
+        idle = make_component(
+            carol.id, reason="not seizable: counts 0", counted_initial=0, counted_maintenance=0, **UNKNOWN_PRICE
+        )
+        return (
+            make_margin(alice.id, epoch),
+            make_margin(bob.id, epoch, flags=Flag.MONITORED, budget=0, health=(None, None, None), status="unknown"),
+            make_margin(
+                carol.id,
+                epoch,
+                status="unhealthy",
+                flags=Flag.STALE | Flag.PARTIAL,
+                components=(idle, debt),
+                health=(0.9349, 0.9998, 1.0412),
+                equity=-1_234_56000000,
+            ),
+        )
+
+    return {
+        number: make_record(
+            number,
+            margins(number),
+            certified=number != 3,
+            refusals=(("attestor-3", "no answer"), ("attestor-1", "leaf 0: equity above own")) if number == 3 else (),
+        )
+        for number in (1, 2, 3)
+    }
+
+
+async def fill(store: Store) -> None:
+    """Store the accounts, one link, the epochs of ``make_records`` and three postings."""
+    alice, bob, carol = make_account("alice"), make_account("bob", kind="monitored"), make_account("carol")
+    for i, account in enumerate((alice, bob, carol)):
+        await store.add_account(account, bytes([i]) * 32)
+    member = f"{CHAIN_A}:0x{'22' * 20}"
+    signatures = ("0x" + "aa" * 65, "0x" + "bb" * 65)
+    await store.append_link(LinkRecord(0, alice.id, alice.controller, member, 1, 2**64 - 1, *signatures, CUT_TIME))
+    for record in make_records().values():
+        await store.save_epoch(record)
+    await store.save_posting(Posting(1, CHAIN_A, "final", "0x" + "f1" * 32, 48_211, "", CUT_TIME))
+    await store.save_posting(Posting(2, CHAIN_A, "submitted", "0x" + "f2" * 32, 0, "", CUT_TIME + 5))
+    await store.save_posting(Posting(2, CHAIN_S, "failed", "", 0, "payer has 0 lamports", CUT_TIME + 5))
+
+
+def make_world(store: Store) -> World:
+    """Build a service over a store that ``fill`` filled."""
+    clock, reasons = StandingClock(), list[Finding]()
+    service = ApiService(
+        store=store,
+        accounts=TrustingAccounts(store),
+        clock=clock,
+        bundle=lambda record, account: json.dumps({"epoch": record.header.epoch, "account": account}),
+        proof=make_path,
+        readiness=lambda: reasons,
+        **make_rows(),
+    )
+    return World(service, store, clock, reasons)
+
+
+UNKNOWN_PRICE: dict[str, Any] = {"price_low": 0.0, "price_high": math.inf, "price_initial": 0.0}

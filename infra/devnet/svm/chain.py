@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 from solders.account import Account
 from solders.hash import Hash
+from solders.instruction import CompiledInstruction
 from solders.litesvm import LiteSVM
 from solders.message import MessageV0
 from solders.pubkey import Pubkey
@@ -62,7 +63,7 @@ class Landed:
     fee: int
     logs: tuple[str, ...]
     units: int
-    inner: tuple[tuple[tuple[Any, int], ...], ...]  # per instruction: (compiled instruction, stack height)
+    inner: tuple[tuple[tuple[CompiledInstruction, int | None], ...], ...]  # per instruction: (CPI, depth)
     before: tuple[Account | None, ...]  # as keys
     after: tuple[Account | None, ...]
 
@@ -229,15 +230,17 @@ class SvmChain:
         """Return the account as of `slot`, None when it does not exist there."""
         versions = self._versions.get(key)
         if versions is None:
-            return self.svm.get_account(key)
-        return next((account for since, account in reversed(versions) if since <= slot), versions[0][1])
+            found = self.svm.get_account(key)
+        else:
+            found = next((account for since, account in reversed(versions) if since <= slot), versions[0][1])
+        return found if found is not None and found.lamports else None
 
     def accounts_of(self, program: Pubkey, slot: int) -> Iterator[tuple[Pubkey, Account]]:
         """Yield the accounts `program` owns as of `slot`, ascending by address."""
         keys = {key for key, _ in self.svm.get_program_accounts(program)} | set(self._versions)
         for key in sorted(keys, key=bytes):
             account = self.account(key, slot)
-            if account is not None and account.owner == program and account.lamports:
+            if account is not None and account.owner == program:
                 yield key, account
 
     def set_account(self, key: Pubkey, account: Account) -> None:
@@ -281,9 +284,11 @@ class SvmChain:
     ) -> SimulatedTransactionInfo:
         """Run the transaction on the newest state without effect. Raises Rejected with the error it ends in."""
         self.tick()
+        if verify_signatures and not all(transaction.verify_with_results()):
+            raise Rejected("SignatureFailure")
         if not any_blockhash and not self.is_usable(transaction.message.recent_blockhash):
             raise Rejected("BlockhashNotFound")
-        self.svm.with_sigverify(verify_signatures)
+        self.svm.with_sigverify(False)  # or an unsigned transaction could not be simulated
         try:
             result = self.svm.simulate_transaction(transaction)
         finally:
@@ -381,10 +386,8 @@ class SvmChain:
         """Append `count` blocks: at time `at`, or each at the time its slot is due."""
         for _ in range(count):
             slot = self._slot + 1
-            moment = (
-                self._anchor_time + (slot - self._anchor_slot) * self.settings.slot_ms / 1000 if at is None else at
-            )
-            newest = self.blocks[max(self.blocks)]
+            moment = self._anchor_time + (slot - self._anchor_slot) * self.settings.slot_ms / 1000 if at is None else at
+            newest = next(reversed(self.blocks.values()))
             self._append(self._next_block(slot, max(int(moment) + self._offset, newest.time)))
             self._slot = slot
         self.svm.warp_to_slot(self._slot)
@@ -394,7 +397,7 @@ class SvmChain:
         self._prune()
 
     def _next_block(self, slot: int, block_time: int) -> Block:
-        parent = self.blocks[max(self.blocks)]
+        parent = next(reversed(self.blocks.values()))
         seed = bytes(parent.hash) + slot.to_bytes(8, "little") + self._fork.to_bytes(8, "little")
         return Block(slot, Hash.hash(seed), parent.slot, parent.hash, block_time)
 
@@ -411,9 +414,9 @@ class SvmChain:
             if len(versions) == 1:
                 del self._versions[key]  # the SVM's own state is final
         oldest = self._slot - HISTORY
-        for slot in [s for s in self.blocks if s < oldest]:
-            del self._by_hash[self.blocks.pop(slot).hash]
         # Insertion order is slot order
+        while (first := next(iter(self.blocks))) < oldest:
+            del self._by_hash[self.blocks.pop(first).hash]
         for signature in list(self.landed):
             if self.landed[signature].slot >= oldest:
                 break

@@ -28,13 +28,20 @@ async def serve(chain: SvmChain, listener: socket.socket, announce: Callable[[],
     config = uvicorn.Config(
         create_app(chain), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1
     )
-    server = uvicorn.Server(config)
-    running = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not running.done():
-        await asyncio.sleep(0.01)
-    if server.started:
-        announce()
-    await running
+    await _Server(config, announce).serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, telling when it has started."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
 
 
 def create_app(chain: SvmChain) -> Application:

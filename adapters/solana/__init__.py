@@ -1,0 +1,1 @@
+"""Solana: account layouts, sans-I/O adapters, and the client of our own programs."""

@@ -1,0 +1,192 @@
+"""One node of one Solana chain, read at the finalized commitment.
+
+Solana nodes serve no past state: a read answers at the node's newest finalized slot. The pinned slot is therefore a
+lower bound, sent as ``minContextSlot``, and its time is what ages the reading, so that a node that lags is refused
+and what is newer than the Cut is never taken for younger than it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from adapters.solana.layouts import Flow, RawAccount
+from aggregator.domain.errors import Garbage, SourceError, Unavailable, WrongChain
+from aggregator.domain.price import Quote
+from aggregator.domain.rows import ChainRow
+from aggregator.domain.snapshot import Block, Finding, Position, Reading, Subject
+
+KEYS_PER_CALL = 100
+MAX_STEPS_BACK = 64
+FINALIZED = {"commitment": "finalized"}
+
+
+class Endpoint(Protocol):
+    """What the reader needs of ``adapters.rpc.SolanaEndpoint``."""
+
+    async def call(self, method: str, params: Sequence[object]) -> Any: ...
+
+    async def close(self) -> None: ...
+
+
+class SolanaAdapter(Protocol):
+    """A protocol adapter on Solana: a generator of account addresses, sans I/O."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def keyed_by(self) -> str: ...
+
+    def flow(self, subjects: Sequence[Subject]) -> Flow: ...
+
+
+class SolanaReader:
+    """Implements :class:`aggregator.ports.ChainReader` over one endpoint."""
+
+    def __init__(self, row: ChainRow, endpoint: Endpoint, adapters: Sequence[SolanaAdapter]) -> None:
+        self._row, self._endpoint, self._adapters = row, endpoint, tuple(adapters)
+        self._identified = False
+
+    @property
+    def row(self) -> ChainRow:
+        """The chain's configuration."""
+        return self._row
+
+    async def verify_identity(self) -> None:
+        """Raise WrongChain unless the genesis hash is the configured one."""
+        genesis = await self._endpoint.call("getGenesisHash", [])
+        if genesis != self._row.genesis or self._row.id != f"solana:{str(genesis)[:32]}":
+            raise WrongChain(self._row.name, f"the node's genesis is {genesis}, configured is {self._row.genesis}")
+        self._identified = True
+
+    async def _block(self, slot: int) -> Block | None:
+        """Return the finalized block in ``slot``, None where the slot was skipped."""
+        config = FINALIZED | {"transactionDetails": "none", "rewards": False, "maxSupportedTransactionVersion": 0}
+        try:
+            body = await self._endpoint.call("getBlock", [slot, config])
+        except Unavailable:
+            return None
+        if body is None:
+            return None
+        try:
+            block_hash, parent, time = body["blockhash"], body["previousBlockhash"], body["blockTime"]
+            if not (isinstance(block_hash, str) and isinstance(parent, str) and isinstance(time, int)):
+                raise TypeError
+        except (KeyError, TypeError):
+            problem = f"block {slot} without well-formed blockhash, previousBlockhash and blockTime"
+            raise Garbage(self._row.name, problem) from None
+        return Block(self._row.id, slot, block_hash, parent, time)
+
+    async def _slot(self) -> int:
+        slot = await self._endpoint.call("getSlot", [FINALIZED])
+        if not isinstance(slot, int) or slot < 0:
+            raise Garbage(self._row.name, "getSlot is not a number")
+        return slot
+
+    async def pin(self, cut_time: int) -> Block:
+        """Return the last finalized block with time ≤ ``cut_time``."""
+        if not self._identified:
+            await self.verify_identity()
+        slot = await self._slot()
+        for _ in range(MAX_STEPS_BACK):
+            block = await self._block(slot)
+            if block is not None and block.time <= cut_time:
+                return block
+            back = 1 if block is None else max(1, math.floor((block.time - cut_time) / self._row.block_seconds / 2))
+            slot = max(0, slot - back)
+        raise Unavailable(self._row.name, f"no finalized block at or before {cut_time} within {MAX_STEPS_BACK} steps")
+
+    async def _accounts(self, keys: Sequence[str], least_slot: int) -> list[RawAccount | None]:
+        config = FINALIZED | {"encoding": "base64", "minContextSlot": least_slot}
+        answer = await self._endpoint.call("getMultipleAccounts", [list(keys), config])
+        try:
+            slot, rows = answer["context"]["slot"], answer["value"]
+            if not isinstance(slot, int) or len(rows) != len(keys):
+                raise TypeError
+            if slot < least_slot:
+                raise Garbage(self._row.name, f"read at slot {slot}, asked for {least_slot} or later")
+            return [None if row is None else self._account(row) for row in rows]
+        except (KeyError, TypeError, ValueError, binascii.Error):
+            raise Garbage(self._row.name, f"getMultipleAccounts is not {len(keys)} accounts in base64") from None
+
+    @staticmethod
+    def _account(row: Any) -> RawAccount:
+        text, encoding = row["data"]
+        lamports, owner = row["lamports"], row["owner"]
+        if encoding != "base64" or not isinstance(owner, str) or not isinstance(lamports, int) or lamports < 0:
+            raise TypeError
+        return RawAccount(lamports, owner, base64.b64decode(text, validate=True))
+
+    async def _fetch(self, keys: Sequence[str], least_slot: int) -> dict[str, RawAccount | None]:
+        unique = list(dict.fromkeys(keys))
+        chunks = [unique[i : i + KEYS_PER_CALL] for i in range(0, len(unique), KEYS_PER_CALL)]
+        answers = await asyncio.gather(*(self._accounts(chunk, least_slot) for chunk in chunks))
+        return dict(zip(unique, (a for chunk in answers for a in chunk), strict=True))
+
+    async def _drive(
+        self, block: Block, flows: Sequence[Flow]
+    ) -> list[tuple[tuple[Position, ...], tuple[Finding, ...]]]:
+        """Drive generators in lockstep until all have returned; equal keys of a round are read once."""
+        results: dict[int, tuple[tuple[Position, ...], tuple[Finding, ...]]] = {}
+        waiting: dict[int, tuple[str, ...]] = {}
+
+        def resume(i: int, answers: tuple[RawAccount | None, ...] | None) -> None:
+            try:
+                waiting[i] = next(flows[i]) if answers is None else flows[i].send(answers)
+            except StopIteration as stop:
+                results[i] = stop.value
+
+        for i in range(len(flows)):
+            resume(i, None)
+        while waiting:
+            asked = dict(waiting)
+            waiting.clear()
+            found = await self._fetch([k for keys in asked.values() for k in keys], block.height)
+            for i, keys in asked.items():
+                resume(i, tuple(found[k] for k in keys))
+        return [results[i] for i in range(len(flows))]
+
+    async def read(self, block: Block, subjects: Sequence[Subject]) -> Reading:
+        """Read every venue of this chain for ``subjects``, at ``block``'s slot or later."""
+        results = await self._drive(
+            block,
+            [a.flow([s for s in subjects if (s.address is None) == (a.keyed_by == "account")]) for a in self._adapters],
+        )
+        positions = tuple(p for found, _ in results for p in found)
+        return Reading(block, positions, tuple(f for _, found in results for f in found))
+
+    async def read_quotes(self, block: Block) -> tuple[Quote, ...]:
+        """Return nothing: no price feed is read from this chain yet."""
+        return ()
+
+    async def check(self) -> tuple[Finding, ...]:
+        """Probe identity, finality and a read of every venue, each reported on its own."""
+        row, findings = self._row, []
+        try:
+            await self.verify_identity()
+            slot = await self._slot()
+            block = await self._block(slot)
+            if block is None:
+                raise Unavailable(row.name, f"the finalized slot {slot} has no block")
+            findings.append(Finding("ok", row.name, f"chain {row.id}, finalized slot {slot}"))
+        except SourceError as error:
+            return (Finding("failed", row.name, str(error)),)
+        nobody = (Subject("0x" + "00" * 32, None), Subject("0x" + "00" * 32, "1" * 32))
+        for adapter in self._adapters:
+            asked = [s for s in nobody if (s.address is None) == (adapter.keyed_by == "account")]
+            scope = f"{row.name} {adapter.name}"
+            try:
+                ((_, found),) = await self._drive(block, [adapter.flow(asked)])
+                findings.append(Finding("failed" if found else "ok", scope, found[0].detail if found else "readable"))
+            except SourceError as error:
+                findings.append(Finding("failed", scope, str(error)))
+        return tuple(findings)
+
+    async def close(self) -> None:
+        """Close the endpoint."""
+        await self._endpoint.close()

@@ -1,0 +1,181 @@
+"""Accounts, their links, margins, proofs and audit bundles."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from aggregator.api.context import ApiService, Service
+from aggregator.api.errors import RESPONSES, WRITE_RESPONSES
+from aggregator.api.views import (
+    AccountPage,
+    AccountView,
+    LinkView,
+    MarginView,
+    ProofView,
+    build_account,
+    build_link,
+    build_margin,
+    build_proof,
+    destination_id,
+)
+from aggregator.domain.certificate import EpochRecord
+from aggregator.domain.errors import UnknownError
+from aggregator.domain.report import AccountMargin
+from aggregator.domain.snapshot import Account
+
+router = APIRouter(tags=["accounts"], responses=RESPONSES)
+
+EPOCH_MAX = 2**63 - 1  # what every database's integer column holds
+_CAIP10 = r"^[-a-z0-9]{3,8}:[-_a-zA-Z0-9]{1,32}:[-.%a-zA-Z0-9]{1,128}$"
+_CAIP2 = r"^[-a-z0-9]{3,8}:[-_a-zA-Z0-9]{1,32}$"
+_SIGNATURE = r"^[0-9a-zA-Z]{64,140}$"
+
+Reference = Annotated[
+    str,
+    Path(
+        description="Id, unambiguous id prefix (0x and 8 digits or more), or label",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,65}$",
+        examples=["alice"],
+    ),
+]
+EpochQuery = Annotated[int | None, Query(ge=0, le=EPOCH_MAX, description="Certified epoch; default: the newest")]
+
+
+class OpenAccount(BaseModel):
+    """An account to open. Its id follows from controller and salt."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    controller: str = Field(pattern=_CAIP10, description="CAIP-10", examples=["eip155:31337:0x" + "aa" * 20])
+    salt: str = Field(pattern="^0x[0-9a-fA-F]{64}$", description="32 bytes", examples=["0x" + "00" * 31 + "01"])
+    kind: Literal["risk-bearing", "monitored"] = "risk-bearing"
+    home: str | None = Field(
+        default=None,
+        pattern=_CAIP2,
+        description="CAIP-2 of the destination that holds its budget; default: the controller's chain",
+        examples=["eip155:31337"],
+    )
+    label: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._-]{0,63})?$", examples=["alice"])
+
+
+class AddLink(BaseModel):
+    """A link that both sides signed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    controller: str = Field(pattern=_CAIP10, description="CAIP-10, signs the invite")
+    member: str = Field(pattern=_CAIP10, description="CAIP-10, signs the acceptance")
+    nonce: int = Field(ge=0, le=2**64 - 1, description="Above the last one; a decimal string is taken too")
+    expiry: int = Field(ge=0, le=2**64 - 1, description="Unix seconds until which the signatures may be used")
+    invite_signature: str = Field(pattern=_SIGNATURE, description="0x hex of 65 bytes (EVM) or base58 (Solana)")
+    accept_signature: str = Field(pattern=_SIGNATURE, description="0x hex of 65 bytes (EVM) or base58 (Solana)")
+
+
+@router.get("/accounts")
+async def list_accounts(
+    service: Service,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    after: Annotated[str, Query(max_length=66, description="Id after which to go on")] = "",
+) -> AccountPage:
+    """List the accounts, ascending by id."""
+    rest = [account for account in await service.store.accounts() if account.id > after]
+    page = rest[:limit]
+    return AccountPage(
+        accounts=[build_account(account) for account in page], next=page[-1].id if len(rest) > limit else None
+    )
+
+
+@router.post("/accounts", status_code=201, responses=WRITE_RESPONSES)
+async def open_account(service: Service, wanted: OpenAccount) -> AccountView:
+    """Open an account; it backs nothing until addresses are linked."""
+    return build_account(await service.accounts.open_account(**wanted.model_dump()))
+
+
+@router.get("/accounts/{ref}")
+async def get_account(service: Service, ref: Reference) -> AccountView:
+    """Find one account."""
+    return build_account(await service.store.account(ref))
+
+
+@router.get("/accounts/{ref}/links")
+async def list_links(service: Service, ref: Reference) -> list[LinkView]:
+    """List an account's entries of the links log."""
+    account = await service.store.account(ref)
+    return [build_link(link) for link in await service.store.links(account.id)]
+
+
+@router.post("/accounts/{ref}/links", status_code=201, responses=WRITE_RESPONSES)
+async def add_link(service: Service, ref: Reference, wanted: AddLink) -> LinkView:
+    """Record that an address backs the account; both sides' signatures are checked."""
+    account = await service.store.account(ref)
+    return build_link(await service.accounts.add_link(account.id, **wanted.model_dump()))
+
+
+@router.get("/accounts/{ref}/margin")
+async def get_margin(service: Service, ref: Reference, epoch: EpochQuery = None) -> MarginView:
+    """Return an account's margin at its home destination, every number explained."""
+    account = await service.store.account(ref)
+    record, margin, newest = await find_margin(service, account, epoch)
+    return build_margin(service, account, margin, record, newest)
+
+
+@router.get("/accounts/{ref}/margin/proof")
+async def get_proof(
+    service: Service,
+    ref: Reference,
+    destination: Annotated[
+        str | None, Query(max_length=66, description="CAIP-2, or id as in leaves; default: the account's home")
+    ] = None,
+    epoch: EpochQuery = None,
+) -> ProofView:
+    """Return the leaf of a destination with its proof, and how to ask the registry there."""
+    account = await service.store.account(ref)
+    wanted = account.home if destination is None else destination
+    row = next((d for d in service.destinations if wanted in (d.chain, destination_id(d.chain))), None)
+    if row is None:
+        known = ", ".join(d.chain for d in service.destinations)
+        raise UnknownError("destination", wanted, f"destinations: {known}")
+    record, margin, newest = await find_margin(service, account, epoch)
+    # Hashes every leaf of the epoch: not on the event loop.
+    return await run_in_threadpool(build_proof, service, account, row, record, margin, newest)
+
+
+@router.get("/accounts/{ref}/bundle", response_class=Response, responses={200: {"content": {"application/json": {}}}})
+async def get_bundle(service: Service, ref: Reference, epoch: EpochQuery = None) -> Response:
+    """Download the audit bundle: one file from which anyone recomputes the account offline."""
+    account = await service.store.account(ref)
+    found, _, _ = await find_margin(service, account, epoch)
+    record = await service.store.epoch(found.header.epoch)
+    if record is None:
+        raise UnknownError("epoch", str(found.header.epoch), "GET /v1/epochs lists them")
+    name = f"crossmargin-{record.header.epoch}-{account.id[2:10]}.json"
+    return Response(
+        await service.bundle(record, account.id),
+        media_type="application/json",
+        headers={"content-disposition": f'attachment; filename="{name}"'},
+    )
+
+
+async def find_margin(
+    service: ApiService, account: Account, epoch: int | None
+) -> tuple[EpochRecord, AccountMargin, int]:
+    """Return the account's margin, its epoch, and the number of the newest certified epoch.
+
+    Raises:
+        UnknownError: there is none at that epoch; names ``epoch``.
+    """
+    found = await service.store.margin(account.id, epoch)
+    if found is None:
+        if epoch is None:
+            raise UnknownError("epoch", "latest", f"no certified epoch holds account {account.id} yet; try again soon")
+        raise UnknownError(
+            "epoch",
+            str(epoch),
+            "it is not certified, does not hold the account, or was pruned; GET /v1/epochs lists them",
+        )
+    record, margin = found
+    return record, margin, max(await service.newest_number(), record.header.epoch)

@@ -1,0 +1,884 @@
+"""What the API says: view models, and how they are built from what is stored.
+
+Every amount is a string (JavaScript rounds integers beyond 2**53): ``exact`` as an integer, ``text`` for people.
+"""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from aggregator.api.context import ApiService
+from aggregator.domain.certificate import EpochRecord, EpochSummary, LinkRecord, Posting
+from aggregator.domain.errors import UnknownError
+from aggregator.domain.report import AccountMargin, Component, Flag, Haircuts, LeafValues
+from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow
+from aggregator.domain.snapshot import Account, ChainView, Finding
+from aggregator.domain.units import format_amount, format_usd
+from proofs import leaf as leaves
+from proofs.hashing import keccak256
+from proofs.merkle import verify_proof
+from proofs.statement import BODY_TYPE, DOMAIN_TYPE, STATEMENT_TYPE, Header, pack_header
+
+_LEAF_ABI = "(bytes32,bytes32,uint64,int256,uint256,uint256,uint256,uint256,uint256,uint64,uint64,uint32)"
+_VERIFY = f"verify({_LEAF_ABI},bytes32[])"
+_SOLANA_VERIFY = 2  # instruction tag of proofs/programs/registry.c
+
+
+class Usd(BaseModel):
+    """An amount of US dollars."""
+
+    exact: str = Field(description="Integer count of 1e-8 USD", examples=["234567000000"])
+    text: str = Field(description="For people, rounded to cents", examples=["2,345.67"])
+
+
+class Amount(BaseModel):
+    """An amount of an asset."""
+
+    exact: str = Field(description="Integer count of base units", examples=["10000000000"])
+    text: str = Field(description="In whole units, exact", examples=["10000"])
+
+
+class Band(BaseModel):
+    """[low, mid, high] in US dollars: against the account, as seen, in its favour."""
+
+    low: Usd
+    mid: Usd
+    high: Usd
+
+
+class HealthBand(BaseModel):
+    """Assets over requirements at maintenance; null = no requirement. Below 1 maintenance fails."""
+
+    low: float | None = Field(examples=[1.9091])
+    mid: float | None = Field(examples=[1.9412])
+    high: float | None = Field(examples=[1.9733])
+
+
+class FindingView(BaseModel):
+    """Something a reader of the numbers must know."""
+
+    code: str = Field(examples=["chain-stale"])
+    scope: str = Field(examples=["eip155:31338"])
+    detail: str = Field(examples=["last block is 900 s old, at most 600 s allowed"])
+
+
+class AccountView(BaseModel):
+    """An account and the addresses that back it."""
+
+    id: str = Field(examples=["0x" + "1f" * 32])
+    label: str = Field(examples=["alice"])
+    kind: Literal["risk-bearing", "monitored"]
+    controller: str = Field(description="CAIP-10", examples=["eip155:31337:0x" + "aa" * 20])
+    home: str = Field(description="CAIP-2 of the destination that holds its budget", examples=["eip155:31337"])
+    links: list[str] = Field(description="CAIP-10 addresses that back it")
+
+
+class AccountPage(BaseModel):
+    """Accounts ascending by id; ask again with ``after`` = the last id for more."""
+
+    accounts: list[AccountView]
+    next: str | None = Field(description="`after` of the next page; null = the end")
+
+
+class LinkView(BaseModel):
+    """One entry of the links log."""
+
+    position: int = Field(description="Place in the log, which decides conflicts", examples=[1])
+    account: str
+    controller: str
+    member: str
+    nonce: str = Field(examples=["1"])
+    expiry: int
+    invite_signature: str
+    accept_signature: str
+    recorded_at: int
+
+
+class Freshness(BaseModel):
+    """How old a margin is, and what of it may still be used."""
+
+    epoch: int = Field(examples=[30_000_000])
+    as_of: int = Field(description="Time of the oldest leg", examples=[1_800_000_000])
+    produced_at: int = Field(examples=[1_800_000_002])
+    valid_until: int = Field(examples=[1_800_000_120])
+    stale: bool = Field(description="Expired, or built on a leg that is too old")
+    superseded: bool = Field(description="A newer certified epoch exists")
+    usable: Usd = Field(description="What may be drawn at the destination now; 0 when stale or superseded")
+    usable_reason: str = Field(description="Why `usable` is what it is", examples=["the attested budget"])
+
+
+class Level(BaseModel):
+    """One margin level at the worst end of everything uncertain."""
+
+    assets: Usd = Field(description="Assets after haircuts")
+    requirement: Usd = Field(description="Weighted debts and requirements")
+
+
+class HaircutView(BaseModel):
+    """The parts of a haircut, each in [0, 1]; assets count for the product of (1 - part)."""
+
+    market: float
+    liquidity: float
+    exit: float
+    policy: float
+    kept: float = Field(description="Product of (1 - part)")
+
+
+class PriceView(BaseModel):
+    """The price band a position was valued with, USD per whole unit; null = without bound."""
+
+    feed: str = Field(examples=["USDC/USD"])
+    low: str | None = Field(examples=["0.9991"])
+    mid: str | None = Field(examples=["1"])
+    high: str | None = Field(examples=["1.0009"])
+    initial: str | None = Field(description="The bound that initial margin uses", examples=["0.9991"])
+
+
+class ComponentView(BaseModel):
+    """One position and why it counts as it does."""
+
+    chain: str
+    chain_name: str
+    chain_status: str = Field(description="ok, stale or missing", examples=["ok"])
+    age: int = Field(description="Of the chain's block at the cut, seconds")
+    venue: str = Field(examples=["vault"])
+    side: Literal["asset", "debt"]
+    control: Literal["seizable", "none"]
+    removal_delay: int = Field(description="Seconds until its owner alone could take it away")
+    asset: str = Field(description="CAIP-19 of what is held or owed")
+    symbol: str
+    quantity: str = Field(description="Base units of `asset`")
+    unit: str = Field(description="CAIP-19 of what is valued")
+    unit_symbol: str
+    amount: Amount = Field(description="Of `unit`")
+    pending: Amount = Field(description="The part under a withdrawal request, of `unit`")
+    address: str = Field(description="The linked address it was read for; empty = keyed by the account")
+    price: PriceView
+    horizon: float = Field(description="Seconds until it could be turned into money")
+    initial: HaircutView
+    maintenance: HaircutView
+    liability_weight_initial: float
+    liability_weight_maintenance: float
+    value: Usd = Field(description="Without haircuts, at the mid price")
+    counted_initial: Usd
+    counted_maintenance: Usd
+    reason: str
+
+
+class BlockView(BaseModel):
+    """A pinned block."""
+
+    height: int
+    hash: str
+    time: int
+
+
+class ChainLeg(BaseModel):
+    """One chain as an epoch saw it."""
+
+    chain: str
+    name: str
+    status: Literal["ok", "stale", "missing"]
+    cause: str = Field(description="Why it is not ok")
+    age: int | None = Field(description="Of its block at the cut, seconds; null = no block")
+    finality: str = Field(description="The rule by which the block is final", examples=["12 blocks deep"])
+    block: BlockView | None = Field(description="Its block in the Cut")
+
+
+class LeafView(BaseModel):
+    """One leaf in the field order of the ABI tuple; integers as strings."""
+
+    account: str
+    destination: str
+    epoch: str
+    equity: str
+    assets_initial: str
+    requirement_initial: str
+    assets_maintenance: str
+    requirement_maintenance: str
+    budget: str
+    as_of: str
+    valid_until: str
+    flags: str
+
+
+class MarginView(BaseModel):
+    """One account's margin at its home destination."""
+
+    account: AccountView
+    freshness: Freshness
+    status: Literal["healthy", "unhealthy", "unknown"]
+    flags: list[str] = Field(examples=[["partial"]])
+    health: HealthBand
+    equity: Usd = Field(description="Unhaircut, at mid prices")
+    free_collateral: Usd
+    maintenance_excess: Band
+    initial: Level
+    maintenance: Level
+    budget: Usd = Field(description="As attested for the home destination; see `freshness.usable`")
+    components: list[ComponentView]
+    chains: list[ChainLeg] = Field(description="The chains its positions are on")
+    leaves: list[LeafView] = Field(description="One per destination")
+    findings: list[FindingView]
+
+
+class SignatureView(BaseModel):
+    """One attestor's compact signature (EIP-2098)."""
+
+    index: int
+    member: str = Field(description="Address of the attestor at `index`; empty = not of the genesis set")
+    r: str
+    vs: str
+
+
+class HeaderView(BaseModel):
+    """The header on the wire to every chain."""
+
+    epoch: int
+    root: str
+    floor: int
+    set_id: int
+    produced_at: int
+    valid_until: int
+    body: str
+    packed: str = Field(description="The 100-byte big-endian form")
+
+
+class BodyView(BaseModel):
+    """What the header commits to."""
+
+    cut_digest: str
+    price_digest: str
+    policy_digest: str
+    risk_digest: str
+    state_digest: str
+    accounts_root: str
+    leaf_count: int
+    previous: str
+
+
+class RegistryCall(BaseModel):
+    """How to ask the destination's registry about a leaf."""
+
+    chain: str
+    kind: Literal["evm-registry", "solana-registry"]
+    address: str = Field(description="Contract, or program")
+    call: str = Field(description="Function, or instruction layout", examples=["verify(Leaf,bytes32[]) returns (bool)"])
+    data: str = Field(description="Call data of an eth_call, or data of the instruction; 0x hex")
+
+
+class ProofView(BaseModel):
+    """Everything a contract needs to believe one leaf."""
+
+    account: str
+    destination: str = Field(description="CAIP-2")
+    freshness: Freshness
+    leaf: LeafView
+    leaf_hash: str
+    proof: list[str] = Field(description="Sibling hashes from the leaf to the root")
+    header: HeaderView
+    digest: str
+    deployment_id: str
+    signatures: list[SignatureView]
+    registry: RegistryCall
+
+
+class RefusalView(BaseModel):
+    """An attestor that did not sign, and why."""
+
+    attestor: str
+    reason: str
+
+
+class EpochLine(BaseModel):
+    """One epoch of the log."""
+
+    epoch: int
+    cut_time: int
+    produced_at: int
+    valid_until: int
+    root: str
+    digest: str
+    leaf_count: int
+    certified: bool
+    signers: list[int] = Field(description="Indices of the attestors that signed")
+    refusals: list[RefusalView]
+
+
+class EpochPage(BaseModel):
+    """Epochs, newest first; ask again with ``before`` = the last epoch for more."""
+
+    epochs: list[EpochLine]
+    next: int | None = Field(description="`before` of the next page; null = the end")
+
+
+class PostingView(BaseModel):
+    """One certificate on its way to one destination."""
+
+    epoch: int
+    destination: str
+    state: str = Field(examples=["final"])
+    transaction: str
+    cost: str = Field(description="Gas or compute units")
+    detail: str
+    updated_at: int
+
+
+class EpochView(BaseModel):
+    """One epoch: what was signed, by whom, and what was seen."""
+
+    header: HeaderView
+    body: BodyView
+    digest: str
+    cut_time: int
+    certified: bool
+    expired: bool
+    threshold: int
+    signatures: list[SignatureView]
+    refusals: list[RefusalView]
+    chains: list[ChainLeg]
+    findings: list[FindingView]
+    postings: list[PostingView]
+
+
+class TypedField(BaseModel):
+    """One member of an EIP-712 type."""
+
+    name: str
+    type: str
+
+
+class TypedData(BaseModel):
+    """A statement as EIP-712 typed data: any wallet library recomputes ``digest`` from it."""
+
+    types: dict[str, list[TypedField]]
+    primaryType: str
+    domain: dict[str, str]
+    message: dict[str, str | int]
+
+
+class StatementView(BaseModel):
+    """What was signed, with its signatures."""
+
+    statement: TypedData
+    body: TypedData
+    digest: str
+    certified: bool
+    set_id: int
+    threshold: int
+    members: list[str]
+    signatures: list[SignatureView]
+
+
+class ChainStateView(ChainLeg):
+    """One configured chain in the newest epoch."""
+
+    family: Literal["evm", "solana"]
+    max_age: int = Field(description="Seconds; an older leg counts 0 at the low end")
+    age_now: int | None = Field(description="Age of its block by now, seconds")
+    epoch: int | None
+
+
+class PriceBandView(BaseModel):
+    """The fused price of one feed in the newest epoch, USD per whole unit; null = without bound."""
+
+    feed: str = Field(examples=["ETH/USD"])
+    low: str | None = Field(examples=["2987.5"])
+    mid: str | None = Field(examples=["3000.25"])
+    high: str | None = Field(examples=["3011.125"])
+    known: bool
+    opens_risk: bool = Field(description="False: no new risk may be opened on it")
+    present: int = Field(description="Sources used")
+    configured: int = Field(description="Sources configured")
+    detail: str
+
+
+class PricesView(BaseModel):
+    """Prices of the newest epoch."""
+
+    epoch: int | None
+    cut_time: int | None
+    stale: bool
+    bands: list[PriceBandView]
+
+
+class AssetView(BaseModel):
+    """One configured asset."""
+
+    id: str
+    symbol: str
+    kind: str
+    decimals: int
+    feed: str
+    policy: str
+    underlying: str | None
+    sources: list[str] = Field(description="Names of its price sources")
+
+
+class DestinationView(BaseModel):
+    """One place certificates are posted to."""
+
+    chain: str
+    name: str
+    id: str = Field(description="As in leaves: keccak256 of the CAIP-2 string")
+    kind: Literal["evm-registry", "solana-registry"]
+    address: str
+
+
+class DeploymentView(BaseModel):
+    """The deployment whose attestors sign."""
+
+    id: str
+    network_class: int = Field(description="1 mainnet, 2 testnet, 3 devnet")
+    members: list[str]
+    threshold: int
+    not_after: int
+    salt: str
+    destinations: list[DestinationView]
+
+
+class ReadyView(BaseModel):
+    """Whether the service is ready, and why not."""
+
+    ready: bool
+    reasons: list[FindingView]
+
+
+class AliveView(BaseModel):
+    """The process answers."""
+
+    alive: Literal[True] = True
+
+
+def build_usd(amount: int) -> Usd:
+    """Build from 1e-8 USD."""
+    return Usd(exact=str(amount), text=format_usd(amount))
+
+
+def build_account(account: Account) -> AccountView:
+    """Build from a stored account."""
+    return AccountView(
+        id=account.id,
+        label=account.label,
+        kind=account.kind,
+        controller=account.controller,
+        home=account.home,
+        links=list(account.links),
+    )
+
+
+def build_link(link: LinkRecord) -> LinkView:
+    """Build from the links log."""
+    return LinkView(**{**link._asdict(), "nonce": str(link.nonce)})
+
+
+def build_finding(finding: Finding) -> FindingView:
+    """Build from a finding."""
+    return FindingView(code=finding.code, scope=finding.scope, detail=finding.detail)
+
+
+def destination_id(chain: str) -> str:
+    """Return the id by which leaves name a destination: keccak256 of its chain's CAIP-2 string."""
+    return _hex(keccak256(chain.encode()))
+
+
+def home_leaf(account: Account, margin: AccountMargin) -> LeafValues | None:
+    """Return the leaf of the account's home destination, None when the epoch has none there."""
+    return next((leaf for leaf in margin.leaves if leaf.destination == destination_id(account.home)), None)
+
+
+def build_freshness(
+    leaf: LeafValues | None, margin: AccountMargin, record: EpochRecord, newest: int, now: float
+) -> Freshness:
+    """Say how fresh a margin is; whoever cannot tell gets nothing to use.
+
+    Args:
+        newest: the newest certified epoch.
+        now: Unix seconds.
+    """
+    header = record.header
+    valid_until = header.valid_until if leaf is None else min(leaf.valid_until, header.valid_until)
+    flags = margin.flags if leaf is None else Flag(leaf.flags)
+    expired, superseded = now >= valid_until, newest > header.epoch
+    stale = expired or bool(flags & Flag.STALE)
+    usable = 0
+    if leaf is None:
+        reason = "the epoch has no leaf for this destination"
+    elif expired:
+        reason = f"expired {math.floor(now) - valid_until} s ago"
+    elif flags & Flag.STALE:
+        reason = "a chain or price it rests on is too old"
+    elif superseded:
+        reason = f"epoch {newest} replaces it"
+    else:
+        usable, reason = leaf.budget, "the attested budget"
+    return Freshness(
+        epoch=header.epoch,
+        as_of=margin.as_of if leaf is None else leaf.as_of,
+        produced_at=header.produced_at,
+        valid_until=valid_until,
+        stale=stale,
+        superseded=superseded,
+        usable=build_usd(usable),
+        usable_reason=reason,
+    )
+
+
+def build_margin(
+    service: ApiService, account: Account, margin: AccountMargin, record: EpochRecord, newest: int
+) -> MarginView:
+    """Build one account's margin as of ``record``."""
+    leaf = home_leaf(account, margin)
+    touched = {component.position.chain for component in margin.components}
+    legs = {view.chain: view for view in record.chains}
+    return MarginView(
+        account=build_account(account),
+        freshness=build_freshness(leaf, margin, record, newest, service.clock.now()),
+        status=margin.status,
+        flags=flag_names(margin.flags),
+        health=HealthBand(**dict(zip(("low", "mid", "high"), map(_finite, margin.health), strict=True))),
+        equity=build_usd(margin.equity),
+        free_collateral=build_usd(margin.free_collateral),
+        maintenance_excess=Band(**{name: build_usd(v) for name, v in margin.maintenance_excess._asdict().items()}),
+        initial=_build_level(leaf and leaf.assets_initial, leaf and leaf.requirement_initial),
+        maintenance=_build_level(leaf and leaf.assets_maintenance, leaf and leaf.requirement_maintenance),
+        budget=build_usd(leaf.budget if leaf else 0),
+        components=[_build_component(service, c, legs.get(c.position.chain)) for c in margin.components],
+        chains=[build_leg(service, view) for view in record.chains if view.chain in touched],
+        leaves=[build_leaf(values) for values in margin.leaves],
+        findings=[build_finding(finding) for finding in margin.findings],
+    )
+
+
+def flag_names(flags: int) -> list[str]:
+    """Return the names of the set bits, lower case, ``halted-chain`` for HALTED_CHAIN."""
+    return [(flag.name or "").lower().replace("_", "-") for flag in Flag if flags & flag]
+
+
+def build_leaf(values: LeafValues) -> LeafView:
+    """Build from a leaf."""
+    return LeafView(**{name: str(value) for name, value in values._asdict().items()})
+
+
+def build_leg(service: ApiService, view: ChainView) -> ChainLeg:
+    """Build from what an epoch says about one chain."""
+    row = next((row for row in service.chains if row.id == view.chain), None)
+    block = view.block
+    return ChainLeg(
+        chain=view.chain,
+        name=service.chain_name(view.chain),
+        status=view.status,
+        cause=view.cause,
+        age=view.age if block else None,
+        finality=_finality(row),
+        block=BlockView(height=block.height, hash=block.hash, time=block.time) if block else None,
+    )
+
+
+def build_chain_state(service: ApiService, row: ChainRow, record: EpochRecord | None) -> ChainStateView:
+    """Build one configured chain's state in the newest epoch, ``record``; missing where it says nothing."""
+    seen = next((view for view in record.chains if view.chain == row.id), None) if record else None
+    leg = build_leg(service, seen or ChainView(row.id, "missing", "no epoch has read it yet"))
+    now = math.floor(service.clock.now())
+    return ChainStateView(
+        **leg.model_dump(),
+        family=row.family,
+        max_age=row.max_age,
+        age_now=max(0, now - leg.block.time) if leg.block else None,
+        epoch=record.header.epoch if record else None,
+    )
+
+
+def build_header(header: Header) -> HeaderView:
+    """Build from a header."""
+    return HeaderView(
+        epoch=header.epoch,
+        root=_hex(header.root),
+        floor=header.floor,
+        set_id=header.set_id,
+        produced_at=header.produced_at,
+        valid_until=header.valid_until,
+        body=_hex(header.body),
+        packed=_hex(pack_header(header)),
+    )
+
+
+def build_signatures(service: ApiService, record: EpochRecord) -> list[SignatureView]:
+    """Build an epoch's signatures with the genesis members' addresses."""
+    members = service.deployment.members
+    return [
+        SignatureView(
+            index=a.index, member=members[a.index] if a.index < len(members) else "", r=_hex(a.r), vs=_hex(a.vs)
+        )
+        for a in record.attestations
+    ]
+
+
+def build_proof(
+    service: ApiService,
+    account: Account,
+    destination: DestinationRow,
+    record: EpochRecord,
+    margin: AccountMargin,
+    newest: int,
+) -> ProofView:
+    """Build the proof of an account's leaf at a destination; it is checked before it is served.
+
+    Raises:
+        UnknownError: the epoch has no leaf for the destination; names ``destination``.
+        MerkleError: the injected proof does not lead to the root.
+    """
+    wanted = (account.id, destination_id(destination.chain))
+    index = next((i for i, leaf in enumerate(record.leaves) if (leaf.account, leaf.destination) == wanted), None)
+    if index is None:
+        raise UnknownError("destination", destination.chain, f"epoch {record.header.epoch} has no leaf of it")
+    values = record.leaves[index]
+    leaf = leaves.Leaf(_bytes(values.account), _bytes(values.destination), *values[2:])
+    hashed = leaves.hash_leaf(leaf)
+    path = service.proof(record, index)
+    verify_proof(hashed, path, record.header.root)
+    return ProofView(
+        account=account.id,
+        destination=destination.chain,
+        freshness=build_freshness(values, margin, record, newest, service.clock.now()),
+        leaf=build_leaf(values),
+        leaf_hash=_hex(hashed),
+        proof=[_hex(node) for node in path],
+        header=build_header(record.header),
+        digest=_hex(record.digest),
+        deployment_id=_hex(service.deployment_id),
+        signatures=build_signatures(service, record),
+        registry=_build_call(destination, leaf, path),
+    )
+
+
+def build_line(summary: EpochSummary) -> EpochLine:
+    """Build from an epoch's summary."""
+    return EpochLine(
+        epoch=summary.epoch,
+        cut_time=summary.cut_time,
+        produced_at=summary.produced_at,
+        valid_until=summary.valid_until,
+        root=summary.root,
+        digest=summary.digest,
+        leaf_count=summary.leaf_count,
+        certified=bool(summary.signers),
+        signers=list(summary.signers),
+        refusals=_build_refusals(summary.refusals),
+    )
+
+
+def build_posting(posting: Posting) -> PostingView:
+    """Build from a posting."""
+    return PostingView(**{**posting._asdict(), "cost": str(posting.cost)})
+
+
+def build_epoch(service: ApiService, record: EpochRecord, postings: tuple[Posting, ...]) -> EpochView:
+    """Build one epoch."""
+    body = record.body
+    return EpochView(
+        header=build_header(record.header),
+        body=BodyView(
+            cut_digest=_hex(body.cut_digest),
+            price_digest=_hex(body.price_digest),
+            policy_digest=_hex(body.policy_digest),
+            risk_digest=_hex(body.risk_digest),
+            state_digest=_hex(body.state_digest),
+            accounts_root=_hex(body.accounts_root),
+            leaf_count=body.leaf_count,
+            previous=_hex(body.previous),
+        ),
+        digest=_hex(record.digest),
+        cut_time=record.cut_time,
+        certified=bool(record.attestations),
+        expired=service.clock.now() >= record.header.valid_until,
+        threshold=service.deployment.threshold,
+        signatures=build_signatures(service, record),
+        refusals=_build_refusals(record.refusals),
+        chains=[build_leg(service, view) for view in record.chains],
+        findings=[build_finding(finding) for finding in record.findings],
+        postings=[build_posting(posting) for posting in postings],
+    )
+
+
+def build_statement(service: ApiService, record: EpochRecord) -> StatementView:
+    """Build the EIP-712 form of an epoch's statement and of the body it commits to."""
+    header, body = record.header, record.body
+    statement: dict[str, str | int] = {
+        "epoch": header.epoch,
+        "root": _hex(header.root),
+        "floor": header.floor,
+        "setId": header.set_id,
+        "producedAt": header.produced_at,
+        "validUntil": header.valid_until,
+        "body": _hex(header.body),
+    }
+    content: dict[str, str | int] = {
+        "cutDigest": _hex(body.cut_digest),
+        "priceDigest": _hex(body.price_digest),
+        "policyDigest": _hex(body.policy_digest),
+        "riskDigest": _hex(body.risk_digest),
+        "stateDigest": _hex(body.state_digest),
+        "accountsRoot": _hex(body.accounts_root),
+        "leafCount": body.leaf_count,
+        "previous": _hex(body.previous),
+    }
+    return StatementView(
+        statement=_build_typed(service, STATEMENT_TYPE, statement),
+        body=_build_typed(service, BODY_TYPE, content),
+        digest=_hex(record.digest),
+        certified=bool(record.attestations),
+        set_id=header.set_id,
+        threshold=service.deployment.threshold,
+        members=list(service.deployment.members),
+        signatures=build_signatures(service, record),
+    )
+
+
+def build_asset(service: ApiService, row: AssetRow) -> AssetView:
+    """Build one configured asset with the sources of its feed."""
+    return AssetView(
+        **row.model_dump(include={"id", "symbol", "kind", "decimals", "feed", "policy", "underlying"}),
+        sources=[source.name for source in service.sources if source.feed == row.feed],
+    )
+
+
+def build_deployment(service: ApiService) -> DeploymentView:
+    """Build the deployment."""
+    row = service.deployment
+    return DeploymentView(
+        id=_hex(service.deployment_id),
+        network_class=row.network_class,
+        members=list(row.members),
+        threshold=row.threshold,
+        not_after=row.not_after,
+        salt=row.salt,
+        destinations=[
+            DestinationView(
+                chain=d.chain,
+                name=service.chain_name(d.chain),
+                id=destination_id(d.chain),
+                kind=d.kind,
+                address=d.address,
+            )
+            for d in service.destinations
+        ],
+    )
+
+
+def _build_component(service: ApiService, component: Component, leg: ChainView | None) -> ComponentView:
+    position = component.position
+    return ComponentView(
+        chain=position.chain,
+        chain_name=service.chain_name(position.chain),
+        chain_status=leg.status if leg else "missing",
+        age=component.age,
+        venue=position.venue,
+        side=position.side,
+        control=position.control,
+        removal_delay=position.removal_delay,
+        asset=position.asset,
+        symbol=component.symbol,
+        quantity=str(position.quantity),
+        unit=position.unit,
+        unit_symbol=component.unit_symbol,
+        amount=_build_amount(position.amount, component.decimals),
+        pending=_build_amount(position.pending, component.decimals),
+        address=position.address,
+        price=PriceView(
+            feed=component.feed,
+            low=_decimal(component.price_low),
+            mid=_decimal(component.price_mid),
+            high=_decimal(component.price_high),
+            initial=_decimal(component.price_initial),
+        ),
+        horizon=component.horizon,
+        initial=_build_haircuts(component.initial),
+        maintenance=_build_haircuts(component.maintenance),
+        liability_weight_initial=component.liability_weight_initial,
+        liability_weight_maintenance=component.liability_weight_maintenance,
+        value=build_usd(component.value),
+        counted_initial=build_usd(component.counted_initial),
+        counted_maintenance=build_usd(component.counted_maintenance),
+        reason=component.reason,
+    )
+
+
+def _build_amount(amount: int, decimals: int) -> Amount:
+    return Amount(exact=str(amount), text=format_amount(amount, decimals))
+
+
+def _build_haircuts(haircuts: Haircuts) -> HaircutView:
+    return HaircutView(**haircuts._asdict(), kept=math.prod(1 - part for part in haircuts))
+
+
+def _build_level(assets: int | None, requirement: int | None) -> Level:
+    return Level(assets=build_usd(assets or 0), requirement=build_usd(requirement or 0))
+
+
+def _build_refusals(refusals: tuple[tuple[str, str], ...]) -> list[RefusalView]:
+    return [RefusalView(attestor=attestor, reason=reason) for attestor, reason in refusals]
+
+
+def _build_call(destination: DestinationRow, leaf: leaves.Leaf, path: tuple[bytes, ...]) -> RegistryCall:
+    if destination.kind == "solana-registry":
+        data = bytes([_SOLANA_VERIFY]) + leaves.pack(leaf) + bytes([len(path)]) + b"".join(path)
+        call = "tag 2 | leaf 188 bytes | n u8 | n × 32 bytes; account: registry; returns 1 byte"
+    else:
+        # Solidity ABI: a static tuple in place, then the offset of the dynamic array, its length and its words.
+        encoded = leaves.abi_encode(leaf)
+        offset = len(encoded) + 32
+        tail = len(path).to_bytes(32, "big") + b"".join(path)
+        data = keccak256(_VERIFY.encode())[:4] + encoded + offset.to_bytes(32, "big") + tail
+        call = f"{_VERIFY} returns (bool)"
+    return RegistryCall(
+        chain=destination.chain, kind=destination.kind, address=destination.address, call=call, data=_hex(data)
+    )
+
+
+def _build_typed(service: ApiService, type_: str, message: dict[str, str | int]) -> TypedData:
+    types = dict(_parse_type(text) for text in (DOMAIN_TYPE, type_))
+    return TypedData(
+        types=types,
+        primaryType=type_.partition("(")[0],
+        domain={"name": "crossmargin", "version": "1", "salt": _hex(service.deployment_id)},
+        message=message,
+    )
+
+
+def _parse_type(text: str) -> tuple[str, list[TypedField]]:
+    name, _, members = text.rstrip(")").partition("(")
+    pairs = (member.split(" ") for member in members.split(","))
+    return name, [TypedField(type=type_, name=field) for type_, field in pairs]
+
+
+def _finality(row: ChainRow | None) -> str:
+    if row is None:
+        return "not configured any more"
+    if row.family == "solana":
+        return "finalized by its validators"
+    return f"{row.finality_depth} blocks deep" if row.finality_depth else "the newest block"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _decimal(value: float) -> str | None:
+    """Return the shortest decimal that is this float, without an exponent; None for infinities."""
+    if not math.isfinite(value):
+        return None
+    text = format(Decimal(repr(value)), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _hex(value: bytes) -> str:
+    return "0x" + value.hex()
+
+
+def _bytes(value: str) -> bytes:
+    return bytes.fromhex(value.removeprefix("0x"))

@@ -1,0 +1,370 @@
+"""The Snapshot as columns: built once, then valued without a Python loop over accounts.
+
+Rows are positions, sorted by (account, netting set, class, feed, policy). Four coarser tables refer to them:
+
+* a *kind* is a (chain, feed, policy, class): one price per unit serves all its rows;
+* a *group* is a run of rows of one (account, netting set, class, feed, policy);
+* a *pool* is a run of groups that share all but the policy: liquidity is charged on the size of the pool, so that
+  splitting a position, over chains or over receipts of one thing, gains nothing;
+* a *netting set* is a limited-recourse position of one account: its debts count up to its assets.
+
+Whatever cannot be interpreted keeps its row, valued at 0 through the extra "unknown" chain, feed and policy that close
+each axis, and is reported as a finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from aggregator.domain.rows import AssetPolicyRow, AssetRow
+from aggregator.domain.snapshot import Account, ChainView, Finding, Position, Snapshot
+from aggregator.domain.units import Floats
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+ASSET, DEBT, CONSUMER_DEBT = 0, 1, 2
+"""Classes of rows. Debts to consumers (venue ``lender``) are recourse, and are not charged against the budget twice."""
+CONSUMER_VENUE = "lender"
+LONGEST_DELAY = 2**40  # seconds; longer removal delays gain nothing
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kinds:
+    """K kinds of rows, as indices on the axes of the book; the last index of each axis means unknown."""
+
+    chain: Ints
+    feed: Ints
+    policy: Ints
+    side: Ints  # ASSET, DEBT or CONSUMER_DEBT
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Book:
+    """Positions of A accounts in N rows, G groups, Q pools and S netting sets. Amounts are whole units, never negative.
+
+    An amount that a float cannot hold is infinite here; the valuation isolates its account.
+    """
+
+    accounts: tuple[Account, ...]  # ascending by id
+    chains: tuple[str, ...]  # CAIP-2, without the unknown one
+    feeds: tuple[str, ...]
+    policies: tuple[str, ...]
+    kinds: Kinds
+
+    account: Ints  # (N,) sorted
+    kind: Ints  # (N,)
+    amount: Floats  # (N,)
+    free: Floats  # (N,) amount less what is under a withdrawal request
+    seizable: Bools  # (N,)
+    delay: Ints  # (N,) removal delay, seconds
+    netting: Ints  # (N,) index of the netting set, -1 for none
+    group: Ints  # (N,)
+
+    group_start: Ints  # (G,) first row
+    group_account: Ints
+    group_feed: Ints
+    group_policy: Ints
+    group_side: Ints
+    group_netting: Ints
+    pool: Ints  # (G,)
+    pool_start: Ints  # (Q,) first group
+    set_account: Ints  # (S,)
+
+    monitored: Bools  # (A,)
+    home: Ints  # (A,) index of the destination, -1 for none
+    touches: Bools  # (A, C + 1): has a position or a link there
+    partial: Bools  # (A,) something of the account could not be read or interpreted
+    positions: tuple[Position, ...] = ()  # (N,) or none (synthetic books); the row's origin, for explanations
+    findings: tuple[Finding, ...] = ()
+
+    def only(self, index: int) -> Book:
+        """Return the book of one account."""
+        first, last = (int(x) for x in np.searchsorted(self.account, [index, index + 1]))
+        rows = slice(first, last)
+        own = self.account[rows] - index
+        sets = np.flatnonzero(self.set_account == index)
+        netting = self.netting[rows]
+        local = np.where(netting >= 0, np.searchsorted(sets, netting), -1) if len(sets) else netting
+        book = assemble(
+            accounts=self.accounts[index : index + 1],
+            axes=(self.chains, self.feeds, self.policies),
+            kinds=self.kinds,
+            account=own,
+            kind=self.kind[rows],
+            amount=self.amount[rows],
+            free=self.free[rows],
+            seizable=self.seizable[rows],
+            delay=self.delay[rows],
+            netting=local,
+            monitored=self.monitored[index : index + 1],
+            home=self.home[index : index + 1],
+            touches=self.touches[index : index + 1],
+        )
+        return replace(book, partial=self.partial[index : index + 1], positions=self.positions[rows])
+
+
+def assemble(
+    *,
+    accounts: tuple[Account, ...],
+    axes: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]],
+    kinds: Kinds,
+    account: Ints,
+    kind: Ints,
+    amount: Floats,
+    free: Floats,
+    seizable: Bools,
+    delay: Ints,
+    netting: Ints,
+    monitored: Bools,
+    home: Ints,
+    touches: Bools,
+    partial: Bools | None = None,
+    positions: Sequence[Position] = (),
+    findings: tuple[Finding, ...] = (),
+) -> Book:
+    """Sort rows and build groups from columns, for :func:`build_book` and for synthetic books.
+
+    Args:
+        axes: names of chains, feeds and policies.
+        netting: index of each row's netting set, which belongs to one account; -1 for none.
+        positions: the rows' origins, in the given order, or none.
+    """
+    order = np.lexsort((kinds.policy[kind], kinds.feed[kind], kinds.side[kind], netting, account))
+    account, kind, delay, netting = account[order], kind[order], delay[order], netting[order]
+    amount, free, seizable = amount[order], free[order], seizable[order]
+    side, feed, policy = kinds.side[kind], kinds.feed[kind], kinds.policy[kind]
+    pools = _starts(account, netting, side, feed)
+    groups = pools | _starts(policy)
+    first = np.flatnonzero(groups)
+    pools = pools[first]
+    sets = int(netting.max(initial=-1)) + 1
+    set_account = np.zeros(sets, dtype=np.int64)
+    set_account[netting[netting >= 0]] = account[netting >= 0]
+    return Book(
+        accounts=accounts,
+        chains=axes[0],
+        feeds=axes[1],
+        policies=axes[2],
+        kinds=kinds,
+        account=account,
+        kind=kind,
+        amount=amount,
+        free=free,
+        seizable=seizable,
+        delay=delay,
+        netting=netting,
+        group=np.cumsum(groups) - 1,
+        group_start=first,
+        group_account=account[first],
+        group_feed=feed[first],
+        group_policy=policy[first],
+        group_side=side[first],
+        group_netting=netting[first],
+        pool=np.cumsum(pools) - 1,
+        pool_start=np.flatnonzero(pools),
+        set_account=set_account,
+        monitored=monitored,
+        home=home,
+        touches=touches,
+        partial=np.zeros(len(accounts), dtype=np.bool_) if partial is None else partial,
+        positions=tuple(positions[i] for i in order) if positions else (),
+        findings=findings,
+    )
+
+
+def build_book(
+    snapshot: Snapshot,
+    assets: Mapping[str, AssetRow],
+    policies: Mapping[str, AssetPolicyRow],
+    chains: Sequence[str],
+    feeds: Sequence[str],
+    destinations: Sequence[str],
+) -> Book:
+    """Turn a Snapshot into columns.
+
+    The order of the Snapshot's accounts and positions does not matter. Positions of unknown accounts are left out;
+    unknown assets, units, feeds, policies and chains, and malformed amounts, count 0 (a debt among them is blind: its
+    account can open no risk). Each such case is a finding scoped to ``<account> <asset>``.
+
+    Args:
+        snapshot: what was seen.
+        assets: rows by CAIP-19 id.
+        policies: risk parameters by name.
+        chains: CAIP-2 ids, the order of the chain axis.
+        feeds: the order of the feed axis.
+        destinations: CAIP-2 ids, the order of the destination axis.
+    """
+    accounts = tuple(sorted(snapshot.accounts, key=lambda a: a.id))
+    number = {account.id: i for i, account in enumerate(accounts)}
+    findings: list[Finding] = []
+    rows: list[Position] = []
+    for position in sorted(snapshot.positions):
+        if position.account in number:
+            rows.append(position)
+        else:
+            findings.append(Finding("unknown-account", position.account, f"{position.asset}: counts 0"))
+
+    axes = tuple(chains), tuple(feeds), tuple(sorted(policies))
+    catalogue = _Catalogue(assets, axes)
+    kind = np.fromiter((catalogue.kind(p) for p in rows), dtype=np.int64, count=len(rows))
+    scale = np.array([float(10**d) for d in catalogue.decimals], dtype=np.float64)[kind] if rows else np.zeros(0)
+    amount = _floats([p.amount for p in rows]) / scale
+    free = _floats([max(p.amount - p.pending, 0) if p.side == "asset" else p.amount for p in rows]) / scale
+
+    trouble = {i: why for i in range(len(rows)) if (why := catalogue.problem[kind[i]] or _malformed(rows[i]))}
+    for i, (code, detail) in trouble.items():
+        position = rows[i]
+        findings.append(Finding(code, f"{position.account} {position.asset}", detail))
+        kind[i], amount[i], free[i] = catalogue.unknown(position), 1.0, 1.0
+
+    names: dict[tuple[str, str], int] = {}
+    netting = np.fromiter(
+        (names.setdefault((p.account, p.netting), len(names)) if _nets(p) else -1 for p in rows),
+        dtype=np.int64,
+        count=len(rows),
+    )
+    owner = np.fromiter((number[p.account] for p in rows), dtype=np.int64, count=len(rows))
+    kinds = catalogue.kinds()
+    touches = np.zeros((len(accounts), len(chains) + 1), dtype=np.bool_)
+    touches[owner, kinds.chain[kind]] = True
+    place = {chain: i for i, chain in enumerate(chains)}
+    for i, account in enumerate(accounts):
+        for link in account.links:
+            touches[i, place.get(link.rpartition(":")[0], len(chains))] = True
+    monitored = np.fromiter((a.kind == "monitored" for a in accounts), dtype=np.bool_, count=len(accounts))
+    partial = _partial(snapshot, number, place, touches, monitored)
+    partial[owner[list(trouble)]] = True
+    spot = {destination: i for i, destination in enumerate(destinations)}
+    return assemble(
+        accounts=accounts,
+        axes=axes,
+        kinds=kinds,
+        account=owner,
+        kind=kind,
+        amount=amount,
+        free=free,
+        seizable=np.fromiter((p.control == "seizable" for p in rows), dtype=np.bool_, count=len(rows)),
+        delay=np.fromiter((min(max(p.removal_delay, 0), LONGEST_DELAY) for p in rows), dtype=np.int64, count=len(rows)),
+        netting=netting,
+        monitored=monitored,
+        home=np.fromiter((spot.get(a.home, -1) for a in accounts), dtype=np.int64, count=len(accounts)),
+        touches=touches,
+        partial=partial,
+        positions=rows,
+        findings=tuple(sorted(set(findings))),
+    )
+
+
+def _starts(*columns: Ints) -> Bools:
+    """Mark the rows where any of the columns changes, and the first row."""
+    starts = np.ones(len(columns[0]), dtype=np.bool_)
+    if len(starts):
+        starts[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    return starts
+
+
+class _Catalogue:
+    """Assign kinds to positions, one look-up each."""
+
+    def __init__(
+        self, assets: Mapping[str, AssetRow], axes: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+    ) -> None:
+        self._assets = assets
+        self._chains, self._feeds, self._policies = ({name: i for i, name in enumerate(axis)} for axis in axes)
+        self._known: dict[tuple[str, str, str, int], int] = {}
+        self._columns: list[tuple[int, int, int, int]] = []
+        self.decimals: list[int] = []
+        self.problem: list[tuple[str, str] | None] = []
+
+    def kind(self, position: Position) -> int:
+        key = (position.chain, position.asset, position.unit, _side(position))
+        found = self._known.get(key)
+        return self._add(key) if found is None else found
+
+    def unknown(self, position: Position) -> int:
+        """Return the kind that counts 0 on the position's chain."""
+        key = (position.chain, "", "", _side(position))
+        found = self._known.get(key)
+        return self._add(key) if found is None else found
+
+    def kinds(self) -> Kinds:
+        columns = np.array(self._columns, dtype=np.int64).reshape(-1, 4)
+        return Kinds(*(np.ascontiguousarray(column) for column in columns.T))
+
+    def _add(self, key: tuple[str, str, str, int]) -> int:
+        chain, asset, unit, side = key
+        held, valued = self._assets.get(asset), self._assets.get(unit)
+        problem = None
+        if chain not in self._chains:
+            problem = "unknown-chain", f"{chain} is not configured: counts 0"
+        elif held is None or not asset.startswith(chain + "/"):
+            problem = "unknown-asset", f"{asset} is not configured on {chain}: counts 0"
+        elif valued is None:
+            problem = "unknown-unit", f"{unit} is not configured: counts 0"
+        elif held.policy not in self._policies:
+            problem = "unknown-policy", f"policy {held.policy!r} of {held.symbol} is not configured: counts 0"
+        elif valued.feed not in self._feeds:
+            problem = "unknown-feed", f"feed {valued.feed!r} of {valued.symbol} has no source: counts 0"
+        place = self._chains.get(chain, len(self._chains))
+        if problem or held is None or valued is None:
+            self._columns.append((place, len(self._feeds), len(self._policies), side))
+        else:
+            self._columns.append((place, self._feeds[valued.feed], self._policies[held.policy], side))
+        self.decimals.append(valued.decimals if valued else 0)
+        self.problem.append(problem)
+        self._known[key] = len(self._columns) - 1
+        return len(self._columns) - 1
+
+
+def _side(position: Position) -> int:
+    if position.side == "asset":
+        return ASSET
+    return CONSUMER_DEBT if position.venue == CONSUMER_VENUE else DEBT
+
+
+def _nets(position: Position) -> bool:
+    """Debts to consumers are recourse, whatever their reader says."""
+    return position.netting != "" and _side(position) != CONSUMER_DEBT
+
+
+def _malformed(position: Position) -> tuple[str, str] | None:
+    if position.amount < 0 or position.pending < 0:
+        return "bad-amount", f"amount {position.amount}, pending {position.pending}: negative, counts 0"
+    return None
+
+
+def _floats(values: list[int]) -> Floats:
+    """Convert exact integers, infinite where a float cannot hold them."""
+    try:
+        return np.array(values, dtype=np.float64)
+    except OverflowError:
+        return np.array([float(v) if abs(v).bit_length() < 1024 else np.inf for v in values], dtype=np.float64)
+
+
+def _partial(
+    snapshot: Snapshot, number: Mapping[str, int], place: Mapping[str, int], touches: Bools, monitored: Bools
+) -> Bools:
+    """Mark accounts with something unread: findings on the account or on a chain of theirs, and missing chains."""
+    partial = np.zeros(len(number), dtype=np.bool_)
+    for finding in snapshot.findings:
+        scope = finding.scope.split(" ", 1)[0]
+        if scope in number:
+            partial[number[scope]] = True
+        elif scope in place:
+            partial |= touches[:, place[scope]]
+    views = {view.chain: view for view in snapshot.chains}
+    for chain in place:
+        if is_missing(views.get(chain)):
+            # Anybody may have deposited into, or borrowed from, a chain that was never read.
+            partial |= ~monitored | touches[:, place[chain]]
+    return partial
+
+
+def is_missing(view: ChainView | None) -> bool:
+    """Say whether nothing is known of a chain."""
+    return view is None or view.block is None or view.status == "missing"

@@ -1,0 +1,99 @@
+"""The audit bundle of one account at one epoch, assembled from what the store kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from aggregator.core.commitment import accounts_path, build_commitment, proof
+from aggregator.domain.certificate import EpochRecord, LinkRecord
+from aggregator.domain.errors import UnknownError
+from aggregator.domain.report import LeafValues
+from aggregator.service.accounts import decode_signature
+from proofs.bundle import Bundle, Neighbour, Preimages, ProvenLeaf, SignedLink, Statement, render_bundle
+from proofs.leaf import Leaf, hash_leaf
+from proofs.links import LinkTerms
+from proofs.quorum import IndexedSignature
+from proofs.statement import Deployment
+
+
+def to_leaf(values: LeafValues) -> Leaf:
+    """Return stored leaf values as the verifier's leaf."""
+    return Leaf(bytes.fromhex(values.account[2:]), bytes.fromhex(values.destination[2:]), *values[2:])
+
+
+def to_signed_link(record: LinkRecord, salt: bytes) -> SignedLink:
+    """Return a record of the links log as it stands in a bundle."""
+    return SignedLink(
+        LinkTerms(bytes.fromhex(record.account[2:]), record.controller, record.member, record.nonce, record.expiry),
+        salt,
+        decode_signature(record.controller, record.invite_signature, "invite_signature"),
+        decode_signature(record.member, record.accept_signature, "accept_signature"),
+        record.recorded_at,
+    )
+
+
+def leaf_proof(record: EpochRecord, index: int) -> tuple[bytes, ...]:
+    """Return the sibling path of leaf ``index`` of an epoch to its root."""
+    return proof(build_commitment(record.leaves), index)
+
+
+def export_bundle(
+    record: EpochRecord,
+    account: str,
+    deployment: Deployment,
+    links: Sequence[LinkRecord],
+    salts: Mapping[str, bytes],
+    history: Sequence[EpochRecord] = (),
+) -> str:
+    """Return the canonical text of the bundle for ``account`` (its leaves of every destination).
+
+    Args:
+        record: a certified epoch with all its leaves.
+        links: the account's links.
+        salts: account id -> salt.
+        history: earlier certified epochs, newest first, as far back as the log link is to be shown.
+
+    Raises:
+        UnknownError: the epoch has no leaf of the account, or is not certified.
+    """
+    mine = [i for i, leaf in enumerate(record.leaves) if leaf.account == account]
+    if not mine or record.certificate is None:
+        raise UnknownError("epoch", str(record.header.epoch), "the account has no certified leaf in it")
+    commitment = build_commitment(record.leaves)
+    order = sorted(range(len(record.leaves)), key=lambda i: _entry_key(record.leaves[i]))
+    place = {i: index for index, i in enumerate(order)}
+    beside = {place[i] + step for i in mine for step in (-1, 1)} - {place[i] for i in mine}
+    neighbours = [order[p] for p in sorted(beside) if 0 <= p < len(order)]
+    preimages = record.preimages
+    bundle = Bundle(
+        deployment=deployment,
+        statement=_statement(record),
+        leaves=tuple(
+            ProvenLeaf(to_leaf(record.leaves[i]), proof(commitment, i), place[i], tuple(accounts_path(commitment, i)))
+            for i in mine
+        ),
+        preimages=Preimages(**{name: preimages[name] for name in ("cut", "prices", "policy", "risk", "state")}),
+        links=tuple(to_signed_link(link, salts[link.account]) for link in links),
+        neighbours=tuple(
+            Neighbour(
+                (leaf := to_leaf(record.leaves[i])).account,
+                leaf.destination,
+                hash_leaf(leaf),
+                place[i],
+                tuple(accounts_path(commitment, i)),
+            )
+            for i in neighbours
+        ),
+        history=tuple(_statement(h) for h in history),
+    )
+    return render_bundle(bundle)
+
+
+def _entry_key(leaf: LeafValues) -> tuple[str, str]:
+    return leaf.account, leaf.destination
+
+
+def _statement(record: EpochRecord) -> Statement:
+    return Statement(
+        record.header, record.body, tuple(IndexedSignature(a.index, a.r, a.vs) for a in record.attestations)
+    )

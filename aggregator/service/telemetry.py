@@ -1,0 +1,45 @@
+"""Metrics and logs. Labels are names from the configuration, never values from outside; no secrets."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+EPOCHS = Counter("crossmargin_epochs_total", "Epochs by outcome", ["outcome"])
+EPOCH_SECONDS = Histogram(
+    "crossmargin_epoch_leg_seconds",
+    "Time spent per leg of an epoch",
+    ["leg"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+EPOCH_NUMBER = Gauge("crossmargin_epoch", "The newest certified epoch")
+CHAIN_AGE = Gauge("crossmargin_chain_age_seconds", "Age of a chain's pinned block at the cut", ["chain"])
+READ_FAILURES = Counter("crossmargin_read_failures_total", "Chains not read in an epoch", ["chain"])
+PRICE_FAILURES = Counter(
+    "crossmargin_price_failures_total", "Epochs without a usable update of a publisher", ["source"]
+)
+REFUSALS = Counter("crossmargin_refusals_total", "Attestors that refused or were late", ["attestor", "rule"])
+UNHEALTHY = Gauge("crossmargin_accounts", "Accounts by status at the newest epoch", ["status"])
+POSTINGS = Counter("crossmargin_postings_total", "Postings by destination and outcome", ["destination", "state"])
+
+
+def configure_logging(*, json_lines: bool, level: str = "INFO") -> None:
+    """Send structured logs to stderr; libraries only speak from WARNING on."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if json_lines else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )

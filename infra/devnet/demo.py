@@ -1,0 +1,413 @@
+"""The demo: five accounts over three real chains, a price shock, a halted chain, and the checks on what is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from aggregator.config import load_settings
+from infra.devnet.anvil import AnvilError
+from infra.devnet.traders import TRADERS, Desk, Trader
+from infra.devnet.world import World
+
+T = TypeVar("T")
+POINTER = Path(".run/devnet.toml")  # where the command line finds a running demo's configuration
+STATUS_STYLES = {"healthy": "green", "unhealthy": "bold red", "unknown": "yellow", "ok": "green", "stale": "yellow"}
+DEPENDENTS, OTHERS = ("meridian", "tightrope"), ("harbor", "solstice")  # who depends on the chain that stops
+
+
+class DemoError(Exception):
+    """A check failed, or something did not come in time; the message says which."""
+
+
+@dataclass
+class Stage:
+    """The running world with everything a phase needs."""
+
+    world: World
+    desk: Desk
+    service: subprocess.Popen[bytes]
+    tell: Callable[[str], None]
+    events: list[str] = field(default_factory=list)
+
+    def until(self, what: str, look: Callable[[], T | None], seconds: float = 30) -> T:
+        """Poll ``look`` until it returns something.
+
+        Raises:
+            DemoError: not within ``seconds``, or the service died; ``what`` names it.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.service.poll() is not None:
+                raise DemoError(f"the service stopped (exit {self.service.returncode}) while waiting for: {what}")
+            with contextlib.suppress(httpx.HTTPError):
+                if (found := look()) is not None:
+                    return found
+            time.sleep(0.25)
+        raise DemoError(f"not within {seconds:g} s: {what}")
+
+    def margin(self, label: str) -> dict[str, Any]:
+        """Return an account's newest margin from the API."""
+        document: dict[str, Any] = self.desk.get(f"/v1/accounts/{label}/margin")
+        return document
+
+
+def trader(label: str) -> Trader:
+    """Return the trader called ``label``."""
+    return next(t for t in TRADERS if t.label == label)
+
+
+# --- the phases -------------------------------------------------------------------------------------------------------
+
+
+def first_certificates(stage: Stage) -> None:
+    """Wait until every chain holds a certificate."""
+    stage.tell("waiting for the first certificate on all three chains")
+
+    def posted() -> bool | None:
+        states = stage.desk.get("/v1/postings")
+        landed = {p["destination"] for p in states if p["state"] in ("confirmed", "final")}
+        return True if len(landed) == 3 else None
+
+    stage.until("a certificate confirmed on alpha, beta and sol", posted, 40)
+    signers = stage.desk.get("/v1/epochs/latest")
+    stage.tell(
+        f"epoch {signers['header']['epoch']}: {len(signers['signatures'])} attestors signed, root on three chains"
+    )
+
+
+def borrow(stage: Stage) -> None:
+    """Draw loans against proofs, on chain, and wait until they show as debts."""
+    for who in TRADERS:
+        if who.borrow:
+            amount = stage.desk.borrow(who, lambda: time.sleep(2))
+            stage.tell(f"{who.label} borrowed {amount / 1e6:,.0f} USDC on {who.controller} against its attested budget")
+    for who in TRADERS:
+        if who.borrow:
+            stage.until(f"the debt of {who.label} in its margin", partial(_has_debt, stage, who.label))
+    m = stage.margin("tightrope")
+    if m["status"] != "healthy":
+        raise DemoError(f"tightrope is {m['status']} after borrowing within its budget, healthy was expected")
+
+
+def _has_debt(stage: Stage, label: str) -> bool | None:
+    return any(c["side"] == "debt" for c in stage.margin(label)["components"]) or None
+
+
+def shock(stage: Stage) -> None:
+    """Prices fall 15%; the account near liquidation turns unhealthy, the others do not."""
+    before = stage.margin("tightrope")["health"]["low"]
+    stage.world.shock("0.85", ["ETH/USD", "BTC/USD", "SOL/USD"])
+    stage.tell("prices of ETH, BTC and SOL fall 15%")
+    stage.until("tightrope unhealthy", lambda: stage.margin("tightrope")["status"] == "unhealthy" or None)
+    after = stage.margin("tightrope")["health"]["low"]
+    stage.tell(f"tightrope is unhealthy: health {before:.3f} → {after:.3f}")
+    for label in ("meridian", "harbor", "solstice"):
+        if (status := stage.margin(label)["status"]) != "healthy":
+            raise DemoError(f"{label} is {status} after the shock, healthy was expected")
+
+
+def halt(stage: Stage) -> None:
+    """Stop beta: what depends on it ages, loses budget, then is flagged stale; the others go on."""
+    leg = _legs(stage, "meridian", "beta")
+    start_haircut, start_horizon = leg["initial"]["market"], leg["horizon"]
+    epoch_before = stage.desk.get("/v1/epochs/latest")["header"]["epoch"]
+    stage.world.beta.node.pause()
+    stage.tell("beta stops producing blocks")
+
+    def aged() -> dict[str, Any] | None:
+        now = _legs(stage, "meridian", "beta")
+        return now if now["horizon"] > start_horizon and now["initial"]["market"] > start_haircut else None
+
+    older = stage.until("a longer horizon and a larger haircut on beta's leg", aged)
+    stage.tell(
+        f"beta's leg of meridian ages: horizon {start_horizon:.0f} → {older['horizon']:.0f} s, "
+        f"market haircut at IM {start_haircut:.4%} → {older['initial']['market']:.4%}"
+    )
+    for label in DEPENDENTS:
+        stage.until(f"{label} stale", partial(_stale, stage, label), 45)
+        m = stage.margin(label)
+        if m["freshness"]["usable"]["exact"] != "0" or "stale" not in m["flags"]:
+            raise DemoError(f"{label} is stale but shows flags {m['flags']} and usable {m['freshness']['usable']}")
+    stage.tell("meridian and tightrope are flagged stale: usable budget 0")
+    for label in OTHERS:
+        m = stage.margin(label)
+        if m["freshness"]["stale"] or "stale" in m["flags"]:
+            raise DemoError(f"{label} does not depend on beta but is flagged stale")
+
+    def others_move() -> bool | None:
+        rows = stage.desk.get("/v1/postings")
+        new = {r["destination"] for r in rows if r["epoch"] > epoch_before + 3 and r["state"] in ("confirmed", "final")}
+        return {stage.world.alpha.id, stage.world.sol} <= new or None
+
+    stage.until("alpha and sol still receiving certificates", others_move)
+    stage.tell("harbor and solstice go on; alpha and sol keep receiving certificates")
+
+
+def _legs(stage: Stage, label: str, chain: str) -> dict[str, Any]:
+    for c in stage.margin(label)["components"]:
+        if c["chain_name"] == chain and c["venue"] == "vault":
+            return dict(c)
+    raise DemoError(f"{label} shows no vault position on {chain}")
+
+
+def recover(stage: Stage) -> None:
+    """Beta returns: flags go, certificates land there again."""
+    held = stage.desk.posted_epoch(stage.world.beta)
+    stage.world.beta.node.resume()
+    stage.tell("beta returns")
+    for label in DEPENDENTS:
+        stage.until(f"{label} fresh", partial(_fresh, stage, label), 45)
+    stage.until("a new certificate on beta", lambda: stage.desk.posted_epoch(stage.world.beta) > held or None, 45)
+    stage.tell("the stale flags are gone and beta receives certificates again")
+
+
+def _stale(stage: Stage, label: str) -> bool | None:
+    return stage.margin(label)["freshness"]["stale"] or None
+
+
+def _fresh(stage: Stage, label: str) -> bool | None:
+    m = stage.margin(label)
+    return True if not m["freshness"]["stale"] and "stale" not in m["flags"] else None
+
+
+PHASES = (first_certificates, borrow, shock, halt, recover)
+
+
+# --- checks of the single run -----------------------------------------------------------------------------------------
+
+
+def check_roots(stage: Stage) -> None:
+    """The root on each chain is the one stored for its epoch."""
+    from aggregator.bootstrap import stored_roots
+
+    settings = load_settings(stage.world.config)
+
+    def agree() -> int | None:
+        for line in stage.desk.get("/v1/epochs?limit=30")["epochs"]:
+            if not line["certified"]:
+                continue
+            roots = asyncio.run(stored_roots(settings, line["epoch"]))
+            if len(roots) == 3:
+                wrong = [chain for chain, root in roots.items() if "0x" + root.hex() != line["root"]]
+                if wrong:
+                    raise DemoError(f"epoch {line['epoch']}: {', '.join(wrong)} stores another root than the service")
+                return int(line["epoch"])
+        return None
+
+    epoch = stage.until("an epoch whose root is on all three chains", agree, 30)
+    stage.tell(f"epoch {epoch}: the root stored by the service is the root on alpha, beta and sol")
+
+
+def check_bundle(stage: Stage) -> None:
+    """An exported bundle verifies, with the commands a person would use."""
+    bundle = stage.world.folder / "meridian.bundle.json"
+    command = [sys.executable, "-m", "aggregator"]
+    config = ["--config", str(stage.world.config)]
+    for arguments in (
+        ["export", "meridian", "-o", str(bundle), *config],
+        ["verify", str(bundle), "--deployment", "0x" + stage.world.deployment.deployment_id().hex(), "--json"],
+    ):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode:
+            raise DemoError(f"crossmargin {arguments[0]} exited {done.returncode}: {done.stderr or done.stdout}")
+    steps = {s["step"]: s["outcome"] for s in json.loads(done.stdout)}
+    for number in (1, 2, 3, 6):
+        if steps[number] != "pass":
+            raise DemoError(f"step {number} of the exported bundle is {steps[number]!r}")
+    stage.tell(f"an exported bundle ({bundle.stat().st_size:,} bytes) verifies: steps 1, 2, 3 and 6 pass")
+
+
+def check_nothing_left(pids: list[int]) -> None:
+    """Every process that was started is gone."""
+    left = [pid for pid in pids if _alive(pid)]
+    if left:
+        raise DemoError(f"processes are still running: {left}")
+
+
+def _alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        if Path(f"/proc/{pid}/stat").exists():
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def running_service(world: World) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``crossmargin run`` as a process of its own; its log goes to the devnet's folder."""
+    log_path = world.folder / "service.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "aggregator", "run", "--config", str(world.config)], stdout=log, stderr=log
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def play(*, once: bool, port: int | None) -> int:
+    """Play the demo; return 0, or 1 after saying which check failed."""
+    console = Console(highlight=False)
+    began = time.monotonic()
+
+    def tell(text: str) -> None:
+        console.print(f"[dim]{time.monotonic() - began:6.1f} s[/dim]  {text}")
+
+    pids: list[int] = []
+    log_tail = ""
+    try:
+        with World(port, tell) as world:
+            pids += world.pids()
+            desk = Desk(world)
+            tell("five traders fund their vaults and wallets")
+            desk.deposit_all()
+            world.start_clocks()
+            with running_service(world) as service:
+                pids.append(service.pid)
+                stage = Stage(world, desk, service, tell)
+                try:
+                    stage.until("the API to answer", lambda: desk.api.get("/healthz").is_success or None)
+                    desk.open_all()
+                    tell("five accounts opened, every link signed by both sides")
+                    world.publish_config(POINTER)
+                    _announce(console, world)
+                    if once:
+                        for phase in PHASES:
+                            phase(stage)
+                        for check in (check_roots, check_bundle):
+                            check(stage)
+                    else:
+                        _live(console, stage)
+                except BaseException:
+                    log_tail = "\n".join(
+                        (world.folder / "service.log").read_text("utf-8", "replace").splitlines()[-25:]
+                    )
+                    raise
+                finally:
+                    POINTER.unlink(missing_ok=True)
+                    desk.close()
+        check_nothing_left(pids)
+    except KeyboardInterrupt:
+        check_nothing_left(pids)
+        console.print("stopped; every process it started is gone")
+        return 0
+    except (DemoError, AnvilError, RuntimeError) as error:
+        Console(stderr=True, highlight=False).print(Text(f"demo failed: {error}", style="bold red"))
+        if log_tail:
+            Console(stderr=True, highlight=False).print(Text("the service's last lines:\n" + log_tail, style="dim"))
+        return 1
+    tell("no process is left; all checks passed")
+    return 0
+
+
+def _announce(console: Console, world: World) -> None:
+    console.print(
+        f"\n  page  {world.url}/\n  docs  {world.url}/docs\n  API   {world.url}/v1/accounts\n"
+        f"  shell .venv/bin/crossmargin accounts   (also: margin meridian, epochs, check, export meridian -o FILE)\n"
+    )
+
+
+def _live(console: Console, stage: Stage) -> None:
+    """Play the scenario under a live picture, then keep the picture until Ctrl-C."""
+    events: list[str] = []
+    began = time.monotonic()
+
+    def tell(text: str) -> None:
+        events.append(f"{time.monotonic() - began:5.0f} s  {text}")
+
+    stage.tell = tell
+    if not console.is_terminal:
+        stage.tell = console.print
+        for phase in PHASES:
+            phase(stage)
+        while True:
+            time.sleep(1)
+    with Live(console=console, refresh_per_second=2, screen=False) as live:
+        original = stage.until
+
+        def until(what: str, look: Callable[[], T | None], seconds: float = 30) -> T:
+            def looked() -> T | None:
+                live.update(_picture(stage, events))
+                return look()
+
+            return original(what, looked, seconds)
+
+        stage.until = until  # type: ignore[method-assign]
+        for phase in PHASES:
+            phase(stage)
+        tell("the scenario is over; everything keeps running until Ctrl-C")
+        while stage.service.poll() is None:
+            with contextlib.suppress(httpx.HTTPError):
+                live.update(_picture(stage, events))
+            time.sleep(1)
+
+
+def _picture(stage: Stage, events: list[str]) -> Group:
+    """Return the live picture: accounts, chains, what happened."""
+    accounts = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("account", "status", "story"):
+        accounts.add_column(name)
+    for name in ("equity", "free collateral", "usable", "health", "as of"):
+        accounts.add_column(name, justify="right")
+    accounts.add_column("flags")
+    now = time.time()
+    for who in TRADERS:
+        m = stage.margin(who.label)
+        health = m["health"]["low"]
+        accounts.add_row(
+            who.label,
+            Text(m["status"], style=STATUS_STYLES[m["status"]]),
+            Text(who.story, style="dim"),
+            m["equity"]["text"],
+            m["free_collateral"]["text"],
+            m["freshness"]["usable"]["text"],
+            "∞" if health is None else f"{health:.3f}",
+            f"{now - m['freshness']['as_of']:.0f} s",
+            Text(", ".join(m["flags"]), style="yellow"),
+        )
+    chains = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("chain", "state", "age", "finality", "cause"):
+        chains.add_column(name)
+    for c in stage.desk.get("/v1/chains"):
+        age = "" if c["age"] is None else f"{c['age']} s"
+        style = STATUS_STYLES.get(c["status"], "bold red")
+        chains.add_row(c["name"], Text(c["status"], style=style), age, c["finality"], c["cause"])
+    latest = stage.desk.get("/v1/epochs/latest")
+    postings = ", ".join(f"{p['destination'].rpartition(':')[2][:6]} {p['state']}" for p in latest["postings"])
+    head = f"epoch {latest['header']['epoch']}  signed by {len(latest['signatures'])} of 4  {postings}"
+    log = Text("\n".join(events[-8:]))
+    return Group(
+        Text(f"crossmargin devnet   page {stage.world.url}/   docs {stage.world.url}/docs   Ctrl-C stops everything"),
+        Panel(Group(accounts, Text(""), chains), title=head, title_align="left"),
+        log,
+    )

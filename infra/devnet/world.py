@@ -1,0 +1,462 @@
+"""The devnet: three real chains, a price publisher, deployed contracts, keys, and the configuration that names them.
+
+Everything lives in one temporary folder and dies with the process that made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import tomli_w
+from web3 import Web3
+
+from adapters.keys import create_key, create_solana_key, load_solana_key
+from infra.devnet.anvil import Anvil, connect, find_free_port, verify_port_free
+from infra.devnet.evm_deploy import EvmSpec, at, deploy_evm_chain, deploy_feed
+from infra.devnet.hermes import PublisherProcess
+from infra.devnet.svm.process import SvmServer
+from infra.devnet.svm_deploy import SolanaSpec, deploy_solana
+from proofs.statement import DEVNET, Deployment
+
+EPOCH_SECONDS = 2
+LIFETIME = 60
+CLOCK_SKEW = 5
+MAX_LIFETIME = 600
+VAULT_DELAY = 120
+MAX_AGE = 14
+MEMBERS, THRESHOLD = 4, 3
+SOL_SLOT_MS, SOL_FINALIZED = 200, 12
+FEEDER_SECONDS = 2.0
+PYTH_IDS = {
+    "ETH/USD": "ff61491a931112ddf1bd8147cd1b641375f79f5825126d665480874634fd0ace",
+    "BTC/USD": "e62df6c8b4a85fe1a67db44dc12de5db330f7ac66b72dc658afedf0f4a415b43",
+    "SOL/USD": "ef0d8b6fda2ceba41da15d4095d1da392a0d2f8ed0c6c7bc0f4cfac8c280b56d",
+    "USDC/USD": "eaa020c61cc479712813461ce153894a96a6c00b21ed0cfc2798d1f9a9e9c94a",
+}
+ALPHA, BETA = "eip155:31337", "eip155:31338"
+WRAPPED_SOL = "So11111111111111111111111111111111111111112"
+Say = Callable[[str], None]
+
+
+@dataclass
+class EvmChain:
+    """A running Anvil with what was deployed on it."""
+
+    id: str
+    name: str
+    node: Anvil
+    block_seconds: int
+    depth: int
+    contracts: dict[str, str] = field(default_factory=dict)
+    genesis: str = ""
+
+    @property
+    def w3(self) -> Web3:
+        """A synchronous client."""
+        return connect(self.node.url)
+
+
+class World:
+    """Start with ``with World(...) as world``; ``world.config`` is the TOML file for the service.
+
+    Args:
+        listen_port: the service's port; None picks a free one.
+        say: told what happens, for people.
+    """
+
+    def __init__(self, listen_port: int | None = None, say: Say = lambda _: None) -> None:
+        if listen_port is not None:
+            verify_port_free(listen_port)
+        self.listen_port = listen_port or find_free_port()
+        self.say = say
+        self.alpha = EvmChain(ALPHA, "alpha", Anvil(31337, block_time=1, accounts=12), 1, 3)
+        self.beta = EvmChain(BETA, "beta", Anvil(31338, block_time=2, accounts=12), 2, 2)
+        self.svm = SvmServer(slot_ms=SOL_SLOT_MS, finalized_depth=SOL_FINALIZED)
+        self.hermes = PublisherProcess()
+        self.solana: dict[str, Any] = {}
+        self.sol = ""  # CAIP-2
+        self.folder = Path()
+        self.config = Path()
+        self.started_at = 0
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._feeder_stop = threading.Event()
+        self._feeder: threading.Thread | None = None
+
+    @property
+    def chains(self) -> tuple[EvmChain, EvmChain]:
+        """Both EVM chains."""
+        return self.alpha, self.beta
+
+    @property
+    def url(self) -> str:
+        """Where the service listens."""
+        return f"http://127.0.0.1:{self.listen_port}"
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="crossmargin-devnet-")
+        self.folder = Path(self._temporary.name)
+        self.say("starting two EVM chains, one Solana chain and the price publisher")
+        self._make_keys()
+        with ThreadPoolExecutor(8) as pool:
+            starting = [pool.submit(c.node.start) for c in self.chains]
+            # These two here: Linux ties a child's life to the thread that starts it.
+            self.svm.start()
+            self.hermes.start()
+            for started in starting:
+                started.result()
+            self.say("deploying contracts and programs")
+            prices = self.prices()
+            deploying: list[Future[None]] = [pool.submit(self._deploy_evm, c, prices) for c in self.chains]
+            deploying.append(pool.submit(self._deploy_solana))
+            for job in deploying:
+                job.result()
+        self._write_config()
+
+    def start_clocks(self) -> None:
+        """Let the EVM chains mine by the clock from now on; until then every transaction is mined on arrival."""
+        for c in self.chains:
+            c.node.start_blocks()
+        self._feeder = threading.Thread(target=self._feed, name="feeder", daemon=True)
+        self._feeder.start()
+
+    def stop(self) -> None:
+        """Stop every process and remove the folder."""
+        self._feeder_stop.set()
+        if self._feeder is not None:
+            self._feeder.join(5)
+        for stop in (self.hermes.stop, self.svm.stop, self.alpha.node.stop, self.beta.node.stop):
+            with contextlib.suppress(Exception):  # one that does not stop must not keep the others running
+                stop()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = None
+
+    def pids(self) -> list[int]:
+        """Return the process ids of everything started here."""
+        return [p for p in (self.hermes.pid, self.svm.pid, self.alpha.node.pid, self.beta.node.pid) if p]
+
+    # --- deployment ------------------------------------------------------------------------------------------------
+
+    def _make_keys(self) -> None:
+        keys = self.folder / "keys"
+        keys.mkdir(mode=0o700)
+        passphrase = secrets.token_hex(16)
+        self.passphrase_file = self.folder / "passphrase"
+        self.passphrase_file.touch(mode=0o600)
+        self.passphrase_file.write_text(passphrase, "utf-8")
+        self.members = [create_key(keys / f"attestor-{i}.json", passphrase) for i in range(MEMBERS)]
+        self.payers = {c.id: create_key(keys / f"payer-{c.name}.json", passphrase) for c in self.chains}
+        create_solana_key(keys / "payer-sol.json", passphrase)
+        self.solana_payer_key = load_solana_key(keys / "payer-sol.json", passphrase).keypair
+        self.started_at = int(time.time())
+        self.deployment = Deployment(
+            DEVNET,
+            tuple(bytes.fromhex(m[2:]) for m in self.members),
+            THRESHOLD,
+            self.started_at + 90 * 86_400,
+            secrets.token_bytes(32),
+        )
+
+    def prices(self) -> dict[str, int]:
+        """Return the publisher's newest prices, USD with 8 decimals, by feed."""
+        query = "&".join(f"ids[]={i}" for i in PYTH_IDS.values())
+        url = f"{self.hermes.url}/v2/updates/price/latest?{query}&encoding=hex&parsed=true"
+        with urllib.request.urlopen(url, timeout=5) as response:
+            parsed = json.load(response)["parsed"]
+        by_id = {p["id"]: p["price"] for p in parsed}
+        return {feed: int(by_id[i]["price"]) * 10 ** (8 + by_id[i]["expo"]) for feed, i in PYTH_IDS.items()}
+
+    def _deploy_evm(self, chain: EvmChain, prices: dict[str, int]) -> None:
+        w3 = chain.w3
+        first = {"ETH": prices["ETH/USD"], "BTC": prices["BTC/USD"], "USDC": prices["USDC/USD"]}
+        spec = EvmSpec(
+            members=tuple(self.members),
+            threshold=THRESHOLD,
+            not_after=self.deployment.not_after,
+            salt=self.deployment.salt,
+            prices=first,
+            epoch_seconds=EPOCH_SECONDS,
+            clock_skew=CLOCK_SKEW,
+            max_lifetime=MAX_LIFETIME,
+            vault_delay=VAULT_DELAY,
+            with_aave=chain is self.alpha,
+        )
+        chain.contracts = deploy_evm_chain(w3, spec)
+        chain.contracts["feed_sol"] = str(deploy_feed(w3, "SOL / USD", prices["SOL/USD"]).address).lower()
+        chain.genesis = Web3.to_hex(w3.eth.get_block(0)["hash"])
+        w3.provider.make_request("anvil_setBalance", [self.payers[chain.id], hex(10**21)])  # type: ignore[arg-type]
+
+    def _deploy_solana(self) -> None:
+        self.sol = f"solana:{self.svm.genesis[:32]}"
+        spec = SolanaSpec(
+            payer=self.solana_payer_key,
+            deployment=self.deployment,
+            destination=Web3.keccak(text=self.sol),
+            epoch_seconds=EPOCH_SECONDS,
+            clock_skew=CLOCK_SKEW,
+            max_lifetime=MAX_LIFETIME,
+            vault_delay=VAULT_DELAY,
+        )
+        self.solana = asyncio.run(deploy_solana(self.svm.url, spec))
+
+    # --- prices ----------------------------------------------------------------------------------------------------
+
+    def _feed(self) -> None:
+        """Carry the publisher's prices to the Chainlink-style feeds, as their own nodes would."""
+        while not self._feeder_stop.wait(FEEDER_SECONDS):
+            with contextlib.suppress(Exception):  # a halted chain or a paused publisher: the feeds age, visibly
+                prices = self.prices()
+                for chain in self.chains:
+                    self._set_feeds(chain, prices)
+
+    @staticmethod
+    def _set_feeds(chain: EvmChain, prices: dict[str, int]) -> None:
+        w3 = chain.w3
+        sender = w3.eth.accounts[0]
+        if w3.eth.get_transaction_count(sender, "pending") > w3.eth.get_transaction_count(sender, "latest"):
+            return  # the chain has not mined the last round: do not pile up
+        for feed, price in prices.items():
+            contract = at(w3, "PriceFeed", chain.contracts["feed_" + feed.partition("/")[0].lower()])
+            contract.functions.setAnswer(price).transact({"from": sender, "gas": 200_000})
+
+    def shock(self, factor: str, feeds: list[str]) -> None:
+        """Multiply prices by ``factor`` (decimal text) from the next update on."""
+        body = json.dumps({"feeds": feeds, "factor": factor}).encode()
+        request = urllib.request.Request(
+            f"{self.hermes.url}/x/shock", body, {"content-type": "application/json"}, method="POST"
+        )
+        with urllib.request.urlopen(request, timeout=5):
+            pass
+
+    # --- configuration ---------------------------------------------------------------------------------------------
+
+    def _write_config(self) -> None:
+        self.config = self.folder / "crossmargin.toml"
+        self.config.write_text(tomli_w.dumps(self.settings()), "utf-8")
+
+    def publish_config(self, place: Path) -> None:
+        """Copy the configuration to where the command line looks for a running demo's."""
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.config, place)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the configuration document of this devnet."""
+        signers = json.loads(urllib.request.urlopen(f"{self.hermes.url}/x/guardians", timeout=5).read())
+        return {
+            "service": {
+                "data": str(self.folder),
+                "epoch_seconds": EPOCH_SECONDS,
+                "listen": f"127.0.0.1:{self.listen_port}",
+                "attestor_keys": [f"attestor-{i}" for i in range(MEMBERS)],
+                "passphrase_file": str(self.passphrase_file),
+                "clock_skew": CLOCK_SKEW,
+                "max_lifetime": MAX_LIFETIME,
+            },
+            "deployment": {
+                "network_class": DEVNET,
+                "members": self.members,
+                "threshold": THRESHOLD,
+                "not_after": self.deployment.not_after,
+                "salt": "0x" + self.deployment.salt.hex(),
+            },
+            "pyth": {
+                "url": self.hermes.url,
+                "guardian_set_index": signers["guardian_set"]["index"],
+                "guardians": signers["guardian_set"]["addresses"],
+                "emitter_chain": signers["emitter_chain"],
+                "emitter_address": signers["emitter_address"].removeprefix("0x"),
+            },
+            "chains": [self._evm_chain(c) for c in self.chains] + [self._solana_chain()],
+            "assets": [a for c in self.chains for a in self._evm_assets(c)] + self._solana_assets(),
+            "sources": self._sources(),
+            "venues": [v for c in self.chains for v in self._evm_venues(c)] + self._solana_venues(),
+            "destinations": [
+                *(
+                    {
+                        "chain": c.id,
+                        "kind": "evm-registry",
+                        "address": c.contracts["registry"],
+                        "clock_bound": 5,
+                        "payer_key": f"payer-{c.name}",
+                    }
+                    for c in self.chains
+                ),
+                {
+                    "chain": self.sol,
+                    "kind": "solana-registry",
+                    "address": self.solana["registry"],
+                    "clock_bound": 5,
+                    "payer_key": "payer-sol",
+                },
+            ],
+            "policy": self._policy(),
+        }
+
+    @staticmethod
+    def _evm_chain(c: EvmChain) -> dict[str, Any]:
+        return {
+            "id": c.id,
+            "name": c.name,
+            "family": "evm",
+            "rpc": [c.node.url],
+            "genesis": c.genesis,
+            "block_seconds": c.block_seconds,
+            "finality_depth": c.depth,
+            "max_age": MAX_AGE,
+            "timeout": 3.0,
+            "requests_per_second": 200,
+            # finality and read; relay, with one transaction in 20,000 meeting a quarter of an hour of outage
+            "hold": [
+                {"typical": 8},
+                {"typical": 8, "outage": 900, "outage_probability": 0.00005},
+            ],
+        }
+
+    def _solana_chain(self) -> dict[str, Any]:
+        return {
+            "id": self.sol,
+            "name": "sol",
+            "family": "solana",
+            "rpc": [self.svm.url],
+            "genesis": self.svm.genesis,
+            "block_seconds": SOL_SLOT_MS / 1000,
+            "finality_depth": SOL_FINALIZED,
+            "max_age": MAX_AGE,
+            "timeout": 3.0,
+            "requests_per_second": 200,
+            "hold": [{"typical": 6}, {"typical": 6, "outage": 900, "outage_probability": 0.00005}],
+        }
+
+    def _evm_assets(self, c: EvmChain) -> list[dict[str, Any]]:
+        def erc20(name: str) -> str:
+            return f"{c.id}/erc20:{c.contracts[name]}"
+
+        rows: list[dict[str, Any]] = [
+            {
+                "id": f"{c.id}/slip44:60",
+                "symbol": "ETH",
+                "kind": "native",
+                "decimals": 18,
+                "feed": "ETH/USD",
+                "policy": "major",
+            },
+            self._asset(erc20("weth"), "WETH", "erc20", 18, "ETH/USD", "major"),
+            self._asset(erc20("wbtc"), "WBTC", "erc20", 8, "BTC/USD", "major"),
+            self._asset(erc20("usdc"), "USDC", "erc20", 6, "USDC/USD", "stable"),
+            self._asset(erc20("vault4626"), "vUSDC", "erc4626", 9, "USDC/USD", "receipt")
+            | {"underlying": erc20("usdc"), "rate_cap": 1.5},
+        ]
+        for token, symbol, decimals, feed in (
+            ("weth", "aWETH", 18, "ETH/USD"),
+            ("wbtc", "aWBTC", 8, "BTC/USD"),
+            ("usdc", "aUSDC", 6, "USDC/USD"),
+        ):
+            if (atoken := f"aave_atoken_{token}") in c.contracts:
+                policy = "receipt" if token == "usdc" else "major-receipt"
+                rows.append(
+                    self._asset(erc20(atoken), symbol, "atoken", decimals, feed, policy) | {"underlying": erc20(token)}
+                )
+        return rows
+
+    @staticmethod
+    def _asset(id: str, symbol: str, kind: str, decimals: int, feed: str, policy: str) -> dict[str, Any]:
+        return {"id": id, "symbol": symbol, "kind": kind, "decimals": decimals, "feed": feed, "policy": policy}
+
+    def _solana_assets(self) -> list[dict[str, Any]]:
+        usdc = f"{self.sol}/token:{self.solana['usdc_mint']}"
+        return [
+            self._asset(f"{self.sol}/slip44:501", "SOL", "native", 9, "SOL/USD", "major"),
+            self._asset(f"{self.sol}/token:{WRAPPED_SOL}", "wSOL", "spl", 9, "SOL/USD", "major"),
+            self._asset(usdc, "USDC", "spl", 6, "USDC/USD", "stable"),
+        ]
+
+    def _sources(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for feed, pyth_id in PYTH_IDS.items():
+            symbol = feed.partition("/")[0].lower()
+            rows.append({"name": "pyth", "feed": feed, "kind": "pyth", "id": pyth_id, "weight": 2.0, "max_age": 20})
+            rows += [
+                {
+                    "name": f"chainlink-{c.name}",
+                    "feed": feed,
+                    "kind": "chainlink",
+                    "id": f"{c.id}:{c.contracts['feed_' + symbol]}",
+                    "weight": 1.0,
+                    "max_age": 60,
+                    "relative_conf": 0.0005,
+                }
+                for c in self.chains
+            ]
+        return rows
+
+    @staticmethod
+    def _evm_venues(c: EvmChain) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = [
+            {"chain": c.id, "kind": "wallet"},
+            {"chain": c.id, "kind": "vault", "addresses": {"vault": c.contracts["collateral_vault"]}},
+            {"chain": c.id, "kind": "lender", "addresses": {"lender": c.contracts["lender"]}},
+        ]
+        if "aave_pool" in c.contracts:
+            addresses = {"pool": c.contracts["aave_pool"], "data_provider": c.contracts["aave_data_provider"]}
+            rows.append({"chain": c.id, "kind": "aave-v3", "addresses": addresses})
+        return rows
+
+    def _solana_venues(self) -> list[dict[str, Any]]:
+        vault = {"program": self.solana["vault_program"], "vault": self.solana["vault"]}
+        return [
+            {"chain": self.sol, "kind": "wallet"},
+            {"chain": self.sol, "kind": "vault", "addresses": vault},
+        ]
+
+    @staticmethod
+    def _policy() -> dict[str, Any]:
+        def asset(volatility: float, volume: float, initial: float, maintenance: float, jumps: Any) -> dict[str, Any]:
+            return {
+                "volatility": volatility,
+                "jumps": [{"rate": rate, "recovery": recovery} for rate, recovery in jumps],
+                "daily_volume": volume,
+                "impact": 1.0,
+                "liquidation_seconds": 900,
+                "initial": {"confidence": 0.999, "haircut": initial, "liability_weight": 1.05},
+                "maintenance": {"confidence": 0.99, "haircut": maintenance, "liability_weight": 1.02},
+            }
+
+        crash = [(6.0, 0.92), (0.5, 0.75)]
+        depeg = [(0.2, 0.88)]
+        return {
+            "version": "devnet-1",
+            "lifetime": LIFETIME,
+            "assets": {
+                "major": asset(0.80, 5e9, 0.08, 0.04, crash),
+                "major-receipt": asset(0.80, 1e9, 0.10, 0.05, crash),
+                "stable": asset(0.02, 5e9, 0.01, 0.005, depeg),
+                "receipt": asset(0.02, 5e8, 0.03, 0.015, depeg),
+            },
+        }

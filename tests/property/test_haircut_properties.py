@@ -1,0 +1,123 @@
+"""Haircuts: in [0, 1] and monotone in everything that makes a loss worse (risk.md §2, invariant 7)."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aggregator.core.haircut import (
+    expected_shortfall,
+    expected_shortfall_up,
+    gate_open,
+    haircut_table,
+    liquidity_haircut,
+)
+from aggregator.domain.rows import JumpRow, LatencyLeg
+from tests.strategies import asset_policy
+
+MANY = settings(max_examples=100, deadline=None)
+NOISE = 1e-10  # the solver's, far below the 1e-12 relative quanta that reach a leaf's 2**-40 margin times 100
+seconds = st.floats(0, 30 * 86_400)
+sigmas = st.floats(0, 3)
+rates = st.floats(0, 50)
+recoveries = st.floats(0, 1)
+alphas = st.floats(0.9, 0.9999)
+
+
+def ordered(draw: tuple[float, float]) -> tuple[float, float]:
+    return min(draw), max(draw)
+
+
+def loss(tau: float, sigma: float, rate: float, recovery: float, alpha: float) -> float:
+    jumps = (JumpRow(rate=rate, recovery=recovery), JumpRow(rate=0.5, recovery=0.75))
+    return expected_shortfall(([tau], [1.0]), sigma, jumps, alpha)
+
+
+@MANY
+@given(seconds, sigmas, rates, recoveries, alphas, st.integers(0, 4), st.data())
+def test_the_loss_grows_with_every_hazard(
+    tau: float, sigma: float, rate: float, recovery: float, alpha: float, which: int, data: st.DataObject
+) -> None:
+    mild = [tau, sigma, rate, recovery, alpha]
+    harsh = list(mild)
+    limit = (60 * 86_400.0, 5.0, 100.0, 0.0, 0.99999)[which]
+    low, high = ordered((mild[which], limit))
+    harsh[which] = data.draw(st.floats(low, high))
+    if which == 3:
+        mild[3], harsh[3] = max(mild[3], harsh[3]), min(mild[3], harsh[3])
+    first, second = loss(*mild), loss(*harsh)
+    assert 0 <= first <= 1
+    assert first <= second + NOISE
+
+
+@MANY
+@given(seconds, seconds, sigmas, sigmas, alphas)
+def test_the_rise_grows_with_every_hazard(tau: float, later: float, sigma: float, wilder: float, alpha: float) -> None:
+    (tau, later), (sigma, wilder) = ordered((tau, later)), ordered((sigma, wilder))
+    first = expected_shortfall_up(([tau], [1.0]), sigma, alpha)
+    assert 0 <= first <= expected_shortfall_up(([later], [1.0]), sigma, alpha) + NOISE
+    assert first <= expected_shortfall_up(([tau], [1.0]), wilder, alpha) + NOISE
+
+
+@MANY
+@given(st.lists(seconds, min_size=1, max_size=6), sigmas, rates, recoveries, alphas)
+def test_a_mixture_of_horizons_is_no_milder_than_its_least(
+    nodes: list[float], sigma: float, rate: float, recovery: float, alpha: float
+) -> None:
+    jumps = (JumpRow(rate=rate, recovery=recovery),)
+    even = [1 / len(nodes)] * len(nodes)
+    found = expected_shortfall((nodes, even), sigma, jumps, alpha)
+    least = expected_shortfall(([min(nodes)], [1.0]), sigma, jumps, alpha)
+    most = expected_shortfall(([max(nodes)], [1.0]), sigma, jumps, alpha)
+    assert least - NOISE <= found <= most + NOISE
+
+
+@MANY
+@given(st.lists(seconds, min_size=2, max_size=8), sigmas, rates, recoveries)
+def test_the_published_table_grows_with_age(horizons: list[float], sigma: float, rate: float, recovery: float) -> None:
+    policy = asset_policy(sigma, ((rate, recovery),))
+    assets, debts = haircut_table([policy], np.array([sorted(horizons)]))
+    assert ((assets >= 0) & (assets <= 1)).all()
+    for table in (assets, debts):
+        assert (np.diff(table[0], axis=0) >= -NOISE).all()
+        assert (table[0, :, 0] >= table[0, :, 1] - NOISE).all()  # initial is no looser
+
+
+@MANY
+@given(st.lists(st.tuples(st.floats(0, 1e15), st.floats(0, 1e-3)), min_size=1, max_size=5), st.data())
+def test_more_in_a_pool_never_counts_less(parts: list[tuple[float, float]], data: st.DataObject) -> None:
+    sizes, coefficients = (np.array(column) for column in zip(*parts, strict=True))
+    more = sizes.copy()
+    more[data.draw(st.integers(0, len(parts) - 1))] += data.draw(st.floats(0, 1e15))
+    before, after = (
+        float((part * (1 - liquidity_haircut(np.full(len(parts), part.sum()), coefficients))).sum())
+        for part in (sizes, more)
+    )
+    assert after >= before * (1 - 1e-12)
+
+
+legs = st.lists(
+    st.builds(
+        LatencyLeg, typical=st.integers(0, 600), outage=st.integers(0, 7_200), outage_probability=st.floats(0, 0.01)
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@MANY
+@given(
+    legs, st.integers(0, 40_000), st.integers(0, 40_000), st.floats(1e-9, 0.5), st.integers(0, 4), st.integers(1, 600)
+)
+def test_the_gate_only_opens_with_more_delay_and_shuts_with_more_latency(
+    hold: list[LatencyLeg], delay: int, extra: int, epsilon: float, which: int, slower: int
+) -> None:
+    if gate_open(hold, delay, epsilon):
+        assert gate_open(hold, delay + extra, epsilon)
+        assert delay > sum(leg.typical for leg in hold)
+    else:
+        late = list(hold)
+        leg = late[which % len(late)]
+        late[which % len(late)] = leg.model_copy(update={"typical": leg.typical + slower})
+        assert not gate_open(late, delay, epsilon)

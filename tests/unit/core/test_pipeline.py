@@ -1,0 +1,322 @@
+"""What counts, what does not, and why: the rules of the health model on small worlds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+
+from aggregator.core.pipeline import compute_report, destination_id, explain, leaves
+from aggregator.domain.price import Quote
+from aggregator.domain.report import AccountMargin, Component, Flag
+from aggregator.domain.snapshot import Finding, Snapshot
+from tests.strategies import (
+    CUT_TIME,
+    ETH,
+    EVM,
+    FLAT,
+    SOL,
+    SOLANA,
+    STETH,
+    USDC,
+    account_id,
+    asset_policy,
+    borrowed,
+    debt,
+    lent,
+    position,
+    quotes,
+    snapshot,
+    view,
+    world,
+)
+
+USD = 10**8
+FLAT_WORLD = world({"risky": FLAT, "stable": FLAT, "wrapped": FLAT}, confidence_multiple=0.0)
+
+
+def margin(seen: Snapshot, said: list[Quote] | None = None, index: int = 0, where: object = None) -> AccountMargin:
+    of = where or world()
+    return explain(compute_report(seen, quotes() if said is None else said, of), index, of)  # type: ignore[arg-type]
+
+
+def test_without_risk_the_number_is_the_plain_sum() -> None:
+    found = margin(snapshot([position(1, ETH, 2.0), position(1, SOL, 10.0), debt(1, USDC, 1_000.0)]), where=FLAT_WORLD)
+    assert found.status == "healthy"
+    assert found.flags == Flag(0)
+    assert found.free_collateral == pytest.approx(4_500 * USD, abs=2)
+    assert found.free_collateral <= 4_500 * USD
+    assert found.equity == pytest.approx(4_500 * USD, abs=1)
+    assert found.health == pytest.approx((5.5, 5.5, 5.5))
+    assert [leaf.budget > 0 for leaf in found.leaves].count(True) == 1  # at home only
+    assert max(leaf.budget for leaf in found.leaves) == pytest.approx(
+        5_500 * USD, abs=2
+    )  # consumers count what they lent
+
+
+@pytest.mark.parametrize(("collateral", "owed"), [(10.0, 8_000.0), (3.0, 2_500.0), (1.0, 1_999.0)])
+@pytest.mark.parametrize("recourse", [True, False])
+def test_equals_the_health_factor_of_aave(collateral: float, owed: float, recourse: bool) -> None:
+    """HF = Σ collateral·price·liquidation threshold / Σ debt·price, the gate off, no haircut but the threshold."""
+    threshold = 0.825
+    listed = asset_policy(0.0, (), impact=0.0, haircuts=(1 - threshold, 1 - threshold), weights=(1.0, 1.0))
+    where = world({"risky": listed, "stable": FLAT}, confidence_multiple=0.0)
+    rows = [lent(1, ETH, collateral), borrowed(1, USDC, owed)]
+    if recourse:
+        rows = [row._replace(netting="") for row in rows]
+    found = margin(snapshot(rows, kinds={1: "monitored"}), where=where)
+    factor = collateral * 2_000 * threshold / owed
+    expected = factor if recourse else max(1.0, factor)  # limited recourse ends where the collateral does
+    assert found.health[1] == pytest.approx(expected, rel=1e-12)
+    if recourse:
+        assert (found.status == "healthy") == (factor >= 1)
+
+
+def test_only_what_a_hold_can_reach_counts() -> None:
+    rows = [
+        position(1, ETH, 1.0),
+        position(1, SOL, 1.0, control="none", removal_delay=0, venue="wallet"),
+        position(1, USDC, 1.0, removal_delay=60),  # a hold may take 60 s, and the block is 20 s old
+    ]
+    found = {c.position.asset: c for c in margin(snapshot(rows)).components}
+    assert found[ETH].counted_maintenance > 0
+    assert found[SOL].counted_maintenance == found[USDC].counted_maintenance == 0
+    assert "not in a vault" in found[SOL].reason
+    assert "a hold may take longer" in found[USDC].reason
+
+
+@pytest.mark.parametrize(("delay", "counts"), [(80, False), (81, True)])
+def test_the_gate_is_judged_on_the_delay_that_may_remain(delay: int, counts: bool) -> None:
+    assert (margin(snapshot([position(1, ETH, 1.0, removal_delay=delay)])).free_collateral > 0) is counts
+
+
+def test_a_monitored_account_is_valued_but_gets_no_budget() -> None:
+    rows = [position(1, ETH, 1.0, control="none", removal_delay=0, venue="wallet")]
+    found = margin(snapshot(rows, kinds={1: "monitored"}))
+    assert found.flags == Flag.MONITORED
+    assert found.free_collateral > 1_500 * USD
+    assert all(leaf.budget == 0 for leaf in found.leaves)
+    assert "monitored" in found.components[0].reason
+
+
+def test_a_pending_withdrawal_counts_for_maintenance_only() -> None:
+    whole = margin(snapshot([position(1, ETH, 1.0)]))
+    asked = margin(snapshot([position(1, ETH, 1.0, pending=10**18)]))
+    assert whole.free_collateral > 0 == asked.free_collateral
+    assert asked.maintenance_excess.low == whole.maintenance_excess.low
+
+
+def test_limited_recourse_is_never_below_nothing() -> None:
+    rows = [lent(1, ETH, 1.0), borrowed(1, USDC, 5_000.0)]
+    found = margin(snapshot(rows, kinds={1: "monitored"}))
+    assert found.maintenance_excess.mid <= 0
+    assert found.maintenance_excess.low == pytest.approx(0, abs=2)
+    assert found.equity == pytest.approx(0, abs=1)
+    owed = next(c for c in found.components if c.position.side == "debt")
+    assert 0 < owed.share_maintenance < 1
+    assert "limited recourse" in owed.reason
+
+
+def test_for_a_risk_bearing_account_an_outside_loan_is_no_asset_and_no_debt() -> None:
+    found = margin(snapshot([position(1, ETH, 1.0), lent(1, SOL, 9.0), borrowed(1, USDC, 500.0)]))
+    alone = margin(snapshot([position(1, ETH, 1.0)]))
+    assert found.maintenance_excess.low == alone.maintenance_excess.low
+
+
+def test_a_consumer_debt_is_recourse_whatever_its_reader_says() -> None:
+    found = margin(snapshot([position(1, ETH, 1.0), debt(1, USDC, 500.0, netting="pool")]))
+    assert found.leaves[0].requirement_maintenance > 500 * USD
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({"status": "stale", "cause": "halted: no block for 400 s"}, Flag.STALE | Flag.HALTED_CHAIN),
+        ({"status": "stale", "cause": "no node answers"}, Flag.STALE),
+    ],
+)
+def test_a_stale_chain_widens_the_interval(changes: dict[str, str], flags: Flag) -> None:
+    rows = [position(1, ETH, 1.0), position(1, SOL, 1.0), debt(1, USDC, 100.0)]
+    found = margin(snapshot(rows, views=[view(EVM), view(SOLANA, 400, **changes)]))
+    fresh = margin(snapshot(rows[::2]))
+    assert found.flags == flags
+    assert found.maintenance_excess.low == fresh.maintenance_excess.low  # the stale leg counts 0
+    assert found.maintenance_excess.mid > found.maintenance_excess.low + 100 * USD
+    assert found.as_of == CUT_TIME - 400
+    reason = next(c for c in found.components if c.position.asset == SOL).reason
+    assert changes["cause"] in reason
+
+
+def test_an_old_block_alone_makes_a_leg_stale() -> None:
+    found = margin(snapshot([position(1, SOL, 1.0)], views=[view(EVM), view(SOLANA, 301)]))
+    assert found.free_collateral == 0
+    assert found.flags == Flag.STALE
+
+
+def test_debts_of_a_stale_chain_stay() -> None:
+    rows = [position(1, ETH, 1.0), debt(1, SOL, 1.0)]
+    found = margin(snapshot(rows, views=[view(EVM), view(SOLANA, 400, status="stale", cause="down")]))
+    assert found.leaves[0].requirement_maintenance > 150 * USD
+
+
+def test_a_chain_never_read_leaves_the_account_unknown_and_without_budget() -> None:
+    missing = replace(view(SOLANA), status="missing", block=None, cause="never read")
+    found = margin(snapshot([position(1, ETH, 1.0)], views=[view(EVM), missing]))
+    assert found.status == "unknown"
+    assert found.flags == Flag.PARTIAL
+    assert all(leaf.budget == 0 for leaf in found.leaves)
+    assert found.free_collateral > 0
+
+
+def test_an_unknown_price_counts_nothing_and_opens_nothing() -> None:
+    said = [q for q in quotes() if q.feed != "SOL/USD"]
+    held = margin(snapshot([position(1, ETH, 1.0), position(1, SOL, 9.0)]), said)
+    assert held.free_collateral == margin(snapshot([position(1, ETH, 1.0)])).free_collateral
+    assert held.flags == Flag.PARTIAL
+    owing = margin(snapshot([position(1, ETH, 1.0), debt(1, SOL, 1.0)]), said)
+    assert owing.status == "unknown"
+    assert owing.maintenance_excess.low < 0
+    assert all(leaf.budget == 0 and leaf.assets_initial == 0 for leaf in owing.leaves)
+
+
+def test_an_unpriced_asset_makes_nobody_liquidatable() -> None:
+    rows = [position(1, SOL, 100.0), debt(1, USDC, 500.0)]
+    found = margin(snapshot(rows), [q for q in quotes() if q.feed != "SOL/USD"])
+    assert found.status == "unknown"
+    assert Flag.LIQUIDATABLE not in found.flags
+
+
+def test_liquidatable_only_when_even_the_best_case_fails() -> None:
+    hopeless = margin(snapshot([position(1, ETH, 1.0), debt(1, USDC, 5_000.0)]))
+    assert hopeless.status == "unhealthy"
+    assert Flag.LIQUIDATABLE in hopeless.flags
+    said = quotes(conf=0.05)
+    torn = margin(snapshot([position(1, ETH, 1.0), debt(1, USDC, 1_850.0)]), said)
+    assert torn.maintenance_excess.high > 0 > torn.maintenance_excess.low
+    assert Flag.LIQUIDATABLE not in torn.flags
+
+
+def test_a_feed_in_dispute_opens_no_risk_but_still_maintains() -> None:
+    said = [q._replace(conf=q.price // 20) if q.feed == "ETH/USD" else q for q in quotes()]
+    found = margin(snapshot([position(1, ETH, 1.0), position(1, SOL, 1.0)]), said)
+    alone = margin(snapshot([position(1, SOL, 1.0)]), said)
+    assert max(leaf.budget for leaf in found.leaves) == max(leaf.budget for leaf in alone.leaves) > 0
+    assert found.maintenance_excess.low > 1_000 * USD
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"asset": f"{EVM}/erc20:0x{'ee' * 20}"}, "unknown-asset"),
+        ({"unit": f"{EVM}/erc20:0x{'ee' * 20}"}, "unknown-unit"),
+        ({"chain": "eip155:99"}, "unknown-chain"),
+        ({"asset": SOL}, "unknown-asset"),  # known, but on another chain
+        ({"amount": -1}, "bad-amount"),
+    ],
+)
+@pytest.mark.parametrize("side", ["asset", "debt"])
+def test_what_cannot_be_interpreted_counts_nothing(changes: dict[str, object], code: str, side: str) -> None:
+    odd = position(1, ETH, 5.0)._replace(**changes, side=side)  # type: ignore[arg-type]
+    report = compute_report(snapshot([position(1, USDC, 9.0), odd, position(2, ETH, 1.0)]), quotes(), world())
+    found, other = explain(report, 0, world()), explain(report, 1, world())
+    assert [f.code for f in found.findings] == [code]
+    assert found.findings[0].scope == f"{account_id(1)} {odd.asset}"
+    assert Flag.PARTIAL in found.flags
+    assert other == margin(snapshot([position(2, ETH, 1.0)]))
+    if side == "asset":
+        assert found.free_collateral == margin(snapshot([position(1, USDC, 9.0)])).free_collateral
+    else:  # a debt of unknown size: nothing may rest on the account
+        assert found.status == "unknown"
+        assert all(leaf.budget == 0 and leaf.assets_maintenance == 0 for leaf in found.leaves)
+
+
+@pytest.mark.parametrize("make", [position, debt, lent, borrowed])
+@pytest.mark.parametrize("amount", [10**60, 10**400, 2**300])
+def test_a_poisonous_account_changes_no_other_leaf(make: object, amount: int) -> None:
+    calm = [position(1, ETH, 1.0), position(3, SOL, 1.0), debt(3, USDC, 10.0)]
+    poison = make(2, ETH, amount)  # type: ignore[operator]
+    before = {leaf.account: leaf for leaf in leaves(compute_report(snapshot(calm), quotes(), world()))}
+    report = compute_report(snapshot([*calm, poison]), quotes(), world())
+    after = leaves(report)
+    assert all(before[leaf.account] == leaf for leaf in after[1::2] if leaf.account in before)
+    own = [leaf for leaf in after if leaf.account == account_id(2)]
+    assert all(leaf.assets_maintenance == 0 and leaf.budget == 0 for leaf in own)
+    if make is borrowed:  # limited recourse to no collateral: nothing, however large
+        return
+    assert all(leaf.flags & Flag.PARTIAL for leaf in own)
+    assert Finding("out-of-range", account_id(2), report.findings[0].detail) in report.findings
+    assert explain(report, 1, world()).status == "unknown"
+
+
+def by_hand(component: Component, level: str) -> Decimal:
+    """Recompute one component from what is printed, in decimal arithmetic."""
+    p, cut = component.position, getattr(component, level)
+    scale = Decimal(10) ** component.decimals
+    share = Decimal(getattr(component, f"share_{level}"))
+    if p.side == "debt":
+        price = component.price_initial if level == "initial" else component.price_high
+        weight = Decimal(getattr(component, f"liability_weight_{level}"))
+        return Decimal(p.amount) / scale * Decimal(price) * (1 + Decimal(cut.market)) * weight * share
+    price = component.price_initial if level == "initial" else component.price_low
+    held = Decimal(p.amount - p.pending if level == "initial" else p.amount) / scale * Decimal(price)
+    for part in cut:
+        held *= 1 - Decimal(part)
+    return held * share
+
+
+def test_an_explanation_can_be_recomputed_by_hand() -> None:
+    rows = [
+        position(1, ETH, 3.0, pending=10**18),
+        position(1, STETH, 2.0),
+        position(1, SOL, 50.0),
+        position(1, USDC, 700.0, control="none"),
+        lent(1, SOL, 3.0),
+        borrowed(1, USDC, 2_000.0),
+        debt(1, USDC, 1_200.0),
+        debt(1, SOL, 4.0, venue="otc"),
+    ]
+    for kind in ("risk-bearing", "monitored"):
+        for views in ([view(EVM), view(SOLANA)], [view(EVM), view(SOLANA, 500, status="stale", cause="down")]):
+            found = margin(snapshot(rows, kinds={1: kind}, views=views), quotes(conf=2e-3, age=30))
+            leaf = next(leaf for leaf in found.leaves if leaf.destination == destination_id(EVM))
+            assert len(found.components) == len(rows)
+            for level in ("initial", "maintenance"):
+                total = {"asset": 0, "debt": 0}
+                for component in found.components:
+                    counted = getattr(component, f"counted_{level}")
+                    exact = by_hand(component, level) * USD
+                    side = component.position.side
+                    assert (counted <= exact) if side == "asset" else (counted >= exact)
+                    assert abs(counted - exact) <= 3 + exact * Decimal("2e-12")
+                    total[side] += counted
+                assets, owed = getattr(leaf, f"assets_{level}"), getattr(leaf, f"requirement_{level}")
+                assert assets - 20 <= total["asset"] <= assets
+                assert owed <= total["debt"] <= owed + 20
+
+
+def test_leaves_are_those_of_the_explanations() -> None:
+    seen = snapshot([position(n, ETH, float(n)) for n in (1, 2, 3)] + [debt(2, USDC, 9.0)], home=SOLANA)
+    report = compute_report(seen, quotes(), world())
+    assert leaves(report) == tuple(leaf for i in range(3) for leaf in explain(report, i, world()).leaves)
+    assert [leaf.account for leaf in leaves(report)[::2]] == [account_id(n) for n in (1, 2, 3)]
+    assert list(report.destination_ids) == sorted(report.destination_ids)
+
+
+def test_a_budget_holds_for_the_worst_destination() -> None:
+    near = compute_report(snapshot([position(1, ETH, 1.0)]), quotes(), world(bounds=(5, 30)))
+    far = compute_report(snapshot([position(1, ETH, 1.0)]), quotes(), world(bounds=(5, 3_000)))
+    assert max(leaf.budget for leaf in leaves(far)) < max(leaf.budget for leaf in leaves(near))
+
+
+def test_a_home_that_is_no_destination_gets_no_budget_and_says_so() -> None:
+    report = compute_report(snapshot([position(1, ETH, 1.0)], home="eip155:5"), quotes(), world())
+    assert all(leaf.budget == 0 for leaf in leaves(report))
+    assert [f.code for f in report.findings] == ["unknown-home"]
+
+
+def test_an_empty_world_is_a_report_too() -> None:
+    report = compute_report(snapshot([], kinds={1: "risk-bearing"}), quotes(), world())
+    found = explain(report, 0, world())
+    assert (found.status, found.equity, found.health[0], found.as_of) == ("healthy", 0, None, CUT_TIME)
+    assert leaves(compute_report(snapshot([]), quotes(), world())) == ()

@@ -1,0 +1,143 @@
+"""Keys, signatures and texts from which the tests of the verifier build statements, links and bundles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from coincurve import PrivateKey
+from eth_account.messages import _hash_eip191_message, encode_typed_data
+from solders.keypair import Keypair
+
+from proofs import statement
+from proofs.bundle import Preimages, SignedLink, Statement, encode_link
+from proofs.document import canonical_json
+from proofs.hashing import keccak256
+from proofs.links import LinkTerms, account_id, encode_base58, link_digest, link_text
+from proofs.quorum import IndexedSignature
+from proofs.signing import compact_from_rsv
+
+VECTORS = Path(__file__).with_name("vectors")
+CUT_TIME = 1_731_776_113
+SOLANA = "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
+
+
+def address_of(key: PrivateKey) -> bytes:
+    return keccak256(key.public_key.format(compressed=False)[1:])[12:]
+
+
+def sign_wallet(key: PrivateKey, digest: bytes) -> bytes:
+    signature = key.sign_recoverable(digest, hasher=None)
+    return signature[:64] + bytes([27 + signature[64]])
+
+
+def sign_compact(key: PrivateKey, digest: bytes, index: int) -> IndexedSignature:
+    signature = key.sign_recoverable(digest, hasher=None)
+    r, vs = compact_from_rsv(
+        int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big"), signature[64]
+    )
+    return IndexedSignature(index, r, vs)
+
+
+@dataclass(frozen=True)
+class World:
+    """Keys of four attestors, an EVM controller and a Solana member, and the deployment they make."""
+
+    attestors: tuple[PrivateKey, ...]
+    controller: PrivateKey
+    member: Keypair
+    deployment: statement.Deployment
+
+    @property
+    def id(self) -> bytes:
+        return self.deployment.deployment_id()
+
+    def certify(self, header: statement.Header, body: statement.StatementBody, signers: tuple[int, ...]) -> Statement:
+        digest = statement.digest(header, self.id)
+        return Statement(header, body, tuple(sign_compact(self.attestors[i], digest, i) for i in signers))
+
+    def link(self, accepted_at: int, expiry: int) -> SignedLink:
+        controller = f"eip155:31337:0x{address_of(self.controller).hex()}"
+        salt = bytes(range(32))
+        terms = LinkTerms(
+            account=account_id(controller, salt),
+            controller=controller,
+            member=f"{SOLANA}:{encode_base58(bytes(self.member.pubkey()))}",
+            nonce=7,
+            expiry=expiry,
+        )
+        return SignedLink(
+            terms=terms,
+            salt=salt,
+            invite=sign_wallet(self.controller, link_digest(self.id, "invite", terms)),
+            accept=bytes(self.member.sign_message(link_text(self.id, "accept", terms))),
+            accepted_at=accepted_at,
+        )
+
+
+def build_preimages(price_file: dict[str, object], link: SignedLink) -> Preimages:
+    signers, updates = price_file["guardian_set"], {u["name"]: u for u in price_file["updates"]}
+    used = [updates["multi_gs4"]]
+    quotes = [
+        {
+            "feed": expected["feed_id"],
+            "source": "pyth",
+            "kind": "pyth",
+            "price": str(expected["price"]),
+            "conf": str(expected["conf"]),
+            "expo": expected["expo"],
+            "publish_time": expected["publish_time"],
+        }
+        for update in used
+        for expected in update["expected"]
+    ]
+    chainlink = {"feed": "0x" + "11" * 20, "source": "chainlink", "kind": "chainlink", "price": "1", "conf": "0"}
+    return Preimages(
+        cut=canonical_json([{"chain": "eip155:31337", "hash": "0x" + "22" * 32, "height": 9, "time": CUT_TIME}]),
+        prices=canonical_json(
+            {
+                "cut_time": CUT_TIME,
+                "updates": [f"0x{update['update_hex']}" for update in used],
+                "quotes": [*quotes, {**chainlink, "expo": -8, "publish_time": CUT_TIME - 9}],
+            }
+        ),
+        policy=canonical_json(
+            {
+                "pyth": {
+                    "guardian_set_index": signers["index"],
+                    "guardians": signers["addresses"],
+                    "emitter_chain": price_file["emitter_chain"],
+                    "emitter_address": f"0x{price_file['emitter_address']}",
+                }
+            }
+        ),
+        risk=canonical_json({"volatility": {"ETH": 0.65}}),
+        state=canonical_json({"links": [encode_link(link)]}),
+    )
+
+
+DOMAIN = [
+    {"name": "name", "type": "string"},
+    {"name": "version", "type": "string"},
+    {"name": "salt", "type": "bytes32"},
+]
+
+
+def members_of(type_string: str) -> list[dict[str, str]]:
+    inner = type_string[type_string.index("(") + 1 : -1]
+    return [dict(zip(("type", "name"), member.split(" "), strict=True)) for member in inner.split(",")]
+
+
+def typed(deployment_id: bytes, type_string: str, values: tuple[object, ...]) -> bytes:
+    """Return eth_account's digest of one struct in the deployment's domain."""
+    name, members = type_string[: type_string.index("(")], members_of(type_string)
+    return _hash_eip191_message(
+        encode_typed_data(
+            full_message={
+                "types": {"EIP712Domain": DOMAIN, name: members},
+                "primaryType": name,
+                "domain": {"name": "crossmargin", "version": "1", "salt": deployment_id},
+                "message": {m["name"]: v for m, v in zip(members, values, strict=True)},
+            }
+        )
+    )
