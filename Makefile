@@ -4,7 +4,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-export PYTHONDONTWRITEBYTECODE := 1
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -12,8 +11,8 @@ help: ## show this list
 install: ## set up .venv and the local chains; a second run skips what is done
 	@PYTHON=$(PYTHON) sh infra/install.sh
 
-demo: install ## run the whole service on three real local chains (ONCE=1: play it once, check it, exit)
-	@$(BIN)/python -m infra.devnet demo $(if $(ONCE),--once,)
+demo: install ## run the whole service on three real local chains (ONCE=1: play once, check, exit; PORT=8081)
+	@$(BIN)/python -m infra.devnet demo $(if $(ONCE),--once,) $(if $(PORT),--port $(PORT),)
 
 test: install ## run every test
 	@$(BIN)/python -m pytest

@@ -6,7 +6,6 @@ No URL leaves this module in a message: it may carry a key.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -29,7 +28,16 @@ ATTEMPTS = 3
 IN_FLIGHT = 8
 RATE_LIMITED = (-32005, 429)
 UNKNOWN_STATE = (-32000, -32001, -32016)  # "header not found", "missing trie node", minContextSlot not reached
-UNKNOWN_STATE_WORDS = ("not found", "missing trie", "pruned", "unknown block", "historical state", "not been reached")
+UNKNOWN_STATE_WORDS = (
+    "not found",
+    "missing trie",
+    "pruned",
+    "unknown block",
+    "historical state",
+    "not been reached",
+    "canonical",
+)
+BODY_LIMIT = 32 << 20  # bytes, unpacked: ten times the largest batch of returns
 
 
 class _Endpoint:
@@ -53,16 +61,34 @@ class _Endpoint:
         raise AssertionError("unreachable: tenacity re-raises")
 
 
+class _TooLarge(ValueError):
+    """A node answered more than ``BODY_LIMIT`` bytes."""
+
+
+class _CappedResponse(aiohttp.ClientResponse):
+    """Reads no more than ``BODY_LIMIT`` bytes, counted after decompression."""
+
+    async def read(self) -> bytes:
+        body = bytearray()
+        async for chunk in self.content.iter_any():
+            body += chunk
+            if len(body) > BODY_LIMIT:
+                self.close()
+                raise _TooLarge
+        return bytes(body)
+
+
 class EvmEndpoint(_Endpoint):
-    """JSON-RPC to one EVM node."""
+    """JSON-RPC to one EVM node. Redirects are not followed: they would carry requests to a host nobody configured."""
 
     def __init__(self, row: ChainRow, url: SecretStr) -> None:
         super().__init__(row)
         self._provider = AsyncHTTPProvider(
             url.get_secret_value(),
-            request_kwargs={"timeout": aiohttp.ClientTimeout(total=row.timeout)},
+            request_kwargs={"timeout": aiohttp.ClientTimeout(total=row.timeout), "allow_redirects": False},
             exception_retry_configuration=None,
         )
+        self._session: aiohttp.ClientSession | None = None
 
     async def call(self, method: str, params: Sequence[object]) -> Any:
         """Return the ``result`` of one JSON-RPC call.
@@ -77,6 +103,9 @@ class EvmEndpoint(_Endpoint):
 
     async def _once(self, method: str, params: Sequence[object]) -> Any:
         name = self.row.name
+        if self._session is None:  # made here, since a session belongs to the running loop
+            self._session = aiohttp.ClientSession(raise_for_status=True, response_class=_CappedResponse)
+            await self._provider.cache_async_session(self._session)
         try:
             response: Any = await self._provider.make_request(RPCEndpoint(method), list(params))
         except TimeoutError:
@@ -86,7 +115,9 @@ class EvmEndpoint(_Endpoint):
             raise kind(name, f"HTTP status {error.status} to {method}") from None
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable(name, f"cannot be reached ({type(error).__name__})") from None
-        except (ValueError, json.JSONDecodeError, TypeError):
+        except _TooLarge:
+            raise Garbage(name, f"the answer to {method} is larger than {BODY_LIMIT} bytes") from None
+        except (ValueError, TypeError, RecursionError):
             raise Garbage(name, f"the answer to {method} is not JSON-RPC") from None
         if not isinstance(response, dict):
             raise Garbage(name, f"the answer to {method} is not a JSON-RPC object")
@@ -109,6 +140,7 @@ class EvmEndpoint(_Endpoint):
 
     async def close(self) -> None:
         """Close the connection pool."""
+        self._session = None
         await self._provider.disconnect()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import importlib
 import json
 import os
 import secrets
@@ -15,14 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aggregator import bootstrap
 from aggregator.config import Settings, load_settings
 from aggregator.domain.errors import CrossmarginError, InputError, UnknownError
 from aggregator.domain.report import AccountMargin, Component, Flag
@@ -65,8 +65,21 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 AccountArgument = Annotated[str, typer.Argument(help="Account id, its beginning (0x + 8 digits or more), or label.")]
 
-out = Console(highlight=False, soft_wrap=False)
-err = Console(stderr=True, highlight=False)
+if TYPE_CHECKING:
+    from aggregator import bootstrap
+else:
+
+    class _Lazy:
+        """The composition root, imported by the first command that needs it: it loads every adapter."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(importlib.import_module("aggregator.bootstrap"), name)
+
+    bootstrap = _Lazy()
+
+PIPED_WIDTH = 160  # a pipe has no width of its own; rich would assume 80 and fold every table
+out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -250,23 +263,38 @@ def _print_margin(settings: Settings, name: str, kind: str, m: AccountMargin, he
     if m.flags:
         out.print("flags: " + ", ".join(_flags(m.flags)))
     names = {c.id: c.name for c in settings.chains}
-    shown = table(
-        "\nEach position: amount × price × (1−market)(1−liquidity)(1−exit)(1−policy); debts × (1+market) × weight",
-        "chain", "venue", "holds", ">amount", ">price", ">value", ">market", ">liq.", ">exit", ">policy", ">IM", ">MM", "why",
-    )  # fmt: skip
-    for c in m.components:
-        p = c.position
-        held = c.symbol if p.asset == p.unit else f"{c.symbol} → {c.unit_symbol}"
-        sign = "−" if p.side == "debt" else ""
-        shown.add_row(
-            names.get(p.chain, p.chain), p.venue, held, sign + format_amount(p.amount, c.decimals),
-            f"{c.price_high if sign else c.price_low:,.4f}", format_usd(c.value),
-            f"{c.maintenance.market:.2%}", f"{c.maintenance.liquidity:.2%}", f"{c.maintenance.exit:.0%}",
-            f"{c.maintenance.policy:.2%}", format_usd(c.counted_initial), format_usd(c.counted_maintenance), c.reason,
-        )  # fmt: skip
-    out.print(shown)
+    for i, c in enumerate(m.components, start=1):
+        _print_component(i, names.get(c.position.chain, c.position.chain), c)
     for f in m.findings:
         out.print(f"{f.code}: {f.detail}")
+
+
+def _print_component(number: int, chain: str, c: Component) -> None:
+    """Print one position so that a reader with a pocket calculator gets the same numbers."""
+    p = c.position
+    debt = p.side == "debt"
+    held = c.symbol if p.asset == p.unit else f"{c.symbol} worth {c.unit_symbol}"
+    amount, free = format_amount(p.amount, c.decimals), format_amount(p.amount - p.pending, c.decimals)
+    out.print(
+        Text.assemble(
+            f"\n{number:>2}  ", (f"{'owes ' if debt else ''}{amount} {held}", "bold"), f"  {chain} {p.venue}",
+            f"  value {format_usd(c.value)}  age {c.age} s  horizon {c.horizon:.0f} s",
+        )
+    )  # fmt: skip
+    for level, price, quantity, cut, weight, counted in (
+        ("IM", c.price_initial, amount if debt else free, c.initial, c.liability_weight_initial, c.counted_initial),
+        ("MM", c.price_high if debt else c.price_low, amount, c.maintenance, c.liability_weight_maintenance,
+         c.counted_maintenance),
+    ):  # fmt: skip
+        if debt:
+            formula = f"{quantity} × {price:.8f} × (1+{cut.market:.8f} market) × {weight:g} weight"
+        else:
+            formula = (
+                f"{quantity} × {price:.8f} × (1−{cut.market:.8f} market)(1−{cut.liquidity:.8f} liquidity)"
+                f"(1−{cut.exit:g} exit)(1−{cut.policy:g} policy)"
+            )
+        out.print(f"    {level}  {formula} = {format_usd(counted)}", soft_wrap=True)
+    out.print(Text(f"    {c.reason}", style="dim"))
 
 
 @accounts_app.callback(invoke_without_command=True)

@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import uvicorn
+from typing import TYPE_CHECKING
 
 from adapters.destinations.evm import EvmRegistryDestination
 from adapters.destinations.solana import SolanaRegistryDestination
@@ -26,8 +25,6 @@ from adapters.solana.native import NativeWallet
 from adapters.solana.reader import SolanaAdapter, SolanaReader
 from adapters.solana.spl_token import SplTokenWallet
 from adapters.solana.vault import CollateralVault as SolanaVault
-from adapters.watermark import SqliteWatermark
-from aggregator.api.app import ApiService, create_app
 from aggregator.config import Settings
 from aggregator.core.pipeline import World
 from aggregator.domain.certificate import EpochRecord
@@ -35,14 +32,18 @@ from aggregator.domain.errors import ConfigError, CrossmarginError, SourceError
 from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, VenueRow
 from aggregator.domain.snapshot import Finding, Reading
 from aggregator.ports import ChainReader, Destination
-from aggregator.service.accounts import AccountBook
-from aggregator.service.attest import Attestor, Rules
 from aggregator.service.bundle import export_bundle, leaf_proof
 from aggregator.service.collect import Observer
-from aggregator.service.cycle import Cycle, Workbench, recomputing
-from aggregator.service.relayer import Relayer
 from aggregator.store.sql import SqlStore
 from proofs.statement import Deployment
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from adapters.watermark import SqliteWatermark
+    from aggregator.service.attest import Attestor
+    from aggregator.service.cycle import Cycle
+    from aggregator.service.relayer import Relayer
 
 
 class SystemClock:
@@ -106,13 +107,14 @@ def key_path(settings: Settings, name: str) -> Path:
 
 
 def store_url(settings: Settings) -> str:
-    """Return the database URL of the embedded store."""
-    return f"sqlite+aiosqlite:///{Path(settings.service.data).resolve() / 'crossmargin.sqlite3'}"
+    """Return the database URL of the embedded store; its folder is made if need be."""
+    folder = Path(settings.service.data).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite+aiosqlite:///{folder / 'crossmargin.sqlite3'}"
 
 
 async def open_store(settings: Settings) -> SqlStore:
     """Open the store, bringing its schema up to date."""
-    Path(settings.service.data).mkdir(parents=True, exist_ok=True)
     return await SqlStore.open(store_url(settings))
 
 
@@ -210,17 +212,26 @@ class Service:
             await self.relayer.stop()
 
 
-class _QuietServer(uvicorn.Server):
-    """uvicorn inside our loop: signals are the CLI's business."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 @asynccontextmanager
 async def build_service(settings: Settings) -> AsyncIterator[Service]:
     """Wire the service; close everything when left."""
+    # Imported here: a command that only reads the store should not wait for servers and workflow engines to load.
+    import uvicorn
+
+    from adapters.watermark import SqliteWatermark
+    from aggregator.api.app import ApiService, create_app
+    from aggregator.service.accounts import AccountBook
+    from aggregator.service.attest import Attestor, Rules
+    from aggregator.service.cycle import Cycle, Workbench, recomputing
+    from aggregator.service.relayer import Relayer
+
+    class QuietServer(uvicorn.Server):
+        """uvicorn inside our loop: signals are the command line's business."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
     clock = SystemClock()
     deployment = deployment_of(settings)
     rules = Rules(
@@ -300,7 +311,7 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
         readiness=readiness,
     )
     host, _, port = settings.service.listen.rpartition(":")
-    server = _QuietServer(
+    server = QuietServer(
         uvicorn.Config(
             create_app(api), host=host, port=int(port), log_level="warning", access_log=False, lifespan="off"
         )

@@ -96,29 +96,43 @@ def pack_multicall(calls: Sequence[Call]) -> str:
     return "".join((_AGGREGATE3, f"{WORD:064x}{len(calls):064x}", *heads, *bodies))
 
 
-def unpack_multicall(returned: str, count: int) -> list[Answer]:
-    """Decode the 0x return of ``aggregate3`` strictly.
+def unpack_multicall(returned: object, count: int) -> list[Answer]:
+    """Decode the 0x return of ``aggregate3`` strictly: what the ABI's one encoding of ``count`` results is, and no more.
 
     Raises:
-        ValueError: anything but exactly ``count`` well-formed results.
+        ValueError: anything else.
     """
     if not isinstance(returned, str) or not returned.startswith("0x"):
         raise ValueError("the return is not 0x hex")
     data = bytes.fromhex(returned[2:])
     size = len(data)
-    read = int.from_bytes
-    if size < 2 * WORD * (1 + count) or read(data[:WORD], "big") != WORD or read(data[WORD : 2 * WORD], "big") != count:
+    if size < WORD * (2 + count) or data[: 2 * WORD] != _word(WORD) + _word(count):
         raise ValueError(f"the return is not {count} results")
     base = 2 * WORD
+    at = base + WORD * count
+    heads: list[bytes] = []
     out: list[Answer] = []
-    append = out.append
-    for head in range(base, base + WORD * count, WORD):
-        at = base + read(data[head : head + WORD], "big")
+    for _ in range(count):
+        heads.append(_word(at - base))
         start = at + 3 * WORD
-        if start > size:
-            raise ValueError("a result lies outside the return")
-        length = read(data[start - WORD : start], "big")
-        if start + length > size:
+        length = int.from_bytes(data[start - WORD : start], "big")
+        end = start + length
+        if end > size:
             raise ValueError("a result is cut short")
-        append(data[start : start + length] if data[at + WORD - 1] and length else None)
+        outcome = data[at : start - WORD]
+        if outcome != _SUCCESS and outcome != _FAILURE:
+            raise ValueError("a result is not (bool, bytes)")
+        out.append(data[start:end] if length and outcome == _SUCCESS else None)
+        at = end + -length % WORD
+        if at != end and any(data[end:at]):
+            raise ValueError("a result is not padded with zeros")
+    if at != size or b"".join(heads) != data[base : base + WORD * count]:
+        raise ValueError("the results are not laid out one after another")
     return out
+
+
+def _word(value: int) -> bytes:
+    return value.to_bytes(WORD, "big")
+
+
+_SUCCESS, _FAILURE = _word(1) + _word(2 * WORD), _word(0) + _word(2 * WORD)

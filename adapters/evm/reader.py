@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -16,12 +17,14 @@ from adapters.evm.chainlink import quotes_flow
 from aggregator.domain.errors import Garbage, SourceError, Unavailable, WrongChain
 from aggregator.domain.price import Quote
 from aggregator.domain.rows import ChainRow, SourceRow
-from aggregator.domain.snapshot import Block, Finding, Position, Reading, Subject
+from aggregator.domain.snapshot import INFORMATIONAL, Block, Finding, Position, Reading, Subject
 
 CALLS_PER_BATCH = 2_500
 HEX_PER_BATCH = 1_400_000  # request bodies are capped at about 2 MB by common nodes
-MAX_STEPS_BACK = 64
 GET_BLOCK_NUMBER = selector("getBlockNumber()")  # Multicall3's own view
+
+_QUANTITY = re.compile("0x[0-9a-f]{1,16}")
+_HASH = re.compile("0x[0-9a-fA-F]{64}")
 
 R = TypeVar("R")
 
@@ -48,19 +51,29 @@ class EvmAdapter(Protocol):
     def flow(self, subjects: Sequence[Subject]) -> Flow: ...
 
 
-def decode_block(chain: str, body: Any) -> Block:
+def _decode_quantity(value: object) -> int:
+    """Decode a JSON-RPC quantity below 2^64; raise ValueError for anything else (``int`` alone would take "-0x1_0")."""
+    if not isinstance(value, str) or not _QUANTITY.fullmatch(value):
+        raise ValueError("quantity")
+    return int(value, 16)
+
+
+def decode_block(chain: str, name: str, body: Any) -> Block:
     """Decode an ``eth_getBlockBy…`` result strictly.
+
+    Args:
+        chain: CAIP-2 id for the block. name: what errors call the chain.
 
     Raises:
         Garbage: a field is missing or malformed.
     """
     try:
-        height, time = int(body["number"], 16), int(body["timestamp"], 16)
+        height, time = _decode_quantity(body["number"]), _decode_quantity(body["timestamp"])
         block_hash, parent = body["hash"], body["parentHash"]
-        if not all(isinstance(h, str) and len(h) == 66 and int(h, 16) >= 0 for h in (block_hash, parent)):
+        if not (_HASH.fullmatch(block_hash) and _HASH.fullmatch(parent)):
             raise ValueError("hash")
     except (KeyError, TypeError, ValueError):
-        raise Garbage(chain, "a block without well-formed number, timestamp, hash and parentHash") from None
+        raise Garbage(name, "a block without well-formed number, timestamp, hash and parentHash") from None
     return Block(chain, height, block_hash.lower(), parent.lower(), time)
 
 
@@ -84,8 +97,8 @@ class EvmReader:
         name, want = self._row.name, self._row.id.removeprefix("eip155:")
         answer = await self._endpoint.call("eth_chainId", [])
         try:
-            got = str(int(answer, 16))
-        except (TypeError, ValueError):
+            got = str(_decode_quantity(answer))
+        except ValueError:
             raise Garbage(name, "eth_chainId is not a number") from None
         if got != want:
             raise WrongChain(name, f"the node answers for chain id {got}, configured is {want}")
@@ -95,34 +108,38 @@ class EvmReader:
         self._identified = True
 
     async def _block(self, height: int | str) -> Block:
-        tag = hex(height) if isinstance(height, int) else height
+        tag, name = hex(height) if isinstance(height, int) else height, self._row.name
         body = await self._endpoint.call("eth_getBlockByNumber", [tag, False])
         if body is None:
-            raise Unavailable(self._row.name, f"the node does not have block {tag}")
-        block = decode_block(self._row.id, body)
+            raise Unavailable(name, f"the node does not have block {tag}")
+        block = decode_block(self._row.id, name, body)
         if isinstance(height, int) and block.height != height:
-            raise Garbage(self._row.name, f"asked for block {height}, answered block {block.height}")
+            raise Garbage(name, f"asked for block {height}, answered block {block.height}")
         return block
 
     async def pin(self, cut_time: int) -> Block:
-        """Return the last final block with timestamp ≤ ``cut_time`` (protocol.md, the Cut rule)."""
+        """Return the last final block with timestamp ≤ ``cut_time`` (protocol.md, the Cut rule).
+
+        Raises:
+            Unavailable: the chain's first block is already later.
+        """
         if not self._identified:
             await self.verify_identity()
         head = await self._block("latest")
         block = await self._block(max(0, head.height - self._row.finality_depth))
-        final = block.height
-        for _ in range(MAX_STEPS_BACK):
-            if block.time <= cut_time:
-                break
-            step = max(1, math.floor((block.time - cut_time) / self._row.block_seconds))
+        step, later = max(1, math.floor((block.time - cut_time) / self._row.block_seconds)), block.height + 1
+        while block.time > cut_time:
+            if block.height == 0:
+                raise Unavailable(self._row.name, f"the chain has no block at or before {cut_time}")
+            later = block.height
             block = await self._block(max(0, block.height - step))
-        else:
-            raise Unavailable(self._row.name, f"no final block at or before {cut_time} within {MAX_STEPS_BACK} steps")
-        while block.height < final:  # the steps may have gone too far back
-            after = await self._block(block.height + 1)
-            if after.time > cut_time:
-                break
-            block = after
+            step *= 2
+        while later - block.height > 1:  # the steps may have gone too far back
+            middle = await self._block((block.height + later) // 2)
+            if middle.time <= cut_time:
+                block = middle
+            else:
+                later = middle.height
         return block
 
     async def _aggregate(self, block: Block, calls: Sequence[Call]) -> list[Answer]:
@@ -203,7 +220,7 @@ class EvmReader:
             asked = [s for s in nobody if (s.address is None) == (adapter.keyed_by == "account")]
             try:
                 ((_, found),) = await self._drive(block, [adapter.flow(asked)])
-                bad = [f for f in found if f.code != "venue-health"]
+                bad = [f for f in found if f.code not in INFORMATIONAL]
                 findings.append(
                     Finding(
                         "failed" if bad else "ok", f"{row.name} {adapter.name}", bad[0].detail if bad else "readable"

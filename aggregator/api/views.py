@@ -6,8 +6,9 @@ Every amount is a string (JavaScript rounds integers beyond 2**53): ``exact`` as
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -583,12 +584,15 @@ def build_chain_state(service: ApiService, row: ChainRow, record: EpochRecord | 
     """Build one configured chain's state in the newest epoch, ``record``; missing where it says nothing."""
     seen = next((view for view in record.chains if view.chain == row.id), None) if record else None
     leg = build_leg(service, seen or ChainView(row.id, "missing", "no epoch has read it yet"))
-    now = math.floor(service.clock.now())
+    age = max(0, math.floor(service.clock.now()) - leg.block.time) if leg.block else None
+    if leg.status == "ok" and age is not None and age > row.max_age:
+        # It was in time for that epoch; none has been made since.
+        leg = leg.model_copy(update={"status": "stale", "cause": "no newer epoch has read it"})
     return ChainStateView(
         **leg.model_dump(),
         family=row.family,
         max_age=row.max_age,
-        age_now=max(0, now - leg.block.time) if leg.block else None,
+        age_now=age,
         epoch=record.header.epoch if record else None,
     )
 
@@ -745,6 +749,13 @@ def build_asset(service: ApiService, row: AssetRow) -> AssetView:
         **row.model_dump(include={"id", "symbol", "kind", "decimals", "feed", "policy", "underlying"}),
         sources=[source.name for source in service.sources if source.feed == row.feed],
     )
+
+
+def build_band(band: Mapping[str, Any]) -> PriceBandView:
+    """Build from one entry of ``bands`` in an epoch's risk text, whose bounds are numbers or decimal text."""
+    bounds = {name: _decimal(float(band[name])) for name in ("low", "mid", "high")}
+    rest = {name: band[name] for name in ("feed", "known", "opens_risk", "present", "configured", "detail")}
+    return PriceBandView(**bounds, **rest)
 
 
 def build_deployment(service: ApiService) -> DeploymentView:

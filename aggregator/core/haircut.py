@@ -115,8 +115,15 @@ def liquidity_haircut(notional: Floats, coefficient: Floats | float) -> Floats:
         notional: USD, non-negative.
         coefficient: from :func:`liquidity_coefficient`.
     """
-    x: Floats = np.minimum(coefficient * np.sqrt(notional), LARGEST_IMPACT)
-    return x / (1 + x)
+    return 1 - 1 / liquidity_divisor(np.sqrt(notional), coefficient)
+
+
+def liquidity_divisor(root: Floats, coefficient: Floats | float) -> Floats:
+    """Compute ``1 + x``, by which liquidity divides a value, from the square root of the notional."""
+    x: Floats = root * coefficient
+    np.minimum(x, LARGEST_IMPACT, out=x)
+    x += 1  # in place: this runs once per end, level and destination over all groups
+    return x
 
 
 def liquidity_coefficient(daily_volume: float, impact: float, sigma: float) -> float:
@@ -244,7 +251,8 @@ def _tail_mean(mass: Floats, shift: Floats, spread: Floats, tail: Floats, *, upp
             guess = np.where(bisect, (low + high) / 2, guess)
             previous = np.abs(guess - y)
             y = guess
-            if np.all(previous <= tolerance):
+            # A short step alone proves nothing: it may only cross a narrow, steep node among wide ones.
+            if np.all((high - low <= tolerance) | ((previous <= tolerance) & (np.abs(gap) <= 1e-9 * tail))):
                 break
         z = (y[:, None] - shift) / scale
         inside = (mass * ndtr(sign * (z + scale / 2))).sum(axis=1)

@@ -299,7 +299,7 @@ class _Explainer:
             for level, amount in ((INITIAL, book.free), (MAINTENANCE, book.amount)):
                 raw = valuation.countable(book, amount, counts) * rates[level][book.kind]
                 groups = valuation.sum_by(book.group, raw, len(book.group_start))
-                thin = valuation.thinness(book, groups, coefficient)
+                thin = 1 - 1 / valuation.liquidity_divisors(book, groups, coefficient)
                 values = np.where(self._muted, 0.0, groups * (1 - thin))
                 share = np.where(self._muted, 0.0, 1.0)
                 if capped.any():

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aggregator.core.haircut import liquidity_haircut
+from aggregator.core.haircut import liquidity_divisor
 from aggregator.domain.book import ASSET, CONSUMER_DEBT, DEBT, Book, Bools, Ints, Kinds
 from aggregator.domain.price import PriceBand
 from aggregator.domain.report import HIGH, INITIAL, LOW, MAINTENANCE, MID, RiskTables
@@ -63,6 +63,11 @@ def unit_rates(kinds: Kinds, tables: RiskTables, assets: Floats, debts: Floats, 
     return rates
 
 
+def sum_by(index: Ints, values: Floats, size: int) -> Floats:
+    """Return Σ values by index, shape (size,)."""
+    return np.bincount(index, values, size).astype(np.float64, copy=False)
+
+
 def group_coefficients(book: Book, liquidity: Floats) -> Floats:
     """Return the liquidity coefficient of each group; debts have none."""
     coefficients: Floats = np.where(book.group_side == ASSET, liquidity[book.group_policy], 0.0)
@@ -73,15 +78,18 @@ def value_groups(book: Book, rate: Floats, quantity: Floats, coefficient: Floats
     """Return what each group counts, USD, shape (G,): Σ quantity·rate, less liquidity on the size of its pool."""
     if not len(book.group_start):
         return np.zeros(0)
-    total: Floats = np.add.reduceat(quantity * rate[book.kind], book.group_start)
-    return total * (1 - thinness(book, total, coefficient)) if coefficient.any() else total
+    value = rate.take(book.kind)
+    value *= quantity
+    total = sum_by(book.group, value, len(book.group_start))
+    total /= liquidity_divisors(book, total, coefficient)
+    return total
 
 
-def thinness(book: Book, total: Floats, coefficient: Floats) -> Floats:
-    """Return h_liq of each group. A pool's size is what it counts after all other haircuts: what is relied on."""
-    alone = len(book.pool_start) == len(total)
-    size = total if alone else np.add.reduceat(total, book.pool_start)[book.pool]
-    return liquidity_haircut(size, coefficient)
+def liquidity_divisors(book: Book, total: Floats, coefficient: Floats) -> Floats:
+    """Return 1/(1 − h_liq) of each group. A pool's size is what counts after all other haircuts: what is relied on."""
+    if book.pools == len(total):
+        return liquidity_divisor(np.sqrt(total), coefficient)
+    return liquidity_divisor(np.sqrt(sum_by(book.pool, total, book.pools)).take(book.pool), coefficient)
 
 
 def mute(book: Book, known: Bools) -> tuple[Bools, Bools]:
@@ -102,11 +110,6 @@ def mute(book: Book, known: Bools) -> tuple[Bools, Bools]:
     muted = accounts[book.group_account] & (nets | (book.group_side == ASSET))
     muted[nets] |= sets[book.group_netting[nets]]
     return muted, accounts
-
-
-def sum_by(index: Ints, values: Floats, size: int) -> Floats:
-    """Return Σ values by index, shape (size,)."""
-    return np.bincount(index, values, size).astype(np.float64, copy=False)
 
 
 class Adder:
@@ -186,7 +189,7 @@ def equity(book: Book, mid: Floats, adder: Adder) -> Floats:
     """
     if not len(book.group_start):
         return np.zeros(len(book.accounts))
-    values = np.add.reduceat(book.amount, book.group_start) * mid[book.group_feed]
+    values = sum_by(book.group, book.amount, len(book.group_start)) * mid[book.group_feed]
     total = adder.add(values)
     worth: Floats = total.assets - total.debts - total.consumer_debts
     return worth

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aggregator.domain.rows import AssetPolicyRow, AssetRow
-from aggregator.domain.snapshot import Account, ChainView, Finding, Position, Snapshot
+from aggregator.domain.snapshot import INFORMATIONAL, Account, ChainView, Finding, Position, Snapshot
 from aggregator.domain.units import Floats
 
 Ints = npt.NDArray[np.int64]
@@ -72,7 +72,7 @@ class Book:
     group_side: Ints
     group_netting: Ints
     pool: Ints  # (G,)
-    pool_start: Ints  # (Q,) first group
+    pools: int  # Q
     set_account: Ints  # (S,)
 
     monitored: Bools  # (A,)
@@ -166,7 +166,7 @@ def assemble(
         group_side=side[first],
         group_netting=netting[first],
         pool=np.cumsum(pools) - 1,
-        pool_start=np.flatnonzero(pools),
+        pools=int(pools.sum()),
         set_account=set_account,
         monitored=monitored,
         home=home,
@@ -352,6 +352,8 @@ def _partial(
     """Mark accounts with something unread: findings on the account or on a chain of theirs, and missing chains."""
     partial = np.zeros(len(number), dtype=np.bool_)
     for finding in snapshot.findings:
+        if finding.code in INFORMATIONAL:
+            continue
         scope = finding.scope.split(" ", 1)[0]
         if scope in number:
             partial[number[scope]] = True

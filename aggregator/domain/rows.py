@@ -107,7 +107,7 @@ class DestinationRow(Row):
 
     chain: str
     kind: Literal["evm-registry", "solana-registry"]
-    address: str  # contract, or program id
+    address: str  # the registry: a contract, or an account of the registry program
     clock_bound: Seconds  # the most its clock may lag behind true time
     payer_key: str  # name of a key file; never shared with an attestor
 

@@ -56,6 +56,10 @@ class Finding(NamedTuple):
     detail: str
 
 
+INFORMATIONAL = frozenset({"venue-health"})
+"""Codes of findings that tell something without making anything unknown."""
+
+
 class Position(NamedTuple):
     """One holding or debt, exact.
 

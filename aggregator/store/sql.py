@@ -186,9 +186,11 @@ class SqlStore:
                 raised = await session.exec(
                     update(BackingTable)
                     .where(col(BackingTable.member) == link.member, col(BackingTable.nonce) < link.nonce)
-                    .values(nonce=link.nonce)
+                    .values(nonce=link.nonce),
+                    execution_options={"synchronize_session": False},
                 )
                 if raised.rowcount != 1:
+                    await session.refresh(backing)
                     raise ConflictError(
                         "nonce",
                         f"{link.nonce} is not above {backing.nonce}, which {link.member} used already",

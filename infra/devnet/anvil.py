@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import http.client
 import json
 import platform
@@ -17,10 +16,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +28,8 @@ from web3.contract import Contract
 from web3.contract.contract import ContractFunction
 from web3.types import TxParams, TxReceipt
 
+from infra.devnet.process import spawn_bound
+
 NODE_MODULES = Path(__file__).resolve().parent / "node_modules"
 HOST = "127.0.0.1"
 MNEMONIC = "test test test test test test test test test test test junk"
@@ -40,7 +39,6 @@ STOP_SECONDS = 5.0
 LOG_NAME = "stderr.log"
 POLL_SECONDS = 0.005
 TRANSACTION_GAS = 12_000_000  # named, so that web3 asks for no estimate
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 _LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see loopback requests
@@ -185,7 +183,8 @@ class Anvil:
             *self.extra_args,
         ]
         try:
-            self._process = _spawn_bound(command, Path(self._folder.name))
+            folder = Path(self._folder.name)
+            self._process = spawn_bound(command, folder / LOG_NAME, cwd=folder)
             atexit.register(self.stop)
             self._wait_until_ready()
         except BaseException:
@@ -284,52 +283,3 @@ class Anvil:
                 return
             time.sleep(0.01)
         raise AnvilError(f"anvil for chain {self.chain_id} on port {self.port} did not answer in {START_SECONDS:.0f} s")
-
-
-def _spawn_bound(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    """Start a process that the kernel ends when this one dies, even by SIGKILL.
-
-    Linux sends the parent-death signal when the *thread* that forked ends (prctl(2)), so a thread of its own starts the
-    process and waits for it: it lives exactly as long. A new session keeps a Ctrl-C of the terminal from the child.
-    """
-    started: list[subprocess.Popen[bytes] | BaseException] = []
-    ready = threading.Event()
-    bind = _build_death_signal()
-
-    def run() -> None:
-        try:
-            with (folder / LOG_NAME).open("wb") as log:
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=log,
-                    cwd=folder,
-                    start_new_session=True,
-                    preexec_fn=bind,  # noqa: PLW1509 - one system call that takes no lock
-                )
-        except BaseException as error:
-            started.append(error)
-            ready.set()
-            return
-        started.append(process)
-        ready.set()
-        process.wait()
-
-    threading.Thread(target=run, name=f"keeper of {Path(command[0]).name}", daemon=True).start()
-    ready.wait()
-    outcome = started[0]
-    if isinstance(outcome, BaseException):
-        raise AnvilError(f"cannot start {command[0]}: {outcome}") from outcome
-    return outcome
-
-
-def _build_death_signal() -> Callable[[], None] | None:
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def bind() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    return bind

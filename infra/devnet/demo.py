@@ -25,6 +25,7 @@ from rich.text import Text
 
 from aggregator.config import load_settings
 from infra.devnet.anvil import AnvilError
+from infra.devnet.process import spawn_bound
 from infra.devnet.traders import TRADERS, Desk, Trader
 from infra.devnet.world import World
 
@@ -258,11 +259,8 @@ def _alive(pid: int) -> bool:
 @contextlib.contextmanager
 def running_service(world: World) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``crossmargin run`` as a process of its own; its log goes to the devnet's folder."""
-    log_path = world.folder / "service.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "aggregator", "run", "--config", str(world.config)], stdout=log, stderr=log
-        )
+    command = [sys.executable, "-m", "aggregator", "run", "--config", str(world.config)]
+    process = spawn_bound(command, world.folder / "service.log")
     try:
         yield process
     finally:
@@ -277,7 +275,10 @@ def running_service(world: World) -> Iterator[subprocess.Popen[bytes]]:
 
 def play(*, once: bool, port: int | None) -> int:
     """Play the demo; return 0, or 1 after saying which check failed."""
-    console = Console(highlight=False)
+    # A shell that puts us in the background has SIGINT ignored; both signals must still stop everything.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console = Console(highlight=False, soft_wrap=True)
     began = time.monotonic()
 
     def tell(text: str) -> None:

@@ -135,6 +135,8 @@ class Desk:
     def deposit_all(self) -> None:
         """Fund every trader and make every deposit."""
         for trader in TRADERS:
+            for chain in self.world.chains:  # Anvil's 10,000 ETH each would drown everything else
+                chain.node.rpc("anvil_setBalance", trader.key.address, hex(3 * WETH // 2))
             for name in ("alpha", "beta"):
                 mine = [d for d in trader.deposits if d[0] == name]
                 kept = [d for d in trader.wallet if d[0] == name]

@@ -148,8 +148,8 @@ def make_path(record: EpochRecord, i: int) -> tuple[bytes, ...]:
 BANDS = [
     {
         "feed": "ETH/USD",
-        "low": "2987.5",
-        "mid": "3000.25",
+        "low": 2987.5,
+        "mid": 3000.25,
         "high": "3011.125",
         "known": True,
         "present": 2,
@@ -384,6 +384,10 @@ async def fill(store: Store) -> None:
     await store.save_posting(Posting(2, CHAIN_S, "failed", "", 0, "payer has 0 lamports", CUT_TIME + 5))
 
 
+async def make_bundle(record: EpochRecord, account: str) -> str:
+    return json.dumps({"epoch": record.header.epoch, "account": account})
+
+
 def make_world(store: Store) -> World:
     """Build a service over a store that ``fill`` filled."""
     clock, reasons = StandingClock(), list[Finding]()
@@ -391,7 +395,7 @@ def make_world(store: Store) -> World:
         store=store,
         accounts=TrustingAccounts(store),
         clock=clock,
-        bundle=lambda record, account: json.dumps({"epoch": record.header.epoch, "account": account}),
+        bundle=make_bundle,
         proof=make_path,
         readiness=lambda: reasons,
         **make_rows(),

@@ -224,6 +224,14 @@ async def test_chains_tell_age_rule_and_cause(client: httpx.AsyncClient) -> None
     assert s["finality"] == "finalized by its validators"
 
 
+async def test_a_chain_that_no_epoch_reads_any_more_goes_stale(client: httpx.AsyncClient, world: World) -> None:
+    world.clock.time = CUT_TIME - 14 + 600.9
+    assert (await client.get("/v1/chains")).json()[0]["status"] == "ok"
+    world.clock.time += 0.1
+    chain = (await client.get("/v1/chains")).json()[0]
+    assert (chain["status"], chain["age_now"], chain["cause"]) == ("stale", 601, "no newer epoch has read it")
+
+
 async def test_prices_come_as_bands(client: httpx.AsyncClient, world: World) -> None:
     prices = await get(client, "/v1/prices")
     eth, usdc = prices["bands"]

@@ -34,7 +34,7 @@ class Site:
         self.server.should_exit = True
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: Playwright keeps an event loop running that other tests would meet
 def browser() -> Iterator[Browser]:
     if _CHROMIUM is None:
         pytest.skip("NO BROWSER: install chromium (apt-get install chromium) to check the pages")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pytest
 from solana.rpc.async_api import AsyncClient
@@ -221,18 +220,14 @@ async def test_a_packet_holds_1232_bytes(client: AsyncClient, payer: Keypair) ->
         await client.send_transaction(make(size + 4, blockhash), OPTIONS)
 
 
-async def test_min_context_slot_is_honoured(server: SvmServer, client: AsyncClient) -> None:
+def test_min_context_slot_is_honoured(server: SvmServer) -> None:
     final = server.call("x_status")["finalized"]
     body = {"encoding": "base64", "commitment": "finalized", "minContextSlot": final}
     assert server.call("getMultipleAccounts", [str(MEMO)], body)["context"]["slot"] == final
-    ahead = {**body, "minContextSlot": final + 1}
-    request = json.dumps(
-        {"jsonrpc": "2.0", "id": 1, "method": "getMultipleAccounts", "params": [[str(MEMO)], ahead]}
-    ).encode()
-    with urlopen(Request(server.url, request, {"content-type": "application/json"})) as response:
-        error = json.load(response)["error"]
-    assert error["code"] == -32016
-    assert error["data"] == {"contextSlot": final}
+    with pytest.raises(SvmServerError, match=r"context slot .* \(-32016\)"):
+        server.call("getMultipleAccounts", [str(MEMO)], {**body, "minContextSlot": final + 1})
+    server.call("x_advance", 1)
+    server.call("getMultipleAccounts", [str(MEMO)], {**body, "minContextSlot": final + 1})
 
 
 async def test_a_hundred_accounts_at_most(client: AsyncClient) -> None:
@@ -391,6 +386,18 @@ def test_the_server_ends_with_its_parent() -> None:
     while _is_running(pid):
         assert time.monotonic() < deadline, f"process {pid} outlived its parent"
         time.sleep(0.05)
+
+
+def test_the_server_outlives_the_thread_that_started_it() -> None:
+    server = SvmServer(slot_ms=0)
+    starter = threading.Thread(target=server.start)
+    starter.start()
+    starter.join()
+    time.sleep(0.2)
+    try:
+        assert server.call("getHealth") == "ok"
+    finally:
+        server.stop()
 
 
 def _is_running(pid: int) -> bool:

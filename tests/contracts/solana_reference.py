@@ -33,6 +33,7 @@ TOKEN_PROGRAM = Pubkey.from_string("TokenkegQfeZyiNwAJbNbGKPFXCWuBvf9Ss623VQ5DA"
 NOW = 1_800_000_000
 CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 PACKET = 1_232
+KEYS_BY_INDEX = [keys.PrivateKey(keccak(b"attestor %d" % i)) for i in range(19)]
 
 HEADER_TYPES = {
     "EIP712Domain": [
@@ -162,17 +163,10 @@ class Statement:
         return replace(self, **changes)
 
 
-def sign(key: keys.PrivateKey, index: int, digest: bytes, high_s: bool = False) -> bytes:
-    """Return the 65-byte wire signature, or its high-s twin, which recovers to the same signer.
-
-    The wire form keeps s in 255 bits, so a twin whose s needs all 256 does not exist; s = order - s > order / 2
-    always fits when its top bit is clear, and the caller searches for such a digest.
-    """
+def sign(key: keys.PrivateKey, index: int, digest: bytes) -> bytes:
+    """Return the 65-byte wire signature; eth_keys gives the low s."""
     signature = key.sign_msg_hash(digest)
-    s, v = signature.s, signature.v
-    if high_s:
-        s, v = CURVE_ORDER - s, 1 - v
-    return bytes([index]) + signature.r.to_bytes(32, "big") + (v << 255 | s).to_bytes(32, "big")
+    return bytes([index]) + signature.r.to_bytes(32, "big") + (signature.v << 255 | signature.s).to_bytes(32, "big")
 
 
 def hash_leaf(fields: Sequence[Any]) -> bytes:

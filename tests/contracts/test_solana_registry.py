@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from eth_keys import keys
 from eth_utils import keccak
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,6 +32,7 @@ from proofs.quorum import IndexedSignature
 from proofs.statement import Deployment, Header
 from tests.contracts.solana_reference import (
     CURVE_ORDER,
+    KEYS_BY_INDEX,
     NOW,
     PROGRAMS,
     Refused,
@@ -44,7 +44,6 @@ from tests.contracts.solana_reference import (
     sign,
 )
 
-KEYS = [keys.PrivateKey(keccak(b"attestor %d" % i)) for i in range(19)]
 DESTINATION = keccak(b"solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp")
 ACCOUNT = keccak(b"an account")
 SYSTEM = Pubkey.from_string("11111111111111111111111111111111")
@@ -54,7 +53,7 @@ ROOT = keccak(b"a root")
 
 
 def make_deployment(n: int = 4, threshold: int = 3, **changes: Any) -> Deployment:
-    members = tuple(key.public_key.to_canonical_address() for key in KEYS[:n])
+    members = tuple(key.public_key.to_canonical_address() for key in KEYS_BY_INDEX[:n])
     base = Deployment(network_class=3, members=members, threshold=threshold, not_after=NOW + 1_000, salt=b"\x5a" * 32)
     return replace(base, **changes)
 
@@ -77,7 +76,7 @@ class RegistryWorld(World):
 
     def signatures(self, statement: Statement, indices: tuple[int, ...] = (0, 1, 2)) -> list[bytes]:
         digest = statement.digest(self.id)
-        return [sign(KEYS[i], i, digest) for i in indices]
+        return [sign(KEYS_BY_INDEX[i], i, digest) for i in indices]
 
     def post(self, statement: Statement, signatures: list[bytes] | None = None) -> int:
         """Post the wire bytes; return the compute units."""
@@ -208,7 +207,7 @@ def init_with(changes: dict[int, bytes], parts: dict[str, Any] | None = None) ->
         (RegistryRefusal.PARAMETER_INVALID, {76: bytes(8)}),
         (RegistryRefusal.PARAMETER_INVALID, {92: bytes(8)}),
         (RegistryRefusal.MEMBER_INVALID, {100: bytes(20)}),
-        (RegistryRefusal.MEMBER_INVALID, {160: KEYS[0].public_key.to_canonical_address()}),
+        (RegistryRefusal.MEMBER_INVALID, {160: KEYS_BY_INDEX[0].public_key.to_canonical_address()}),
         (RegistryRefusal.ADDRESS_WRONG, {12: b"\x5b"}),
         (RegistryRefusal.INSTRUCTION_MALFORMED, {0: b"\x07"}),
     ],
@@ -218,7 +217,7 @@ def test_init_refuses(code: RegistryRefusal, changes: dict[int, bytes]) -> None:
 
 
 def test_init_refuses_three_members_outside_a_devnet() -> None:
-    members = tuple(key.public_key.to_canonical_address() for key in KEYS[:3])
+    members = tuple(key.public_key.to_canonical_address() for key in KEYS_BY_INDEX[:3])
     refuses(
         RegistryRefusal.MEMBER_COUNT_WRONG,
         lambda: init_with({1: b"\x01"}, {"members": members}),
@@ -325,11 +324,13 @@ def test_post_refuses_bad_signatures(world: RegistryWorld) -> None:
     refuses(RegistryRefusal.SIGNATURES_TOO_FEW, lambda: world.post(GOOD, []))
     refuses(RegistryRefusal.SIGNER_ORDER, lambda: world.post(GOOD, [one, three, two]))
     refuses(RegistryRefusal.SIGNER_ORDER, lambda: world.post(GOOD, [one, two, two]))
-    refuses(RegistryRefusal.SIGNER_UNKNOWN, lambda: world.post(GOOD, [one, two, sign(KEYS[4], 4, digest)]))
-    refuses(RegistryRefusal.SIGNATURE_WRONG, lambda: world.post(GOOD, [one, two, sign(KEYS[4], 3, digest)]))
+    refuses(RegistryRefusal.SIGNER_UNKNOWN, lambda: world.post(GOOD, [one, two, sign(KEYS_BY_INDEX[4], 4, digest)]))
+    refuses(RegistryRefusal.SIGNATURE_WRONG, lambda: world.post(GOOD, [one, two, sign(KEYS_BY_INDEX[4], 3, digest)]))
     refuses(RegistryRefusal.SIGNATURE_WRONG, lambda: world.post(GOOD, [one, two, b"\x02" + bytes(64)]))
     # A bad one is refused even when a quorum is there without it.
-    refuses(RegistryRefusal.SIGNATURE_WRONG, lambda: world.post(GOOD, [one, two, three, sign(KEYS[4], 3, digest)]))
+    refuses(
+        RegistryRefusal.SIGNATURE_WRONG, lambda: world.post(GOOD, [one, two, three, sign(KEYS_BY_INDEX[4], 3, digest)])
+    )
 
 
 def test_post_refuses_the_high_s_twin(world: RegistryWorld) -> None:
@@ -344,7 +345,7 @@ def test_post_refuses_the_high_s_twin(world: RegistryWorld) -> None:
 
 def test_a_signature_for_another_deployment_is_worthless(world: RegistryWorld) -> None:
     other = make_deployment(salt=b"\x5b" * 32).deployment_id()
-    forged = [sign(KEYS[i], i, GOOD.digest(other)) for i in range(3)]
+    forged = [sign(KEYS_BY_INDEX[i], i, GOOD.digest(other)) for i in range(3)]
     refuses(RegistryRefusal.SIGNATURE_WRONG, lambda: world.post(GOOD, forged))
 
 

@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 
 from fastapi import APIRouter
-from pydantic import TypeAdapter
 
 from aggregator.api.context import ApiService, Service
 from aggregator.api.views import (
     AssetView,
     ChainStateView,
     DeploymentView,
-    PriceBandView,
     PricesView,
     build_asset,
+    build_band,
     build_chain_state,
     build_deployment,
 )
 
 router = APIRouter(tags=["world"])
-
-_BANDS = TypeAdapter(list[PriceBandView])
 
 
 @router.get("/chains")
@@ -55,13 +52,9 @@ async def build_prices(service: ApiService) -> PricesView:
     if record is None:
         return PricesView(epoch=None, cut_time=None, stale=True, bands=[])
     bands = json.loads(record.preimages.get("risk", "{}")).get("bands", [])
-    for band in bands:
-        for bound in ("low", "mid", "high"):
-            if str(band.get(bound)).lower().lstrip("+-") in ("inf", "infinity", "nan", "none"):
-                band[bound] = None
     return PricesView(
         epoch=record.header.epoch,
         cut_time=record.cut_time,
         stale=service.clock.now() >= record.header.valid_until,
-        bands=_BANDS.validate_python(bands),
+        bands=[build_band(band) for band in bands],
     )

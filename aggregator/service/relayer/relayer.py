@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec, Protocol
 
 import structlog
-from dbos import DBOS, DBOSConfig, SetWorkflowID
-from dbos._serialization import DBOSPortableJSON
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 
 from aggregator.domain.certificate import (
     EpochRecord,
@@ -131,7 +130,7 @@ class Relayer:
             system_database_url=f"sqlite:///{self._path}",
             executor_id=EXECUTOR,
             application_version=VERSION,
-            serializer=DBOSPortableJSON,  # the default pickles: whoever can write the file could run code
+            serializer=DBOSPortableJSONSerializer(),  # the default pickles: whoever can write the file could run code
             log_level="ERROR",
         )
         self._workflow = post
@@ -240,6 +239,9 @@ class Relayer:
         self._running.add(task)
         try:
             outcome = await self._attempts(epoch, chain, lane)
+        except Exception as error:  # a defect: DBOS records and logs it, the posting must not look alive
+            await self._save(epoch, chain, "failed", detail=f"defect: {type(error).__name__}")
+            raise
         finally:
             self._running.discard(task)
             lane.settle(epoch)  # whatever went wrong, the next epoch has its turn
@@ -283,8 +285,8 @@ class Relayer:
                     return await self._end(epoch, chain, "failed", "its certificate expired before it was signed")
                 posting = await lane.destination.sign(certificate)
             except PostingError as error:
-                if again and error.retryable:
-                    return {"state": "keep"}  # the fee cap: what is out may still be mined
+                if again:
+                    return {"state": "keep"}  # at the fee cap, or one attempt was mined just now: `watch` tells
                 if not error.retryable:
                     return await self._resolve(epoch, chain, lane, str(error))
             except SourceError:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import errno
 import json
 import os
-import signal
 import socket
 import sys
 
@@ -19,8 +17,6 @@ from solders.hash import Hash
 
 from infra.devnet.svm.chain import Settings, SvmChain
 from infra.devnet.svm.server import serve
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> int:
@@ -31,10 +27,8 @@ def main() -> int:
     parser.add_argument("--confirmed-depth", type=int, default=1)
     parser.add_argument("--finalized-depth", type=int, default=12)
     parser.add_argument("--genesis", help="base58 genesis hash (default: random)")
-    parser.add_argument("--parent", type=int, help="stop when this process, the parent, ends")
+    parser.add_argument("--follow-stdin", action="store_true", help="stop when stdin closes: its holder has ended")
     arguments = parser.parse_args()
-    if arguments.parent is not None and not _follow(arguments.parent):
-        return 1
     genesis = Hash.from_string(arguments.genesis) if arguments.genesis else Hash(os.urandom(32))
     chain = SvmChain(Settings(arguments.slot_ms, arguments.confirmed_depth, arguments.finalized_depth, genesis))
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -53,15 +47,8 @@ def main() -> int:
         ready = {"url": f"http://127.0.0.1:{port}", "ws_url": f"ws://127.0.0.1:{port}", "genesis": str(chain.genesis)}
         print(json.dumps(ready), flush=True)
 
-    asyncio.run(serve(chain, listener, announce))
+    asyncio.run(serve(chain, listener, announce, sys.stdin.fileno() if arguments.follow_stdin else None))
     return 0
-
-
-def _follow(parent: int) -> bool:
-    """Have the kernel end this process when its parent ends (Linux); False when that has happened already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    return os.getppid() == parent
 
 
 if __name__ == "__main__":

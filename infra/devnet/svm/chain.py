@@ -286,8 +286,8 @@ class SvmChain:
         self.tick()
         if verify_signatures and not all(transaction.verify_with_results()):
             raise Rejected("SignatureFailure")
-        if not any_blockhash and not self.is_usable(transaction.message.recent_blockhash):
-            raise Rejected("BlockhashNotFound")
+        if not any_blockhash:
+            self._verify_admissible(transaction)
         self.svm.with_sigverify(False)  # or an unsigned transaction could not be simulated
         try:
             result = self.svm.simulate_transaction(transaction)
@@ -316,11 +316,10 @@ class SvmChain:
     # ---- inside ----
 
     def _verify_admissible(self, transaction: VersionedTransaction) -> None:
-        self.tick()
-        if str(transaction.signatures[0]) in self.landed:
-            raise Rejected("AlreadyProcessed")
         if not self.is_usable(transaction.message.recent_blockhash):
             raise Rejected("BlockhashNotFound")
+        if str(transaction.signatures[0]) in self.landed:
+            raise Rejected("AlreadyProcessed")
 
     def _execute(self, transaction: VersionedTransaction) -> None:
         self._verify_admissible(transaction)

@@ -57,10 +57,12 @@ class SvmServer:
 
     def start(self) -> SvmServer:
         """Start it and wait until it answers. Raises SvmServerError."""
-        command = [sys.executable, "-m", "infra.devnet.svm", *self._arguments, "--parent", str(os.getpid())]
+        command = [sys.executable, "-m", "infra.devnet.svm", *self._arguments, "--follow-stdin"]
+        # Nothing is ever written to its stdin: the kernel closes it when this process ends, however it ends, and the
+        # child stops. (PR_SET_PDEATHSIG would follow the thread that starts it, which a pool may end at any time.)
         # A session of its own: a terminal's Ctrl-C reaches only the parent, which then stops it in order.
         self._process = subprocess.Popen(
-            command, cwd=_ROOT, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True
+            command, cwd=_ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE, start_new_session=True
         )
         try:
             ready = json.loads(self._read_line(self._process))
@@ -85,8 +87,9 @@ class SvmServer:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if process.stdout:
-            process.stdout.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                pipe.close()
 
     def call(self, method: str, *params: Any) -> Any:
         """Call a JSON-RPC method, e.g. `call("x_advance", 5)`; return its result. Raises SvmServerError."""
@@ -95,7 +98,7 @@ class SvmServer:
         with urlopen(request, timeout=self._timeout) as response:
             answer = json.load(response)
         if "error" in answer:
-            raise SvmServerError(f"{method}: {answer['error']['message']}")
+            raise SvmServerError(f"{method}: {answer['error']['message']} ({answer['error']['code']})")
         return answer["result"]
 
     def __enter__(self) -> SvmServer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
@@ -23,25 +24,37 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 _POLL_SECONDS = 0.05
 
 
-async def serve(chain: SvmChain, listener: socket.socket, announce: Callable[[], None]) -> None:
-    """Serve `chain` on a bound socket until SIGTERM or SIGINT; call `announce` once requests are answered."""
+async def serve(
+    chain: SvmChain, listener: socket.socket, announce: Callable[[], None], lifeline: int | None = None
+) -> None:
+    """Serve `chain` on a bound socket until SIGTERM or SIGINT; call `announce` once requests are answered.
+
+    With `lifeline`, the descriptor of a pipe, the end of the pipe's other side ends the server too.
+    """
     config = uvicorn.Config(
         create_app(chain), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1
     )
-    await _Server(config, announce).serve(sockets=[listener])
+    await _Server(config, announce, lifeline).serve(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, telling when it has started."""
+    """uvicorn, telling when it has started, and ending with its lifeline."""
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None], lifeline: int | None) -> None:
         super().__init__(config)
-        self._announce = announce
+        self._announce, self._lifeline = announce, lifeline
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self._lifeline is not None:
+            asyncio.get_running_loop().add_reader(self._lifeline, self._feel, self._lifeline)
         if self.started:
             self._announce()
+
+    def _feel(self, lifeline: int) -> None:
+        if not os.read(lifeline, 1024):
+            asyncio.get_running_loop().remove_reader(lifeline)
+            self.should_exit = True
 
 
 def create_app(chain: SvmChain) -> Application:

@@ -79,7 +79,7 @@ def test_the_mixture_solver_meets_brute_force() -> None:
 
 
 def test_degenerate_laws() -> None:
-    assert shortfall(0, 0.999) == 0
+    assert shortfall(0, 0.999) == pytest.approx(0, abs=1e-12)
     assert shortfall(86_400, 0.99, sigma=0.0, jumps=()) == 0
     ruin = JumpRow(rate=100, recovery=0.0)
     assert shortfall(86_400, 0.99, jumps=(ruin,)) == 1

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +175,6 @@ async def test_a_certificate_is_signed_sent_and_seen_to_be_final(tmp_path: Path)
 
 
 async def test_uncertified_and_repeated_epochs_are_not_posted(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     async with world(tmp_path) as w:
         epoch = await w.offer(1)
         await w.reaches(epoch, "final")
@@ -270,6 +269,21 @@ async def test_an_expired_blockhash_is_signed_again(tmp_path: Path) -> None:
         assert ledger.effects == [epoch]
 
 
+async def test_an_expired_blockhash_gives_way_to_a_newer_epoch(tmp_path: Path) -> None:
+    ledger = Ledger(mining=False, solana=True)
+    async with world(tmp_path, ledger) as w:
+        first = await w.offer(0)
+        await w.reaches(first, "submitted")
+        second = await w.offer(1)
+        ledger.pool.clear()
+        ledger.expired.add("tx0")
+        await w.reaches(first, "superseded")
+        await w.until(lambda: "tx1" in ledger.pool)
+        ledger.mine()
+        await w.reaches(second, "final")
+        assert ledger.effects == [second]
+
+
 async def test_a_displaced_nonce_is_signed_anew_unless_another_relayer_posted_the_epoch(tmp_path: Path) -> None:
     ledger = Ledger(mining=False)
     async with world(tmp_path, ledger) as w:
@@ -358,6 +372,32 @@ async def test_at_the_fee_cap_it_waits_for_what_is_out(tmp_path: Path) -> None:
         ledger.mine()
         await w.reaches(epoch, "final")
         assert ledger.effects == [epoch]
+
+
+async def test_an_attempt_mined_while_the_next_is_signed_counts_as_ours(tmp_path: Path) -> None:
+    ledger = Ledger(mining=False)
+    async with world(tmp_path, ledger, bump_seconds=0.2) as w:
+        epoch = await w.offer(0)
+        await w.reaches(epoch, "submitted")
+        sign = ledger.sign
+
+        async def sign_too_late(certificate: Certificate) -> SignedPosting:
+            ledger.mine()
+            return await sign(certificate)
+
+        ledger.sign = sign_too_late  # type: ignore[method-assign]
+        await w.reaches(epoch, "final")
+        assert w.records.last(epoch).transaction == "tx0"
+
+
+async def test_a_defect_fails_its_epoch_and_not_the_next(tmp_path: Path) -> None:
+    ledger = Ledger()
+    ledger.fail_sign = [ZeroDivisionError()]
+    async with world(tmp_path, ledger) as w:
+        first = await w.offer(0)
+        await w.reaches(first, "failed")
+        assert w.records.last(first).detail == "defect: ZeroDivisionError"
+        await w.reaches(await w.offer(1), "final")
 
 
 async def test_stopped_in_the_air_it_resumes_without_signing_again(tmp_path: Path) -> None:
