@@ -258,7 +258,7 @@ def _print_margin(settings: Settings, name: str, kind: str, m: AccountMargin, he
     out.print(facts)
     out.print(
         f"equity {format_usd(m.equity)}   free collateral {format_usd(m.free_collateral)}   "
-        f"usable budget {format_usd(0 if stale else home.budget)} USD"
+        f"budget {format_usd(0 if stale else home.budget)} USD (the most that may be drawn at home, in total)"
     )
     if m.flags:
         out.print("flags: " + ", ".join(_flags(m.flags)))
@@ -551,8 +551,10 @@ def _read_file(path: Path) -> str:
         if path.stat().st_size > BUNDLE_LIMIT:
             fail(f"{path} is larger than {BUNDLE_LIMIT} bytes", 2)
         return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"{path} cannot be read: {error}", 2)
+    except OSError as error:
+        fail(f"{path} cannot be read: {error.strerror}", 2)
+    except UnicodeDecodeError:
+        fail(f"{path} is not UTF-8 text", 2)
 
 
 @app.command()

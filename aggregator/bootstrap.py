@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,6 +249,8 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
     observers = [coordinator]
     newest = await store.epoch()
     passphrase = passphrase_of(settings)
+    destinations = {d.chain: build_destination(settings, d) for d in settings.destinations}
+    on_chain = await _highest_on_chain(destinations.values())
     watermarks: list[SqliteWatermark] = []
     attestors: list[Attestor] = []
     for index, name in enumerate(settings.service.attestor_keys):
@@ -267,9 +269,9 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
                 rules=rules,
                 clock=clock,
                 last=newest.certificate if newest else None,
+                chain_highest=on_chain,
             )
         )
-    destinations = {d.chain: build_destination(settings, d) for d in settings.destinations}
     relayer = Relayer(
         store,
         destinations,
@@ -325,6 +327,16 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
         for watermark in watermarks:
             await watermark.close()
         await store.close()
+
+
+async def _highest_on_chain(destinations: Iterable[Destination]) -> int:
+    """Return the highest epoch on any destination that answers; attestors sign only above it."""
+    highest = 0
+    for destination in destinations:
+        with contextlib.suppress(SourceError):  # an unreachable chain adds nothing; the local record still holds
+            latest = await destination.read_latest()
+            highest = max(highest, latest.epoch if latest else 0)
+    return highest
 
 
 async def build_bundle(store: SqlStore, deployment: Deployment, record: EpochRecord, account: str) -> str:

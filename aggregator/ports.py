@@ -19,7 +19,6 @@ from aggregator.domain.certificate import (
     PostingStatus,
     SignedPosting,
 )
-from aggregator.domain.errors import InputError
 from aggregator.domain.price import Quote
 from aggregator.domain.report import AccountMargin, LeafValues
 from aggregator.domain.rows import ChainRow, DestinationRow
@@ -226,10 +225,6 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None: ...
-
-
-class ConflictError(InputError):
-    """Well-formed input that contradicts what is stored: a label taken, an address that backs another account."""
 
 
 class Accounts(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from adapters.evm.abi import Call, Flow, decode_address_list, decode_uint, selector, word_of_address
+from adapters.evm.abi import Flow, decode_address_list, decode_uint, selector, word_of_address
 from adapters.evm.wallet import unreadable
 from aggregator.domain.errors import Garbage
 from aggregator.domain.rows import AssetRow
@@ -42,15 +42,15 @@ class AaveV3:
         """
         if not subjects:
             return (), ()
-        (listed,) = yield [Call(self.pool, RESERVES_LIST)]
+        (listed,) = yield [(self.pool, RESERVES_LIST)]
         reserves = decode_address_list(listed)
         if reserves is None:
             raise Garbage(self.chain, f"aave-v3 pool 0x{self.pool}: getReservesList() failed or is malformed")
         words = [word_of_address(s.address or "") for s in subjects]
         pairs = [(reserve, i) for reserve in reserves for i in range(len(subjects))]
         answers = yield [
-            *(Call(self.provider, USER_RESERVE_DATA + word_of_address(reserve) + words[i]) for reserve, i in pairs),
-            *(Call(self.pool, ACCOUNT_DATA + word) for word in words),
+            *((self.provider, USER_RESERVE_DATA + word_of_address(reserve) + words[i]) for reserve, i in pairs),
+            *((self.pool, ACCOUNT_DATA + word) for word in words),
         ]
         positions: list[Position] = []
         findings: list[Finding] = []

@@ -6,8 +6,8 @@ Multicall3 ``aggregate3((address target,bool allowFailure,bytes callData)[])`` r
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Generator, Sequence
-from typing import NamedTuple
 
 from aggregator.domain.snapshot import Finding, Position
 from proofs.hashing import keccak256
@@ -15,12 +15,11 @@ from proofs.hashing import keccak256
 WORD = 32
 
 
-class Call(NamedTuple):
-    """One view call: ``target`` is 40 lower-case hex digits, ``data`` hex text, both without 0x."""
+Call = tuple[str, str]
+"""One view call: its target (40 hex digits) and its calldata, both as hex text without 0x.
 
-    target: str
-    data: str
-
+Plain tuples, because a reading makes tens of thousands of them.
+"""
 
 Answer = bytes | None
 """Return data of one call; None when the call reverted or returned nothing at all (no code there)."""
@@ -36,7 +35,7 @@ def selector(signature: str) -> str:
 
 def word_of_address(address: str) -> str:
     """Return an address (with or without 0x) as one ABI word in hex."""
-    return address.removeprefix("0x").lower().rjust(64, "0")
+    return address[-40:].rjust(64, "0")
 
 
 def word_of_hex(value: str) -> str:
@@ -70,34 +69,41 @@ def decode_address_list(answer: Answer) -> tuple[str, ...] | None:
 
 
 _AGGREGATE3 = "0x82ad56cb"  # selector of aggregate3
-_ALLOW_FAILURE = f"{1:064x}"
-_DATA_OFFSET = f"{0x60:064x}"
+
+
+def _word(value: int) -> bytes:
+    return value.to_bytes(WORD, "big")
+
+
+def _words(values: Sequence[int]) -> bytes:
+    """Return small integers as consecutive ABI words."""
+    return struct.pack(">" + "24xQ" * len(values), *values)
+
+
+_SUCCESS, _FAILURE = _word(1) + _word(2 * WORD), _word(0) + _word(2 * WORD)
+_SUCCESS_OF_ONE_WORD = _SUCCESS + _word(WORD)
 
 
 def pack_multicall(calls: Sequence[Call]) -> str:
     """Return 0x calldata of ``aggregate3`` for ``calls``, every one allowed to fail."""
-    heads: list[str] = []
+    heads: list[int] = []
     bodies: list[str] = []
     at = WORD * len(calls)
-    tails: dict[int, tuple[str, str, int]] = {}  # data length in hex digits -> (length word, padding, encoded size)
-    targets: dict[str, str] = {}
-    for target, data in calls:
-        digits = len(data)
-        if digits not in tails:
-            padding = -digits % 64
-            tails[digits] = (f"{digits // 2:064x}", "0" * padding, 4 * WORD + (digits + padding) // 2)
-        length, padding_text, size = tails[digits]
-        prefix = targets.get(target)
-        if prefix is None:
-            prefix = targets[target] = target.rjust(64, "0") + _ALLOW_FAILURE + _DATA_OFFSET
-        heads.append(f"{at:064x}")
-        bodies.append(prefix + length + data + padding_text)
+    target, digits, before, after, size = "", -1, "", "", 0
+    for called, data in calls:
+        if called != target or len(data) != digits:  # calls of one adapter look alike, so this is rare
+            target, digits = called, len(data)
+            before = f"{target:0>64}{1:064x}{3 * WORD:064x}{digits // 2:064x}"
+            after = "0" * (-digits % (2 * WORD))
+            size = (len(before) + digits + len(after)) // 2
+        heads.append(at)
+        bodies.append(f"{before}{data}{after}")
         at += size
-    return "".join((_AGGREGATE3, f"{WORD:064x}{len(calls):064x}", *heads, *bodies))
+    return "".join((_AGGREGATE3, _words((WORD, len(calls), *heads)).hex(), *bodies))
 
 
 def unpack_multicall(returned: object, count: int) -> list[Answer]:
-    """Decode the 0x return of ``aggregate3`` strictly: what the ABI's one encoding of ``count`` results is, and no more.
+    """Decode the 0x return of ``aggregate3`` strictly: only the ABI's one encoding of ``count`` results will do.
 
     Raises:
         ValueError: anything else.
@@ -105,34 +111,34 @@ def unpack_multicall(returned: object, count: int) -> list[Answer]:
     if not isinstance(returned, str) or not returned.startswith("0x"):
         raise ValueError("the return is not 0x hex")
     data = bytes.fromhex(returned[2:])
-    size = len(data)
-    if size < WORD * (2 + count) or data[: 2 * WORD] != _word(WORD) + _word(count):
-        raise ValueError(f"the return is not {count} results")
-    base = 2 * WORD
+    base, size = 2 * WORD, len(data)
     at = base + WORD * count
-    heads: list[bytes] = []
+    if size < at or data[:base] != _words((WORD, count)):
+        raise ValueError(f"the return is not {count} results")
+    if size == at + 4 * WORD * count:  # nearly always every result is one word
+        results = list(struct.iter_unpack("96s32s", data[at:]))
+        if {before for before, _ in results} <= {_SUCCESS_OF_ONE_WORD}:
+            if data[base:at] != _words(range(at - base, size - base, 4 * WORD)):
+                raise ValueError(_NOT_IN_ORDER)
+            return [word for _, word in results]
+    heads: list[int] = []
     out: list[Answer] = []
     for _ in range(count):
-        heads.append(_word(at - base))
+        heads.append(at - base)
         start = at + 3 * WORD
-        length = int.from_bytes(data[start - WORD : start], "big")
-        end = start + length
+        end = start + int.from_bytes(data[start - WORD : start], "big")
         if end > size:
             raise ValueError("a result is cut short")
         outcome = data[at : start - WORD]
-        if outcome != _SUCCESS and outcome != _FAILURE:
+        if outcome not in (_SUCCESS, _FAILURE):
             raise ValueError("a result is not (bool, bytes)")
-        out.append(data[start:end] if length and outcome == _SUCCESS else None)
-        at = end + -length % WORD
-        if at != end and any(data[end:at]):
+        out.append(data[start:end] if end > start and outcome == _SUCCESS else None)
+        at = end + (start - end) % WORD
+        if any(data[end:at]):
             raise ValueError("a result is not padded with zeros")
-    if at != size or b"".join(heads) != data[base : base + WORD * count]:
-        raise ValueError("the results are not laid out one after another")
+    if at != size or data[base : base + WORD * count] != _words(heads):
+        raise ValueError(_NOT_IN_ORDER)
     return out
 
 
-def _word(value: int) -> bytes:
-    return value.to_bytes(WORD, "big")
-
-
-_SUCCESS, _FAILURE = _word(1) + _word(2 * WORD), _word(0) + _word(2 * WORD)
+_NOT_IN_ORDER = "the results are not laid out one after another"

@@ -19,7 +19,7 @@ DECIMALS = selector("decimals()")
 def quotes_flow(rows: Sequence[SourceRow]) -> Generator[Sequence[Call], Sequence[Answer], tuple[Quote, ...]]:
     """Yield two calls per feed; return the quotes that are well formed. A feed that fails is absent."""
     targets = [row.id.rpartition(":")[2].removeprefix("0x").lower() for row in rows]
-    answers = yield [Call(t, data) for t in targets for data in (LATEST_ROUND_DATA, DECIMALS)]
+    answers = yield [(t, data) for t in targets for data in (LATEST_ROUND_DATA, DECIMALS)]
     quotes: list[Quote] = []
     for i, row in enumerate(rows):
         answer, updated = decode_uint(answers[2 * i], 1), decode_uint(answers[2 * i], 3)

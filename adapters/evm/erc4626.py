@@ -37,7 +37,7 @@ def convert(
     shares = [(i, row, amount) for i, (row, amount) in enumerate(holdings) if row.kind == "erc4626" and amount]
     answers: Sequence[Answer] = ()
     if shares:
-        answers = yield [Call(contract_of(row.id), f"{CONVERT_TO_ASSETS}{amount:064x}") for _, row, amount in shares]
+        answers = yield [(contract_of(row.id), f"{CONVERT_TO_ASSETS}{amount:064x}") for _, row, amount in shares]
     out: list[tuple[str, int | None]] = [(row.underlying or row.id, amount) for row, amount in holdings]
     for (i, row, amount), answer in zip(shares, answers, strict=True):
         worth = decode_uint(answer)

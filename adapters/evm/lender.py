@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from adapters.evm.abi import Call, Flow, decode_address, decode_uint, selector, word_of_hex
+from adapters.evm.abi import Flow, decode_address, decode_uint, selector, word_of_hex
 from aggregator.domain.errors import Garbage
 from aggregator.domain.rows import AssetRow
 from aggregator.domain.snapshot import Finding, Position, Subject
@@ -33,8 +33,8 @@ class Lender:
             Garbage: the lender's token is not a configured asset: its debts cannot be left out of the account.
         """
         token_answer, *answers = yield [
-            Call(self.target, TOKEN),
-            *(Call(self.target, DEBT_OF + word_of_hex(s.account)) for s in subjects),
+            (self.target, TOKEN),
+            *((self.target, DEBT_OF + word_of_hex(s.account)) for s in subjects),
         ]
         token = decode_address(token_answer)
         asset = f"{self.chain}/erc20:{token}"

@@ -10,6 +10,7 @@ import asyncio
 import math
 import re
 from collections.abc import Generator, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
 from adapters.evm.abi import Answer, Call, Flow, Result, pack_multicall, selector, unpack_multicall
@@ -58,11 +59,11 @@ def _decode_quantity(value: object) -> int:
     return int(value, 16)
 
 
-def decode_block(chain: str, name: str, body: Any) -> Block:
+def decode_block(caip2: str, name: str, body: Any) -> Block:
     """Decode an ``eth_getBlockBy…`` result strictly.
 
     Args:
-        chain: CAIP-2 id for the block. name: what errors call the chain.
+        caip2: id for the block. name: what errors call the chain.
 
     Raises:
         Garbage: a field is missing or malformed.
@@ -74,7 +75,7 @@ def decode_block(chain: str, name: str, body: Any) -> Block:
             raise ValueError("hash")
     except (KeyError, TypeError, ValueError):
         raise Garbage(name, "a block without well-formed number, timestamp, hash and parentHash") from None
-    return Block(chain, height, block_hash.lower(), parent.lower(), time)
+    return Block(caip2, height, block_hash.lower(), parent.lower(), time)
 
 
 class EvmReader:
@@ -143,7 +144,7 @@ class EvmReader:
         return block
 
     async def _aggregate(self, block: Block, calls: Sequence[Call]) -> list[Answer]:
-        anchored = [Call(self._row.multicall.removeprefix("0x").lower(), GET_BLOCK_NUMBER), *calls]
+        anchored = [(self._row.multicall.removeprefix("0x").lower(), GET_BLOCK_NUMBER), *calls]
         returned = await self._endpoint.call(
             "eth_call",
             [
@@ -162,10 +163,9 @@ class EvmReader:
     async def _run(self, block: Block, batches: Sequence[Sequence[Call]]) -> list[list[Answer]]:
         """Run several batches as few multicalls as fit; answers are cut back into the batches' shapes."""
         flat = [call for batch in batches for call in batch]
-        chunks = list(_chunks(flat))
-        answered = await asyncio.gather(*(self._aggregate(block, chunk) for chunk in chunks))
-        answers = iter(a for chunk in answered for a in chunk)
-        return [[next(answers) for _ in batch] for batch in batches]
+        answered = await asyncio.gather(*(self._aggregate(block, chunk) for chunk in _chunks(flat)))
+        answers = chain.from_iterable(answered)
+        return [list(islice(answers, len(batch))) for batch in batches]
 
     async def _drive(self, block: Block, flows: Sequence[Generator[Sequence[Call], Sequence[Answer], R]]) -> list[R]:
         """Drive generators in lockstep until all have returned."""
@@ -249,10 +249,10 @@ class EvmReader:
 def _chunks(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
     """Cut calls into batches that keep below the count and size limits."""
     start = size = 0
-    for i, call in enumerate(calls):
-        size += len(call.data) + 5 * 64
+    for i, (_, data) in enumerate(calls):
+        size += len(data) + 5 * 64
         if i - start >= CALLS_PER_BATCH or size > HEX_PER_BATCH:
             yield calls[start:i]
-            start, size = i, len(call.data) + 5 * 64
+            start, size = i, len(data) + 5 * 64
     if start < len(calls):
         yield calls[start:]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from adapters.evm.abi import Call, Flow, decode_uint, selector, word_of_address, word_of_hex
+from adapters.evm.abi import Flow, decode_uint, selector, word_of_address, word_of_hex
 from adapters.evm.erc4626 import contract_of, convert
 from adapters.evm.wallet import unreadable
 from aggregator.domain.rows import AssetRow
@@ -33,9 +33,9 @@ class Vault:
         """Yield the delay and one call per (token, account), then the conversions of receipts; return positions."""
         pairs = [(row, s) for row in self.rows for s in subjects]
         answers = yield [
-            Call(self.target, DELAY),
+            (self.target, DELAY),
             *(
-                Call(self.target, POSITION + word_of_hex(s.account) + word_of_address(contract_of(row.id)))
+                (self.target, POSITION + word_of_hex(s.account) + word_of_address(contract_of(row.id)))
                 for row, s in pairs
             ),
         ]

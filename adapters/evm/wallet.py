@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from adapters.evm.abi import Call, Flow, selector, word_of_address
+from adapters.evm.abi import WORD, Call, Flow, selector, word_of_address
 from adapters.evm.erc4626 import contract_of, convert
 from aggregator.domain.rows import AssetRow
 from aggregator.domain.snapshot import Finding, Position, Subject
 
 BALANCE_OF = selector("balanceOf(address)")
+NOTHING = bytes(WORD)
 GET_ETH_BALANCE = selector("getEthBalance(address)")  # Multicall3's own view
 
 
@@ -33,40 +34,35 @@ class Wallet:
         words = [word_of_address(s.address or "") for s in subjects]
         calls: list[Call] = []
         for row in self.rows:
-            target, ask = (
-                (self.multicall, GET_ETH_BALANCE) if row.kind == "native" else (contract_of(row.id), BALANCE_OF)
-            )
-            calls += [Call(target, ask + word) for word in words]
-        answers = yield calls
-        findings: list[Finding] = []
-        held: list[tuple[Subject, AssetRow, int]] = []
-        at = 0
-        for row in self.rows:
-            for subject in subjects:
-                answer = answers[at]
-                at += 1
-                if answer is None or len(answer) != 32:
-                    findings.append(unreadable(row.id, subject, "the balance call failed"))
-                elif amount := int.from_bytes(answer, "big"):
-                    held.append((subject, row, amount))
-        units = yield from convert([(row, amount) for _, row, amount in held], self.assets)
+            native = row.kind == "native"
+            target, ask = (self.multicall, GET_ETH_BALANCE) if native else (contract_of(row.id), BALANCE_OF)
+            calls += [(target, ask + word) for word in words]
+        answers = iter((yield calls))
         positions: list[Position] = []
-        for (subject, row, quantity), (unit, amount_of_unit) in zip(held, units, strict=True):
-            if amount_of_unit is None:
+        findings: list[Finding] = []
+        shares: list[tuple[Subject, AssetRow, int]] = []
+        chain, venue = self.chain, self.name
+        for row in self.rows:
+            asset, is_share = row.id, row.kind == "erc4626"
+            for subject, answer in zip(subjects, answers, strict=False):
+                if answer is None or len(answer) != WORD:
+                    findings.append(unreadable(asset, subject, "the balance call failed"))
+                elif answer != NOTHING:
+                    amount = int.from_bytes(answer, "big")
+                    if is_share:
+                        shares.append((subject, row, amount))
+                        continue
+                    account, address = subject
+                    positions.append(
+                        Position(account, chain, venue, asset, amount, asset, amount, address=address or "")
+                    )
+        units = yield from convert([(row, amount) for _, row, amount in shares], self.assets)
+        for (subject, row, quantity), (unit, worth) in zip(shares, units, strict=True):
+            if worth is None:
                 findings.append(unreadable(row.id, subject, "the share conversion failed"))
                 continue
-            positions.append(
-                Position(
-                    subject.account,
-                    self.chain,
-                    self.name,
-                    row.id,
-                    quantity,
-                    unit,
-                    amount_of_unit,
-                    address=subject.address or "",
-                )
-            )
+            account, address = subject
+            positions.append(Position(account, chain, venue, row.id, quantity, unit, worth, address=address or ""))
         return tuple(positions), tuple(findings)
 
 

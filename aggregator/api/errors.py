@@ -11,8 +11,14 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from aggregator.api.web import render
-from aggregator.domain.errors import CrossmarginError, InputError, RefusedError, SourceError, UnknownError
-from aggregator.ports import ConflictError
+from aggregator.domain.errors import (
+    ConflictError,
+    CrossmarginError,
+    InputError,
+    RefusedError,
+    SourceError,
+    UnknownError,
+)
 
 _RESOURCES = ("account", "epoch", "destination", "statement")  # what a path or query names; unknown ones are 404
 

@@ -5,6 +5,7 @@
     CrossmarginError
     ├── InputError               somebody gave us something unusable (names the field and the remedy)
     │   ├── ConfigError          ... in a configuration file (names file, key and an example)
+    │   ├── ConflictError        ... well formed, but it contradicts what is stored
     │   └── UnknownError         ... a chain, asset, account or epoch that is not configured or stored
     ├── SourceError              the world did not answer well (scoped to one chain or one price source)
     │   ├── Unreachable          down, slow or refusing; retryable
@@ -55,6 +56,10 @@ class UnknownError(InputError):
     def __init__(self, field: str, value: str, known: str = "") -> None:
         self.value = value
         super().__init__(field, f"{value!r} is not known", known)
+
+
+class ConflictError(InputError):
+    """Well-formed input that contradicts what is stored: a label taken, an address that backs another account."""
 
 
 class SourceError(CrossmarginError):

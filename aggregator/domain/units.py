@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 USD_DECIMALS = 8
-USD = 10**USD_DECIMALS
+USD: int = 10**USD_DECIMALS
 UINT128_MAX = 2**128 - 1
 UINT256_MAX = 2**256 - 1
-SAFETY = 2.0**-40
+SAFETY: float = 2.0**-40
 SECONDS_PER_YEAR = 365 * 86_400
 
 Floats = npt.NDArray[np.float64]
@@ -37,9 +37,10 @@ def usd_up(value: float) -> int:
 
 def format_usd(amount: int, places: int = 2) -> str:
     """Render 1e-8 USD for people, e.g. ``1,234.57``; rounds half away from zero at ``places``."""
-    scale = 10 ** (USD_DECIMALS - places)
+    scale: int = 10 ** (USD_DECIMALS - places)
     magnitude = (abs(amount) + scale // 2) // scale
-    whole, part = divmod(magnitude, 10**places)
+    unit: int = 10**places
+    whole, part = divmod(magnitude, unit)
     sign = "-" if amount < 0 and magnitude else ""
     return f"{sign}{whole:,}" + (f".{part:0{places}d}" if places else "")
 

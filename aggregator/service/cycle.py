@@ -298,7 +298,7 @@ class Cycle:
             attestations=quorum.attestations,
             refusals=quorum.refusals,
             chains=mine.snapshot.chains,
-            findings=(*mine.snapshot.findings, *mine.report.findings),
+            findings=mine.report.findings,  # the snapshot's are among them
             margins=tuple(explain(mine.report, i, self._workbench.world) for i in range(len(accounts))),
             leaves=mine.leaves,
             preimages=dict(mine.preimages),

@@ -30,10 +30,9 @@ from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from aggregator.domain.certificate import Attestation, EpochRecord, EpochSummary, LinkRecord, Posting, PostingState
-from aggregator.domain.errors import InputError, RefusedError, UnknownError
+from aggregator.domain.errors import ConflictError, InputError, RefusedError, UnknownError
 from aggregator.domain.report import AccountMargin, LeafValues
 from aggregator.domain.snapshot import Account, ChainView, Finding, Reading
-from aggregator.ports import ConflictError
 from aggregator.store.tables import (
     AccountTable,
     BackingTable,

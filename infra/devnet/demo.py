@@ -27,7 +27,7 @@ from aggregator.config import load_settings
 from infra.devnet.anvil import AnvilError
 from infra.devnet.process import spawn_bound
 from infra.devnet.traders import TRADERS, Desk, Trader
-from infra.devnet.world import World
+from infra.devnet.world import MEMBERS, World
 
 T = TypeVar("T")
 POINTER = Path(".run/devnet.toml")  # where the command line finds a running demo's configuration
@@ -397,15 +397,19 @@ def _picture(stage: Stage, events: list[str]) -> Group:
             Text(", ".join(m["flags"]), style="yellow"),
         )
     chains = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("chain", "state", "age", "finality", "cause"):
+    for name in ("chain", "state", "age", "finality", "holds", "cause"):
         chains.add_column(name)
+    holds: dict[str, int] = {}
+    for p in stage.desk.get("/v1/postings"):
+        if p["state"] in ("confirmed", "final"):
+            holds[p["destination"]] = max(p["epoch"], holds.get(p["destination"], 0))
     for c in stage.desk.get("/v1/chains"):
         age = "" if c["age"] is None else f"{c['age']} s"
         style = STATUS_STYLES.get(c["status"], "bold red")
-        chains.add_row(c["name"], Text(c["status"], style=style), age, c["finality"], c["cause"])
+        held = f"epoch {holds[c['chain']]}" if c["chain"] in holds else "nothing yet"
+        chains.add_row(c["name"], Text(c["status"], style=style), age, c["finality"], held, c["cause"])
     latest = stage.desk.get("/v1/epochs/latest")
-    postings = ", ".join(f"{p['destination'].rpartition(':')[2][:6]} {p['state']}" for p in latest["postings"])
-    head = f"epoch {latest['header']['epoch']}  signed by {len(latest['signatures'])} of 4  {postings}"
+    head = f"epoch {latest['header']['epoch']}  signed by {len(latest['signatures'])} of {MEMBERS}"
     log = Text("\n".join(events[-8:]))
     return Group(
         Text(f"crossmargin devnet   page {stage.world.url}/   docs {stage.world.url}/docs   Ctrl-C stops everything"),

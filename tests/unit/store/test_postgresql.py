@@ -14,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from aggregator.domain.certificate import LinkRecord
-from aggregator.ports import ConflictError
+from aggregator.domain.errors import ConflictError
 from aggregator.store import SqlStore
 from aggregator.store.tables import Table
 from tests.api.synthetic_epochs import CHAIN_A, account_id, fill, make_reading, make_records

@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, event
 
 from aggregator.domain.certificate import LinkRecord, Posting
-from aggregator.domain.errors import InputError, RefusedError, UnknownError
+from aggregator.domain.errors import ConflictError, InputError, RefusedError, UnknownError
 from aggregator.domain.report import Flag, Haircuts
-from aggregator.ports import ConflictError
 from aggregator.store import SqlStore
 from aggregator.store.tables import U256, Table
 from tests.api.synthetic_epochs import (

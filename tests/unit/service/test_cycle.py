@@ -1,0 +1,351 @@
+"""Epochs over simulated chains that mine, fork, lie, go dark and halt."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from aggregator.core.reconcile import reconcile
+from aggregator.domain.certificate import EpochRecord
+from aggregator.domain.errors import InputError, RefusedError
+from aggregator.domain.report import AccountMargin, Flag, LeafValues
+from aggregator.domain.snapshot import Account, ChainView, Cut
+from aggregator.service.cycle import CUT_SLACK_BLOCKS
+from tests.worlds.chains import inflated, unreadable
+from tests.worlds.documents import ALPHA, BETA, BETA_USDC, EPOCH_SECONDS, SOL, WETH
+from tests.worlds.world import ETHER, FIRST_EPOCH, SimulatedWorld, vault
+
+MAX_AGE = 14
+
+
+def margin_of(record: EpochRecord, account: Account) -> AccountMargin:
+    return next(m for m in record.margins if m.account == account.id)
+
+
+def view_of(record: EpochRecord, chain: str) -> ChainView:
+    return next(v for v in record.chains if v.chain == chain)
+
+
+def leaves_of(record: EpochRecord, account: Account) -> list[LeafValues]:
+    return [leaf for leaf in record.leaves if leaf.account == account.id]
+
+
+async def test_an_epoch_is_certified_by_all_stored_and_offered(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    record = await world.epoch(FIRST_EPOCH)
+    assert [a.index for a in record.attestations] == [0, 1, 2, 3]
+    assert record.refusals == ()
+    assert world.offered == [record]
+    assert (await world.store.epoch()) == record
+    assert {v.status for v in record.chains} == {"ok"}
+    ada = margin_of(record, accounts["ada"])
+    assert ada.status == "healthy"
+    assert ada.free_collateral > 0
+    home = next(leaf for leaf in ada.leaves if leaf.budget)
+    assert home.budget <= ada.free_collateral + 3_200 * 10**8, "a consumer's debt is not charged twice, nothing else"
+    assert [leaf.budget for leaf in ada.leaves if leaf is not home] == [0, 0]
+    assert margin_of(record, accounts["watched"]).flags == Flag.MONITORED
+    assert all(leaf.budget == 0 for leaf in leaves_of(record, accounts["watched"]))
+
+
+async def test_every_party_reads_with_its_own_eyes(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
+    await world.epoch(FIRST_EPOCH)
+    for chain in world.chains:
+        pinned = {tuple(reader.reads) for reader in world.everyone(chain)}
+        assert len(pinned) == 1, "everybody reads the proposer's block"
+        assert len(next(iter(pinned))) == 1
+
+
+async def test_a_dead_chain_keeps_its_last_reading_and_ages(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    first = await world.epoch(FIRST_EPOCH)
+    before, seen = margin_of(first, accounts["ada"]), view_of(first, BETA)
+    for reader in world.everyone(BETA):
+        reader.dark = True
+    ages, haircuts = [], []
+    for number in range(FIRST_EPOCH + 1, FIRST_EPOCH + 1 + MAX_AGE // EPOCH_SECONDS + 2):
+        record = await world.epoch(number)
+        assert record.attestations, record.refusals
+        view, margin = view_of(record, BETA), margin_of(record, accounts["ada"])
+        leg = next(c for c in margin.components if c.position.asset == BETA_USDC)
+        assert leg.position.amount == 5_000 * 10**6, "the last reading, never an empty one"
+        assert view.block == seen.block
+        assert margin.as_of == seen.block.time if seen.block else None
+        ages.append(view.age)
+        haircuts.append(leg.initial.market)
+        if view.age <= MAX_AGE:
+            assert not margin.flags & Flag.STALE
+            assert margin.free_collateral > 0
+        else:
+            assert margin.flags & Flag.STALE
+            assert (view.status, leg.counted_initial, leg.counted_maintenance) == ("stale", 0, 0)
+            assert "cannot be reached" in view.cause
+            assert "stale" in leg.reason
+        cleo = margin_of(record, accounts["cleo"])
+        assert not cleo.flags & Flag.STALE, "who does not depend on the chain goes on"
+    assert ages == sorted(ages)
+    assert ages[-1] > MAX_AGE
+    assert haircuts == sorted(haircuts)
+    assert haircuts[-1] > before.components[-1].initial.market
+
+    for reader in world.everyone(BETA):
+        reader.dark = False
+    record = await world.epoch(FIRST_EPOCH + 40)
+    assert view_of(record, BETA).status == "ok"
+    assert not margin_of(record, accounts["ada"]).flags & Flag.STALE
+
+
+async def test_an_rpc_that_never_answers_costs_its_chain_only(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    await world.epoch(FIRST_EPOCH)
+    for reader in world.everyone(SOL):
+        reader.hangs = True
+    record = await world.epoch(FIRST_EPOCH + 1)
+    assert record.attestations
+    assert view_of(record, SOL).age > view_of(record, ALPHA).age
+    assert margin_of(record, accounts["cleo"]).equity > 0
+
+
+@pytest.mark.parametrize("fault", ["dark", "wrong_chain"])
+async def test_a_chain_never_read_is_missing_and_flagged(
+    world: SimulatedWorld, accounts: dict[str, Account], fault: str
+) -> None:
+    for reader in world.everyone(BETA):
+        setattr(reader, fault, True)
+    record = await world.epoch(FIRST_EPOCH)
+    assert record.attestations, record.refusals
+    view = view_of(record, BETA)
+    assert (view.status, view.block) == ("missing", None)
+    assert ("cannot be reached" if fault == "dark" else "answers for chain 666") in view.cause
+    for name in ("ada", "cleo"):
+        margin = margin_of(record, accounts[name])
+        assert margin.flags & Flag.PARTIAL, "anybody may owe something on a chain that nobody has seen"
+        assert margin.status == "unknown"
+        assert all(leaf.budget == 0 for leaf in margin.leaves)
+    assert BETA_USDC not in {c.position.asset for c in margin_of(record, accounts["ada"]).components}
+
+
+async def test_a_halted_chain_says_so(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
+    await world.epoch(FIRST_EPOCH)
+    world.chains[BETA].halted = True
+    record = await world.epoch(FIRST_EPOCH + 20)
+    view = view_of(record, BETA)
+    assert view.status == "stale"
+    assert view.cause.startswith("halted")
+    assert margin_of(record, accounts["ada"]).flags & Flag.HALTED_CHAIN
+    assert not margin_of(record, accounts["cleo"]).flags & Flag.HALTED_CHAIN
+    assert record.attestations, record.refusals
+
+
+async def test_quotes_of_a_dead_chain_age_until_they_are_absent(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    def quotes(record: EpochRecord) -> dict[str, int]:
+        listed = json.loads(record.preimages["prices"])["quotes"]
+        return {q["source"]: q["publish_time"] for q in listed if q["name"] == "ETH/USD"}
+
+    first = await world.epoch(FIRST_EPOCH)
+    for reader in world.everyone(BETA):
+        reader.dark = True
+    record = await world.epoch(FIRST_EPOCH + 20)
+    assert quotes(record)["chainlink-beta"] == quotes(first)["chainlink-beta"], "stamped when it was said"
+    assert quotes(record)["chainlink-alpha"] > quotes(first)["chainlink-alpha"]
+    bands = {b["feed"]: b for b in json.loads(record.preimages["risk"])["bands"]}
+    assert bands["ETH/USD"]["present"] == 3
+    record = await world.epoch(FIRST_EPOCH + 40)
+    bands = {b["feed"]: b for b in json.loads(record.preimages["risk"])["bands"]}
+    assert bands["ETH/USD"]["present"] == 2
+    assert "chainlink-beta" in bands["ETH/USD"]["detail"]
+    assert record.attestations
+
+
+async def test_an_attestor_who_sees_less_refuses_and_three_certify(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    world.readers["attestor-2"][ALPHA].lie = lambda reading: replace(reading, positions=reading.positions[1:])
+    record = await world.epoch(FIRST_EPOCH)
+    assert [a.index for a in record.attestations] == [0, 1, 3]
+    [(who, why)] = record.refusals
+    assert who == "attestor-2"
+    assert why.startswith("leaves: ")
+    assert "proposed" in why
+    assert "found" in why
+
+
+async def test_a_lying_coordinator_finds_no_quorum(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
+    world.readers["coordinator"][ALPHA].lie = inflated(2)
+    record = await world.epoch(FIRST_EPOCH)
+    assert record.attestations == ()
+    assert record.certificate is None
+    assert [who for who, _ in record.refusals] == [f"attestor-{i}" for i in range(4)]
+    assert all(why.startswith("leaves: ") for _, why in record.refusals)
+    assert world.offered == []
+    assert await world.store.epoch() is None, "what is not certified is nobody's newest"
+    assert (await world.store.epoch(FIRST_EPOCH, certified=False)) == record
+
+
+async def test_a_cut_without_a_visible_chain_is_refused(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
+    world.readers["coordinator"][BETA].dark = True
+    record = await world.epoch(FIRST_EPOCH)
+    assert record.attestations == ()
+    for _, why in record.refusals:
+        assert why.startswith("cut-omits-chain: ")
+        assert BETA in why
+
+
+async def test_a_cut_older_than_the_slack_is_refused(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
+    await world.epoch(FIRST_EPOCH)
+    reader = world.readers["coordinator"][SOL]
+    reader.behind = CUT_SLACK_BLOCKS
+    assert (await world.epoch(FIRST_EPOCH + 30)).attestations
+    reader.behind = CUT_SLACK_BLOCKS + 1
+    record = await world.epoch(FIRST_EPOCH + 31)
+    assert record.attestations == ()
+    for _, why in record.refusals:
+        assert why.startswith("cut-too-old: ")
+        assert SOL in why
+
+
+async def test_a_cut_on_a_fork_is_refused(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
+    """The coordinator believes a block final that the attestors' chain does not have."""
+    world.tick(FIRST_EPOCH)
+    seen = await world.observers["coordinator"].collect(
+        FIRST_EPOCH, FIRST_EPOCH * EPOCH_SECONDS, await world.store.accounts()
+    )
+    world.chains[ALPHA].reorg(6)
+    with pytest.raises(RefusedError, match="unreadable-block"):
+        await world.observers["attestor-0"].collect_at(seen.cut, await world.store.accounts(), CUT_SLACK_BLOCKS)
+
+
+async def test_a_cut_with_a_foreign_chain_is_refused(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
+    cut = Cut(FIRST_EPOCH, FIRST_EPOCH * EPOCH_SECONDS, (), (("eip155:10", "never heard of"),))
+    with pytest.raises(RefusedError, match=r"unknown-chain.*eip155:10"):
+        await world.observers["attestor-0"].collect_at(cut, (), CUT_SLACK_BLOCKS)
+
+
+async def test_after_a_reorg_the_new_chain_counts(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
+    await world.epoch(FIRST_EPOCH)
+    world.chains[ALPHA].put(vault(accounts["ada"].id, WETH, ETHER))
+    world.chains[ALPHA].reorg(4)
+    record = await world.epoch(FIRST_EPOCH + 1)
+    assert len(record.attestations) == 4
+    [leg] = [c for c in margin_of(record, accounts["ada"]).components if c.position.chain == ALPHA]
+    assert leg.position.amount == ETHER
+
+
+async def test_without_price_updates_prices_are_unknown_and_the_epoch_is_certified(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    world.prices.dark = True
+    record = await world.epoch(FIRST_EPOCH)
+    assert len(record.attestations) == 4
+    unknown = {f.scope for f in record.findings if f.code == "price-unknown"}
+    assert unknown == {"ETH/USD", "SOL/USD", "USDC/USD"}
+    for margin in record.margins:
+        assert margin.flags & Flag.PARTIAL
+        for leaf in margin.leaves:
+            assert (leaf.assets_initial, leaf.assets_maintenance, leaf.budget) == (0, 0, 0)
+    ada = margin_of(record, accounts["ada"])
+    assert ada.status == "unknown"
+    assert ada.leaves[0].requirement_maintenance > 0, "a debt does not vanish with its price"
+
+
+async def test_a_forged_price_update_is_no_price(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
+    """Garbage from the publisher is like silence; nobody signs over it."""
+    honest = world.prices.build
+
+    def forged(published: object) -> bytes:
+        raw = bytearray(honest(published))  # type: ignore[arg-type]
+        raw[-30] ^= 1
+        return bytes(raw)
+
+    world.tick(FIRST_EPOCH)
+    world.prices.build = forged  # type: ignore[method-assign, assignment]
+    record = await world.cycle.run_epoch(FIRST_EPOCH)
+    assert len(record.attestations) == 4
+    assert json.loads(record.preimages["prices"])["updates"] == []
+    assert {f.code for f in record.findings} == {"price-unknown"}
+
+
+async def test_one_unreadable_position_changes_no_other_leaf(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    """Invariant 26, and: what cannot be read is flagged, not zero."""
+    world.tick(FIRST_EPOCH)
+    state_accounts = await world.store.accounts()
+    observer = world.observers["coordinator"]
+    cut_time = FIRST_EPOCH * EPOCH_SECONDS
+    updates = await world.prices.fetch(cut_time)
+    from aggregator.service.cycle import read_state
+
+    state = await read_state(world.store)
+
+    async def leaves(who: str) -> dict[tuple[str, str], LeafValues]:
+        seen = await world.observers[who].collect(FIRST_EPOCH, cut_time, state_accounts)
+        quotes = (*world.prices.decode(updates), *seen.quotes)
+        computed = world.workbench.compute(seen, quotes, updates, state, observer.last)
+        return {(leaf.account, leaf.destination): leaf for leaf in computed.leaves}
+
+    whole = await leaves("coordinator")
+    world.readers["attestor-0"][ALPHA].lie = unreadable(accounts["ada"].id, WETH)
+    broken = await leaves("attestor-0")
+    assert whole.keys() == broken.keys()
+    for key, leaf in broken.items():
+        if key[0] == accounts["ada"].id:
+            assert leaf.flags & Flag.PARTIAL
+            assert leaf.assets_maintenance < whole[key].assets_maintenance
+        else:
+            assert leaf == whole[key]
+
+
+async def test_without_accounts_an_epoch_says_what_to_do(world: SimulatedWorld) -> None:
+    with pytest.raises(InputError, match=r"accounts: none is open yet; open one: crossmargin accounts open"):
+        await world.epoch(FIRST_EPOCH)
+
+
+async def test_the_log_links_back_over_an_uncertified_epoch(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    first = await world.epoch(FIRST_EPOCH)
+    world.readers["coordinator"][ALPHA].lie = inflated(3)
+    failed = await world.epoch(FIRST_EPOCH + 1)
+    world.readers["coordinator"][ALPHA].lie = None
+    third = await world.epoch(FIRST_EPOCH + 2)
+    assert first.body.previous == bytes(32)
+    assert not failed.attestations
+    assert third.attestations
+    assert third.body.previous == first.digest
+
+
+async def test_after_a_restart_the_coordinator_remembers_a_dead_chain(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    record = await world.epoch(FIRST_EPOCH)
+    world.start_service(await world.store.readings("coordinator"), record)
+    world.readers["coordinator"][BETA].dark = True
+    seen = await world.observers["coordinator"].collect(
+        FIRST_EPOCH + 1, (FIRST_EPOCH + 1) * EPOCH_SECONDS, await world.store.accounts()
+    )
+    reading = seen.readings[BETA]
+    assert reading is not None
+    assert [p.asset for p in reading.positions] == [BETA_USDC]
+    assert "cannot be reached" in seen.causes[BETA]
+
+
+async def test_a_reading_of_another_block_is_refused(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
+    world.tick(FIRST_EPOCH)
+    cut_time = FIRST_EPOCH * EPOCH_SECONDS
+    seen = await world.observers["coordinator"].collect(FIRST_EPOCH, cut_time, await world.store.accounts())
+    other = {
+        chain: replace(r, block=r.block._replace(hash="0x" + "66" * 32)) for chain, r in seen.readings.items() if r
+    }
+    snapshot = reconcile(
+        seen.cut, other, {}, await world.store.accounts(), world.settings.chains, cut_time + 60, seen.causes
+    )
+    assert {v.status for v in snapshot.chains} == {"missing"}
+    assert {f.code for f in snapshot.findings} == {"reading-refused"}
