@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
+import orjson
 import tenacity
 from asyncio_throttle.throttler import Throttler
 from pydantic import SecretStr
@@ -18,7 +19,7 @@ from solana.rpc.async_api import AsyncClient
 from solana.rpc.core import RPCException
 from solana.rpc.jsonrpc import JsonRpcRequest, SolanaJsonRpcError
 from web3 import AsyncHTTPProvider
-from web3.types import RPCEndpoint
+from web3.types import RPCEndpoint, RPCRequest
 
 from aggregator.domain.errors import Garbage, NodeRefused, SourceError, Unavailable, Unreachable
 from aggregator.domain.rows import ChainRow
@@ -78,12 +79,24 @@ class _CappedResponse(aiohttp.ClientResponse):
         return bytes(body)
 
 
+class _Provider(AsyncHTTPProvider):
+    """web3's provider with orjson, which bounds nesting and refuses NaN: a hostile answer cannot exhaust the stack."""
+
+    @staticmethod
+    def encode_rpc_dict(rpc_dict: RPCRequest) -> bytes:
+        return orjson.dumps(rpc_dict)
+
+    @staticmethod
+    def decode_rpc_response(raw_response: bytes) -> Any:
+        return orjson.loads(raw_response)
+
+
 class EvmEndpoint(_Endpoint):
     """JSON-RPC to one EVM node. Redirects are not followed: they would carry requests to a host nobody configured."""
 
     def __init__(self, row: ChainRow, url: SecretStr) -> None:
         super().__init__(row)
-        self._provider = AsyncHTTPProvider(
+        self._provider = _Provider(
             url.get_secret_value(),
             request_kwargs={"timeout": aiohttp.ClientTimeout(total=row.timeout), "allow_redirects": False},
             exception_retry_configuration=None,
@@ -117,7 +130,7 @@ class EvmEndpoint(_Endpoint):
             raise Unreachable(name, f"cannot be reached ({type(error).__name__})") from None
         except _TooLarge:
             raise Garbage(name, f"the answer to {method} is larger than {BODY_LIMIT} bytes") from None
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError):
             raise Garbage(name, f"the answer to {method} is not JSON-RPC") from None
         if not isinstance(response, dict):
             raise Garbage(name, f"the answer to {method} is not a JSON-RPC object")

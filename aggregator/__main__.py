@@ -281,10 +281,11 @@ def _print_component(number: int, chain: str, c: Component) -> None:
             f"  value {format_usd(c.value)}  age {c.age} s  horizon {c.horizon:.0f} s",
         )
     )  # fmt: skip
-    for level, price, quantity, cut, weight, counted in (
-        ("IM", c.price_initial, amount if debt else free, c.initial, c.liability_weight_initial, c.counted_initial),
+    for level, price, quantity, cut, weight, share, counted in (
+        ("IM", c.price_initial, amount if debt else free, c.initial, c.liability_weight_initial, c.share_initial,
+         c.counted_initial),
         ("MM", c.price_high if debt else c.price_low, amount, c.maintenance, c.liability_weight_maintenance,
-         c.counted_maintenance),
+         c.share_maintenance, c.counted_maintenance),
     ):  # fmt: skip
         if debt:
             formula = f"{quantity} × {price:.8f} × (1+{cut.market:.8f} market) × {weight:g} weight"
@@ -293,7 +294,8 @@ def _print_component(number: int, chain: str, c: Component) -> None:
                 f"{quantity} × {price:.8f} × (1−{cut.market:.8f} market)(1−{cut.liquidity:.8f} liquidity)"
                 f"(1−{cut.exit:g} exit)(1−{cut.policy:g} policy)"
             )
-        out.print(f"    {level}  {formula} = {format_usd(counted)}", soft_wrap=True)
+        part = "" if share == 1 else f" × {share:.8g} share"
+        out.print(f"    {level}  {formula}{part} = {format_usd(counted)}", soft_wrap=True)
     out.print(Text(f"    {c.reason}", style="dim"))
 
 

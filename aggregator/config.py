@@ -27,31 +27,110 @@ from aggregator.domain.rows import (
 )
 
 EXAMPLES: Mapping[str, str] = {
+    "service": "{data = ..., epoch_seconds = 12, listen = ..., attestor_keys = [...], passphrase_file = ...}",
     "service.data": '"/var/lib/crossmargin"',
     "service.epoch_seconds": "12",
     "service.listen": '"127.0.0.1:8080"',
-    "service.attestor_keys": '["attestor-0", "attestor-1", "attestor-2", "attestor-3"]',
+    "service.attestor_keys": '"attestor-0"',
     "service.passphrase_file": '"/etc/crossmargin/passphrase"',
-    "deployment.members": '["0x70997970c51812dc3a010c7d01b50e0d17dc79c8", ...]',
+    "service.clock_skew": "5",
+    "service.max_lifetime": "3600",
+    "service.keep_epochs": "5000",
+    "service.heartbeat_seconds": "0",
+    "deployment": "{network_class = 1, members = [...], threshold = 3, not_after = 1900000000, salt = ...}",
+    "deployment.members": '"0x70997970c51812dc3a010c7d01b50e0d17dc79c8"',
     "deployment.threshold": "3",
     "deployment.network_class": "3",
-    "deployment.not_after": "1800000000",
+    "deployment.not_after": "1900000000",
     "deployment.salt": '"0x' + "00" * 32 + '"',
+    "chains": '{id = "eip155:1", name = "ethereum", family = "evm", rpc = [...], ...}',
     "chains.id": '"eip155:1" or "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"',
-    "chains.rpc": '["https://rpc.example.org"]',
+    "chains.name": '"ethereum"',
     "chains.family": '"evm" or "solana"',
+    "chains.rpc": '"https://rpc.example.org"',
+    "chains.genesis": '"0xd4e56740f876aef8c010b86a40d5f56745a118d0906a34e69aec8c0db1cb8fa3"',
+    "chains.block_seconds": "12",
+    "chains.finality_depth": "64",
+    "chains.multicall": '"0xca11bde05977b3631167028862be2a173976ca11"',
     "chains.max_age": "120",
-    "chains.hold": "[{typical = 60, outage = 3600, outage_probability = 0.001}]",
+    "chains.hold": "{typical = 60, outage = 3600, outage_probability = 0.001}",
+    "chains.hold.typical": "60",
+    "chains.hold.outage": "3600",
+    "chains.hold.outage_probability": "0.001",
+    "chains.timeout": "5.0",
+    "chains.requests_per_second": "50",
+    "assets": '{id = ..., symbol = "USDC", kind = "erc20", decimals = 6, feed = "USDC/USD", policy = "stable"}',
     "assets.id": '"eip155:1/erc20:0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48"',
+    "assets.symbol": '"USDC"',
     "assets.kind": '"erc20"',
     "assets.decimals": "6",
     "assets.feed": '"USDC/USD"',
+    "assets.policy": '"stable"',
+    "assets.underlying": '"eip155:1/erc20:0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48"',
+    "assets.rate_cap": "1.5",
+    "sources": '{name = "pyth", feed = "USDC/USD", kind = "pyth", id = ...}',
+    "sources.name": '"pyth"',
+    "sources.feed": '"USDC/USD"',
     "sources.kind": '"pyth" or "chainlink"',
     "sources.id": '"ff61491a931112ddf1bd8147cd1b641375f79f5825126d665480874634fd0ace"',
+    "sources.weight": "1.0",
+    "sources.max_age": "60",
+    "sources.floor": "0.01",
+    "sources.cap": "1000000",
+    "sources.relative_conf": "0.0005",
+    "pyth": "{url = ..., guardian_set_index = 4, guardians = [...], emitter_chain = 26, emitter_address = ...}",
     "pyth.url": '"https://hermes.example.org"',
+    "pyth.api_key": '"..."',
+    "pyth.guardian_set_index": "4",
+    "pyth.guardians": '"0x5893b5a76c3f739645648885bdccc06cd70a3cd3"',
+    "pyth.emitter_chain": "26",
+    "pyth.emitter_address": '"e101faedac5851e32b9b23b5f9411a8c2bac4aae3ed4dd7b811dd1a72ea4aa71"',
+    "venues": '{chain = "eip155:1", kind = "wallet"}',
+    "venues.chain": '"eip155:1"',
+    "venues.kind": '"wallet", "vault", "lender" or "aave-v3"',
+    "venues.addresses": '{vault = "0x..."}',
+    "venues.addresses.*": '"0x..."',
+    "venues.assets": '"eip155:1/erc20:0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48"',
+    "destinations": '{chain = "eip155:1", kind = "evm-registry", address = ..., clock_bound = 5, payer_key = ...}',
+    "destinations.chain": '"eip155:1"',
     "destinations.kind": '"evm-registry" or "solana-registry"',
+    "destinations.address": '"0x5fbdb2315678afecb367f032d93f642f64180aa3"',
+    "destinations.clock_bound": "5",
+    "destinations.payer_key": '"payer-ethereum"',
+    "policy": '{version = "2026-01", lifetime = 60, assets = {...}}',
+    "policy.version": '"2026-01"',
+    "policy.confidence_multiple": "2.12",
+    "policy.staleness_multiple": "1.0",
+    "policy.min_sources": "2",
+    "policy.max_spread": "0.2",
+    "policy.exit_epsilon": "0.0001",
     "policy.lifetime": "60",
+    "policy.unknown_grace": "300",
+    "policy.assets": "{stable = {...}}",
+    "policy.assets.*": "{volatility = 0.8, daily_volume = 1e9, impact = 1.0, ...}",
+    "policy.assets.*.volatility": "0.8",
+    "policy.assets.*.jumps": "{rate = 0.5, recovery = 0.75}",
+    "policy.assets.*.jumps.rate": "0.5",
+    "policy.assets.*.jumps.recovery": "0.75",
+    "policy.assets.*.daily_volume": "1e9",
+    "policy.assets.*.impact": "1.0",
+    "policy.assets.*.liquidation_seconds": "900",
+    "policy.assets.*.initial": "{confidence = 0.999, haircut = 0.08, liability_weight = 1.05}",
+    "policy.assets.*.initial.confidence": "0.999",
+    "policy.assets.*.initial.haircut": "0.08",
+    "policy.assets.*.initial.liability_weight": "1.05",
+    "policy.assets.*.maintenance": "{confidence = 0.99, haircut = 0.04, liability_weight = 1.02}",
+    "policy.assets.*.maintenance.confidence": "0.99",
+    "policy.assets.*.maintenance.haircut": "0.04",
+    "policy.assets.*.maintenance.liability_weight": "1.02",
 }
+"""An example for every key; of a list, one element."""
+LISTS = frozenset(
+    {"service.attestor_keys", "deployment.members", "chains", "chains.rpc", "chains.hold", "assets", "sources"}
+    | {"pyth.guardians", "venues", "venues.assets", "destinations", "policy.assets.*.jumps"}
+)
+NAMED = frozenset({"policy.assets", "venues.addresses"})
+"""Tables whose keys the user chooses."""
 
 
 class ServiceRow(Row):
@@ -87,15 +166,18 @@ class Settings(Row):
 
 
 def _key(location: Iterable[int | str]) -> tuple[str, str]:
-    """Return the key as a user would write it, and without indices to look an example up."""
-    shown, plain = "", []
+    """Return the key as a user would write it, and an example of its value."""
+    shown, plain, element = "", "", False
     for part in location:
-        if isinstance(part, int):
+        element = isinstance(part, int)
+        if element:
             shown += f"[{part}]"
         else:
-            shown += f".{part}" if shown else part
-            plain.append(part)
-    return shown, ".".join(plain)
+            shown += f".{part}" if shown else str(part)
+            name = "*" if plain in NAMED else str(part)
+            plain += f".{name}" if plain else name
+    example = EXAMPLES.get(plain, "")
+    return shown, f"[{example}]" if example and plain in LISTS and not element else example
 
 
 def _unique(file: str, table: str, key: str, values: Iterable[str]) -> None:
@@ -147,7 +229,12 @@ def _check_references(file: str, s: Settings) -> None:
     if len(s.service.attestor_keys) > len(s.deployment.members):
         raise ConfigError(file, "service.attestor_keys", "names more keys than deployment.members has members")
     if s.policy.lifetime > s.service.max_lifetime:
-        raise ConfigError(file, "policy.lifetime", "is above service.max_lifetime; the registries would refuse it")
+        raise ConfigError(
+            file,
+            "policy.lifetime",
+            "is above service.max_lifetime; the registries would refuse it",
+            str(s.service.max_lifetime),
+        )
 
 
 def parse_settings(document: Mapping[str, Any], file: str = "configuration") -> Settings:
@@ -160,9 +247,9 @@ def parse_settings(document: Mapping[str, Any], file: str = "configuration") -> 
         settings = Settings.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        shown, plain = _key(first["loc"])
+        shown, example = _key(first["loc"])
         problem = {"missing": "is missing", "extra_forbidden": "is not a known key"}.get(first["type"], first["msg"])
-        raise ConfigError(file, shown or "document", problem, EXAMPLES.get(plain, "")) from None
+        raise ConfigError(file, shown or "document", problem, example) from None
     _check_references(file, settings)
     return settings
 

@@ -23,7 +23,7 @@ if [ "$(cat .venv/.installed 2>/dev/null || true)" != "$want" ]; then
   [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv || {
     echo "crossmargin: could not make .venv; on Debian and Ubuntu install python3-venv." >&2; exit 1; }
   if .venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9' 2>/dev/null; then
-    .venv/bin/uv pip sync --quiet --python .venv/bin/python requirements.lock
+    .venv/bin/uv pip sync --quiet --compile-bytecode --python .venv/bin/python requirements.lock
     .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
   else
     echo "      uv is not to be had here; pip does it, more slowly."

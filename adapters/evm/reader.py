@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from adapters.evm.abi import Answer, Call, Flow, Result, pack_multicall, selector, unpack_multicall
 from adapters.evm.chainlink import quotes_flow
-from aggregator.domain.errors import Garbage, SourceError, Unavailable, WrongChain
+from aggregator.domain.errors import Garbage, NodeRefused, SourceError, Unavailable, WrongChain
 from aggregator.domain.price import Quote
 from aggregator.domain.rows import ChainRow, SourceRow
 from aggregator.domain.snapshot import INFORMATIONAL, Block, Finding, Position, Reading, Subject
@@ -145,13 +145,16 @@ class EvmReader:
 
     async def _aggregate(self, block: Block, calls: Sequence[Call]) -> list[Answer]:
         anchored = [(self._row.multicall.removeprefix("0x").lower(), GET_BLOCK_NUMBER), *calls]
-        returned = await self._endpoint.call(
-            "eth_call",
-            [
-                {"to": self._row.multicall, "data": pack_multicall(anchored)},
-                {"blockHash": block.hash, "requireCanonical": True},
-            ],
-        )
+        request = {"to": self._row.multicall, "data": pack_multicall(anchored)}
+        pinned = {"blockHash": block.hash, "requireCanonical": True}
+        try:
+            returned = await self._endpoint.call("eth_call", [request, pinned])
+        except NodeRefused as error:
+            if len(calls) == 1 or "gas" not in error.problem.lower():
+                raise
+            # Nodes grant one request so much gas: costly calls, or one that burns all it gets, need smaller batches.
+            middle = len(calls) // 2
+            return [*await self._aggregate(block, calls[:middle]), *await self._aggregate(block, calls[middle:])]
         try:
             anchor, *answers = unpack_multicall(returned, len(anchored))
         except ValueError as error:
@@ -177,6 +180,8 @@ class EvmReader:
                 waiting[i] = next(flows[i]) if answers is None else flows[i].send(answers)
             except StopIteration as stop:
                 results[i] = stop.value
+            except Garbage as error:  # adapters know their chain by its id only
+                raise Garbage(self._row.name, error.problem) from None
 
         for i in range(len(flows)):
             resume(i, None)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import httpx
+import orjson
 import tenacity
 
 from aggregator.domain.errors import Garbage, Unavailable, Unreachable
@@ -75,12 +75,12 @@ class PythSource:
 
     def _decode_body(self, body: bytes) -> tuple[bytes, ...]:
         try:
-            document: Any = json.loads(body)
+            document: Any = orjson.loads(body)
             updates = document["binary"]["data"]
             if document["binary"]["encoding"] != "hex" or not isinstance(updates, list) or not updates:
                 raise ValueError("encoding")
             return tuple(bytes.fromhex(u.removeprefix("0x")) for u in updates)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise Garbage(self.name, "the answer has no binary.data in hex") from None
 
     def decode(self, updates: Sequence[bytes]) -> tuple[Quote, ...]:

@@ -63,7 +63,7 @@ def parse_amount(text: str, decimals: int) -> int:
         raise ValueError(f"{text!r} is not a plain decimal number")
     if len(part.rstrip("0")) > decimals:
         raise ValueError(f"{text!r} has more than {decimals} decimals")
-    amount = int(whole or "0") * 10**decimals + int((part + "0" * decimals)[:decimals] or "0")
+    amount: int = int(whole or "0") * 10**decimals + int((part + "0" * decimals)[:decimals] or "0")
     if amount > UINT256_MAX:
         raise ValueError(f"{text!r} is 2^256 base units or more")
     return amount

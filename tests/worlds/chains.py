@@ -89,8 +89,8 @@ class SimulatedChain:
 class SimulatedReader:
     """Implements ``aggregator.ports.ChainReader`` over a :class:`SimulatedChain`.
 
-    ``dark`` is an RPC that is down, ``hangs`` one that never answers, ``wrong_chain`` one of another network, ``behind``
-    lets it see that many blocks less than there are, ``lie`` changes what it reports.
+    ``dark`` is an RPC that is down, ``hangs`` one that never answers, ``wrong_chain`` one of another network;
+    ``behind`` lets it see that many blocks less than there are, ``lie`` changes what it reports.
     """
 
     def __init__(self, chain: SimulatedChain) -> None:

@@ -247,18 +247,18 @@ class SimulatedWorld:
         return await self.cycle.run_epoch(number)
 
     async def link(
-        self, account: Account, controller: Person, member: Person, nonce: int = 1, **changes: Any
+        self, who: Account, controller: Person, member: Person, count: int = 1, /, **changes: Any
     ) -> LinkRecord:
-        """Sign a link on both sides and record it; ``changes`` are given to the book after signing."""
+        """Sign a link with nonce ``count`` on both sides and record it; ``changes`` are made after signing."""
         terms = LinkTerms(
-            bytes.fromhex(account.id[2:]), controller.address, member.address, nonce, int(self.clock.now()) + 600
+            bytes.fromhex(who.id[2:]), controller.address, member.address, count, int(self.clock.now()) + 600
         )
         id = self.deployment.deployment_id()
         given = {
-            "account": account.id,
+            "account": who.id,
             "controller": controller.address,
             "member": member.address,
-            "nonce": nonce,
+            "nonce": count,
             "expiry": terms.expiry,
             "invite_signature": controller.sign(id, "invite", terms),
             "accept_signature": member.sign(id, "accept", terms),

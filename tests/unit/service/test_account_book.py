@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from aggregator.domain.errors import InputError, UnknownError
+from aggregator.domain.errors import ConflictError, InputError, UnknownError
 from aggregator.domain.units import parse_amount
-from aggregator.ports import ConflictError
 from aggregator.service.accounts import link_message
 from proofs.links import LinkTerms
 from tests.worlds.documents import ALPHA, BETA, SOL
@@ -66,11 +65,11 @@ async def test_an_account_that_cannot_be_opened_names_the_field(
     assert await world.store.accounts() == ()
 
 
-async def _refused(world: SimulatedWorld, field: str, says: str, nonce: int = 1, **changes: Any) -> None:
+async def _refused(world: SimulatedWorld, field: str, says: str, **changes: Any) -> None:
     account = (await world.store.accounts())[0]
     before = await world.store.links()
     with pytest.raises(InputError, match=says) as caught:
-        await world.link(account, EVM, SOLANA, nonce, **changes)
+        await world.link(account, EVM, SOLANA, **changes)
     assert caught.value.field == field
     assert await world.store.links() == before
 
@@ -94,7 +93,8 @@ async def test_a_link_that_is_wrong_in_one_place_names_it(world: SimulatedWorld)
     await _refused(world, "invite", "not signed by", invite_signature=EVM.sign(id, "accept", terms))
     await _refused(world, "invite", "not signed by", invite_signature=EVM.sign(b"\x01" * 32, "invite", terms))
     await _refused(world, "accept", "not signed by", accept_signature=SolanaPerson("y").sign(id, "accept", terms))
-    await _refused(world, "invite", "not signed by", nonce=1, expiry=terms.expiry + 1)
+    await _refused(world, "invite", "not signed by", expiry=terms.expiry + 1)
+    await _refused(world, "invite", "not signed by", nonce=2)
     await _refused(world, "invite", "not signed by", member=SolanaPerson("y").address)
     await _refused(world, "expiry", "later expiry", expiry=int(world.clock.now()))
     low = await world.link(account, EVM, SOLANA, 1, invite_signature=invite, accept_signature=accept)
@@ -130,12 +130,12 @@ async def test_an_address_backs_one_account(world: SimulatedWorld) -> None:
 
 async def test_a_nonce_counts_once(world: SimulatedWorld) -> None:
     account = await world.book.open_account(EVM.address, SALT, "risk-bearing", None, "mine")
-    await world.link(account, EVM, SOLANA, nonce=3)
+    await world.link(account, EVM, SOLANA, 3)
     for used in (3, 2):
         with pytest.raises(ConflictError, match="sign with nonce 4") as caught:
-            await world.link(account, EVM, SOLANA, nonce=used)
+            await world.link(account, EVM, SOLANA, used)
         assert caught.value.field == "nonce"
-    assert (await world.link(account, EVM, SOLANA, nonce=4)).position == 2
+    assert (await world.link(account, EVM, SOLANA, 4)).position == 2
 
 
 async def test_a_label_and_an_id_find_one_account(world: SimulatedWorld) -> None:
@@ -166,11 +166,10 @@ async def test_a_message_says_what_each_side_signs(world: SimulatedWorld) -> Non
         "nonce: 1",
         "expiry: 9",
     ]
+    sound = {"member": SOLANA.address, "nonce": 1, "expiry": 9, "side": "invite"}
     for changes, field in (({"side": "both"}, "side"), ({"member": "x"}, "member"), ({"nonce": -1}, "nonce")):
         with pytest.raises(InputError) as caught:
-            link_message(
-                id, account, **({"member": SOLANA.address, "nonce": 1, "expiry": 9, "side": "invite"} | changes)
-            )
+            link_message(id, account, **(sound | changes))
         assert caught.value.field == field
 
 

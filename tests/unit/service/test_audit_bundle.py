@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ CHECKED = (1, 2, 3, 6)
 
 
 @pytest.fixture
-async def exported(world: SimulatedWorld, accounts: Any) -> AsyncIterator[str]:
+async def exported(world: SimulatedWorld, accounts: Any) -> str:
     await world.epoch(FIRST_EPOCH)
     record = await world.epoch(FIRST_EPOCH + 1)
-    yield await build_bundle(world.store, world.deployment, record, accounts["ada"].id)
+    return await build_bundle(world.store, world.deployment, record, accounts["ada"].id)
 
 
 def outcomes(text: str, world: SimulatedWorld) -> dict[int, Step]:
@@ -37,8 +37,7 @@ def fails(text: str, world: SimulatedWorld) -> bool:
     try:
         return any(step.outcome == "fail" for step in outcomes(text, world).values())
     except BundleError as error:
-        assert error.field, "a refusal names its field"
-        return True
+        return error.field != ""  # refused at the door, by name
 
 
 async def test_a_bundle_passes_every_step_that_exists(world: SimulatedWorld, exported: str) -> None:
