@@ -526,7 +526,9 @@ def export(
             known = await store.account(account)
             record = await store.epoch(epoch)
             if record is None:
-                raise UnknownError("epoch", str(epoch or "newest"), "no such certified epoch is kept")
+                raise UnknownError(
+                    "epoch", "newest" if epoch is None else str(epoch), "no such certified epoch is kept"
+                )
             text = await bootstrap.build_bundle(store, bootstrap.deployment_of(settings), record, known.id)
             return text, record.header.epoch
         finally:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,13 +37,11 @@ from aggregator.ports import ChainReader, Destination
 from aggregator.service.bundle import export_bundle, leaf_proof
 from aggregator.service.collect import Observer
 from aggregator.store.sql import SqlStore
-from proofs.statement import Deployment
+from proofs.statement import DEVNET, Deployment
 
 if TYPE_CHECKING:
     import uvicorn
 
-    from adapters.watermark import SqliteWatermark
-    from aggregator.service.attest import Attestor
     from aggregator.service.cycle import Cycle
     from aggregator.service.relayer import Relayer
 
@@ -187,39 +187,76 @@ def build_destination(settings: Settings, row: DestinationRow) -> Destination:
 class Service:
     """Everything ``crossmargin run`` runs."""
 
-    settings: Settings
-    store: SqlStore
     cycle: Cycle
     relayer: Relayer
     server: uvicorn.Server
-    observers: tuple[Observer, ...]
-    destinations: dict[str, Destination]
+    listener: socket.socket
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve and run epochs until ``stop`` is set."""
-        serving = asyncio.create_task(self.server.serve())
-        epochs = asyncio.create_task(self.cycle.run(stop))
+        """Post, serve and run epochs until ``stop`` is set, or until one of them ends."""
         await self.relayer.start()
+        serving = asyncio.create_task(self.server.serve(sockets=[self.listener]))
+        epochs = asyncio.create_task(self.cycle.run(stop))
+        ended = asyncio.create_task(stop.wait())
         try:
-            ended = asyncio.create_task(stop.wait())
             await asyncio.wait({serving, epochs, ended}, return_when=asyncio.FIRST_COMPLETED)
-            stop.set()
-            if epochs.done():
-                epochs.result()
         finally:
+            stop.set()
             self.server.should_exit = True
-            await asyncio.gather(serving, epochs, return_exceptions=True)
+            await asyncio.gather(serving, epochs, ended)
             await self.relayer.stop()
+
+
+def _listen(address: str) -> socket.socket:
+    """Return a socket bound to host:port.
+
+    Raises:
+        ConfigError: it is taken, or not ours to bind.
+    """
+    host, _, port = address.rpartition(":")
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, int(port)))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        problem = f"{address} cannot be listened on: {reason}; stop what uses it or choose another port"
+        raise ConfigError("configuration", "service.listen", problem, '"127.0.0.1:8081"') from None
+    return listener
+
+
+@contextlib.contextmanager
+def _sole_user(data: Path) -> Iterator[None]:
+    """Hold the data folder: two services on one folder would sign and post against each other.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    with (data / "service.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            problem = f"{data} is in use by another crossmargin run; stop it or name another folder"
+            raise ConfigError("configuration", "service.data", problem) from None
+        yield
 
 
 @asynccontextmanager
 async def build_service(settings: Settings) -> AsyncIterator[Service]:
-    """Wire the service; close everything when left."""
+    """Wire the service; close everything when left.
+
+    Raises:
+        ConfigError: a part cannot be built as configured.
+        SourceError, RefusedError: a part refuses to start.
+    """
     # Imported here: a command that only reads the store should not wait for servers and workflow engines to load.
     import uvicorn
 
     from adapters.watermark import SqliteWatermark
     from aggregator.api.app import ApiService, create_app
+    from aggregator.service import telemetry
     from aggregator.service.accounts import AccountBook
     from aggregator.service.attest import Attestor, Rules
     from aggregator.service.cycle import Cycle, Workbench, recomputing
@@ -232,101 +269,99 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
         def capture_signals(self) -> Iterator[None]:
             yield
 
-    clock = SystemClock()
-    deployment = deployment_of(settings)
-    rules = Rules(
-        deployment,
-        settings.service.epoch_seconds,
-        settings.service.clock_skew,
-        settings.service.max_lifetime,
-        # A restarted attestor waits out whatever it may have signed; a devnet starts at once.
-        0 if deployment.network_class == 3 else settings.service.epoch_seconds + settings.policy.lifetime,
-    )
-    store = await open_store(settings)
-    source = PythSource(settings.pyth, settings.sources) if settings.pyth else None
-    workbench = Workbench(world_of(settings), settings.pyth, settings.policy.lifetime)
-    coordinator = build_observer(settings, "coordinator", await store.readings("coordinator"))
-    observers = [coordinator]
-    newest = await store.epoch()
-    passphrase = passphrase_of(settings)
-    destinations = {d.chain: build_destination(settings, d) for d in settings.destinations}
-    on_chain = await _highest_on_chain(destinations.values())
-    watermarks: list[SqliteWatermark] = []
-    attestors: list[Attestor] = []
-    for index, name in enumerate(settings.service.attestor_keys):
-        observer = build_observer(settings, name)
-        observers.append(observer)
-        path = Path(settings.service.data) / "attestors" / f"{name}.sqlite3"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        watermarks.append(SqliteWatermark(path))
-        attestors.append(
-            Attestor(
-                name,
-                index,
-                load_key(key_path(settings, name), passphrase),
-                watermarks[-1],
-                recomputing(workbench, observer, source, store),
-                rules=rules,
-                clock=clock,
-                last=newest.certificate if newest else None,
-                chain_highest=on_chain,
-            )
-        )
-    relayer = Relayer(
-        store,
-        destinations,
-        clock,
-        Path(settings.service.data) / "relayer.sqlite3",
-        heartbeat_seconds=settings.service.heartbeat_seconds,
-    )
-    cycle = Cycle(
-        workbench=workbench,
-        observer=coordinator,
-        source=source,
-        store=store,
-        attestors=attestors,
-        rules=rules,
-        clock=clock,
-        offer=relayer.offer,
-        keep_epochs=settings.service.keep_epochs,
-    )
-
-    async def bundle(record: EpochRecord, account: str) -> str:
-        return await build_bundle(store, deployment, record, account)
-
-    def readiness() -> Sequence[Finding]:
-        return [Finding("epoch", "service", cycle.last_problem)] if cycle.last_problem else []
-
-    api = ApiService(
-        store=store,
-        accounts=AccountBook(
-            store, clock, deployment.deployment_id(), [c.id for c in settings.chains], list(destinations)
-        ),
-        chains=settings.chains,
-        assets=settings.assets,
-        sources=settings.sources,
-        destinations=settings.destinations,
-        deployment=settings.deployment,
-        clock=clock,
-        bundle=bundle,
-        proof=leaf_proof,
-        readiness=readiness,
-    )
-    host, _, port = settings.service.listen.rpartition(":")
-    server = QuietServer(
-        uvicorn.Config(
-            create_app(api), host=host, port=int(port), log_level="warning", access_log=False, lifespan="off"
-        )
-    )
-    try:
-        yield Service(settings, store, cycle, relayer, server, tuple(observers), destinations)
-    finally:
-        await asyncio.gather(*(o.close() for o in observers), *(d.close() for d in destinations.values()))
+    async with AsyncExitStack() as closing:
+        data, clock, deployment = Path(settings.service.data), SystemClock(), deployment_of(settings)
+        closing.enter_context(_sole_user(data))
+        listener = closing.enter_context(_listen(settings.service.listen))
+        store = await open_store(settings)
+        closing.push_async_callback(store.close)
+        source = PythSource(settings.pyth, settings.sources) if settings.pyth else None
         if source is not None:
-            await source.close()
-        for watermark in watermarks:
-            await watermark.close()
-        await store.close()
+            closing.push_async_callback(source.close)
+        destinations: dict[str, Destination] = {}
+        for row in settings.destinations:
+            destinations[row.chain] = build_destination(settings, row)
+            closing.push_async_callback(destinations[row.chain].close)
+
+        def observe(name: str, remembered: Mapping[str, Reading] | None = None) -> Observer:
+            observer = build_observer(settings, name, remembered)
+            closing.push_async_callback(observer.close)
+            return observer
+
+        rules = Rules(
+            deployment,
+            settings.service.epoch_seconds,
+            settings.service.clock_skew,
+            settings.service.max_lifetime,
+            # A restarted attestor waits out whatever it may have signed; a devnet starts at once.
+            0 if deployment.network_class == DEVNET else settings.service.epoch_seconds + settings.policy.lifetime,
+        )
+        workbench = Workbench(world_of(settings), settings.pyth, settings.policy.lifetime)
+        newest, on_chain = await store.epoch(), await _highest_on_chain(destinations.values())
+        passphrase = passphrase_of(settings)
+        attestors: list[Attestor] = []
+        for index, name in enumerate(settings.service.attestor_keys):
+            record = data / "attestors" / f"{name}.sqlite3"
+            record.parent.mkdir(parents=True, exist_ok=True)
+            watermark = SqliteWatermark(record)
+            closing.push_async_callback(watermark.close)
+            attestors.append(
+                Attestor(
+                    name,
+                    index,
+                    load_key(key_path(settings, name), passphrase),
+                    watermark,
+                    recomputing(workbench, observe(name), source, store),
+                    rules=rules,
+                    clock=clock,
+                    last=newest.certificate if newest else None,
+                    chain_highest=on_chain,
+                )
+            )
+        relayer = Relayer(
+            store,
+            destinations,
+            clock,
+            data / "relayer.sqlite3",
+            heartbeat_seconds=settings.service.heartbeat_seconds,
+            on_posting=lambda posting: telemetry.POSTINGS.labels(posting.destination, posting.state).inc(),
+        )
+        cycle = Cycle(
+            workbench=workbench,
+            observer=observe("coordinator", await store.readings("coordinator")),
+            source=source,
+            store=store,
+            attestors=attestors,
+            rules=rules,
+            clock=clock,
+            offer=relayer.offer,
+            keep_epochs=settings.service.keep_epochs,
+        )
+
+        async def bundle(record: EpochRecord, account: str) -> str:
+            return await build_bundle(store, deployment, record, account)
+
+        def readiness() -> Sequence[Finding]:
+            return [Finding("epoch", "service", cycle.last_problem)] if cycle.last_problem else []
+
+        chains = [c.id for c in settings.chains]
+        api = ApiService(
+            store=store,
+            accounts=AccountBook(store, clock, deployment.deployment_id(), chains, list(destinations)),
+            chains=settings.chains,
+            assets=settings.assets,
+            sources=settings.sources,
+            destinations=settings.destinations,
+            deployment=settings.deployment,
+            clock=clock,
+            bundle=bundle,
+            proof=leaf_proof,
+            readiness=readiness,
+        )
+        server = QuietServer(
+            uvicorn.Config(create_app(api), log_level="warning", access_log=False, lifespan="off", workers=1)
+        )
+        yield Service(cycle, relayer, server, listener)
 
 
 async def _highest_on_chain(destinations: Iterable[Destination]) -> int:

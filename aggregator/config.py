@@ -90,7 +90,6 @@ EXAMPLES: Mapping[str, str] = {
     "venues.kind": '"wallet", "vault", "lender" or "aave-v3"',
     "venues.addresses": '{vault = "0x..."}',
     "venues.addresses.*": '"0x..."',
-    "venues.assets": '"eip155:1/erc20:0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48"',
     "destinations": '{chain = "eip155:1", kind = "evm-registry", address = ..., clock_bound = 5, payer_key = ...}',
     "destinations.chain": '"eip155:1"',
     "destinations.kind": '"evm-registry" or "solana-registry"',
@@ -105,7 +104,6 @@ EXAMPLES: Mapping[str, str] = {
     "policy.max_spread": "0.2",
     "policy.exit_epsilon": "0.0001",
     "policy.lifetime": "60",
-    "policy.unknown_grace": "300",
     "policy.assets": "{stable = {...}}",
     "policy.assets.*": "{volatility = 0.8, daily_volume = 1e9, impact = 1.0, ...}",
     "policy.assets.*.volatility": "0.8",
@@ -127,7 +125,7 @@ EXAMPLES: Mapping[str, str] = {
 """An example for every key; of a list, one element."""
 LISTS = frozenset(
     {"service.attestor_keys", "deployment.members", "chains", "chains.rpc", "chains.hold", "assets", "sources"}
-    | {"pyth.guardians", "venues", "venues.assets", "destinations", "policy.assets.*.jumps"}
+    | {"pyth.guardians", "venues", "destinations", "policy.assets.*.jumps"}
 )
 NAMED = frozenset({"policy.assets", "venues.addresses"})
 """Tables whose keys the user chooses."""
@@ -222,8 +220,6 @@ def _check_references(file: str, s: Settings) -> None:
             )
     for i, v in enumerate(s.venues):
         known("venues", i, "chain", v.chain, chains)
-        for asset in v.assets:
-            known("venues", i, "assets", asset, assets)
     for i, d in enumerate(s.destinations):
         known("destinations", i, "chain", d.chain, chains)
     if len(s.service.attestor_keys) > len(s.deployment.members):
@@ -268,4 +264,7 @@ def load_settings(path: Path) -> Settings:
         raise ConfigError(str(path), "file", f"cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(path), "file", f"is not TOML: {error}") from None
-    return parse_settings(document, str(path))
+    settings = parse_settings(document, str(path))
+    here = path.resolve().parent
+    paths = {name: str(here / getattr(settings.service, name)) for name in ("data", "passphrase_file")}
+    return settings.model_copy(update={"service": settings.service.model_copy(update=paths)})

@@ -99,7 +99,6 @@ class VenueRow(Row):
     chain: str
     kind: Name  # wallet, vault, aave-v3, lender, ...
     addresses: dict[str, str] = {}
-    assets: tuple[str, ...] = ()  # CAIP-19; empty = every asset of the chain that the adapter understands
 
 
 class DestinationRow(Row):
@@ -166,5 +165,4 @@ class PolicyRow(Row):
     max_spread: Annotated[float, Field(gt=0)] = 0.20  # above: no new risk
     exit_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     lifetime: Annotated[int, Field(gt=0)]  # valid_until = cut_time + lifetime
-    unknown_grace: Seconds = 300
     assets: dict[str, AssetPolicyRow]

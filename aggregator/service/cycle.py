@@ -19,7 +19,7 @@ from aggregator.core.commitment import Commitment, build_commitment, digest_text
 from aggregator.core.pipeline import World, compute_report, explain, leaves
 from aggregator.core.reconcile import reconcile
 from aggregator.domain.certificate import EpochRecord, LinkRecord
-from aggregator.domain.errors import CrossmarginError, InputError, SourceError
+from aggregator.domain.errors import CrossmarginError, SourceError
 from aggregator.domain.price import Quote
 from aggregator.domain.report import LeafValues, MarginReport
 from aggregator.domain.rows import PythRow, Row
@@ -35,6 +35,7 @@ from proofs.statement import digest as statement_digest
 
 log = structlog.get_logger("epoch")
 CODE_VERSION = "0.1.0"
+NO_ACCOUNTS = "no account is open yet; open one with `crossmargin accounts open` or POST /v1/accounts"
 CUT_SLACK_BLOCKS = 40
 """How far behind its own pin an attestor accepts a proposed block: Solana finalises a slot every 0.4 s."""
 
@@ -242,17 +243,33 @@ class Cycle:
             if number > last:
                 last = number
                 try:
+                    if not await self._store.accounts():
+                        self._wait_for_accounts()
+                        continue
                     record = await self.run_epoch(number)
                     self.last_problem = "" if record.attestations else _why_uncertified(record)
                 except CrossmarginError as error:
                     telemetry.EPOCHS.labels("failed").inc()
                     self.last_problem = str(error)
                     log.warning("epoch failed", epoch=number, cause=str(error))
+                except Exception as error:  # a defect must cost its epoch, not the service; its text may hold anything
+                    telemetry.EPOCHS.labels("defect").inc()
+                    self.last_problem = f"epoch {number} met a defect: {type(error).__name__} (see the log)"
+                    log.exception("epoch met a defect", epoch=number)
                 if number % 100 == 0:
                     await self._prune()
             wait = (last + 1) * delta - self._clock.now()
             if wait > 0:
-                await self._clock.sleep(wait)
+                ends = {asyncio.ensure_future(self._clock.sleep(wait)), asyncio.ensure_future(stop.wait())}
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                for end in ends:
+                    end.cancel()
+
+    def _wait_for_accounts(self) -> None:
+        """Say, once, that there is nothing to do yet."""
+        if self.last_problem != NO_ACCOUNTS:
+            self.last_problem = NO_ACCOUNTS
+            log.info("waiting", cause=NO_ACCOUNTS)
 
     async def _prune(self) -> None:
         await self._store.prune(keep_epochs=self._keep)
@@ -267,8 +284,6 @@ class Cycle:
         started = perf_counter()
         state = await read_state(self._store)
         accounts = state.accounts
-        if not accounts:
-            raise InputError("accounts", "none is open yet", "open one: crossmargin accounts open --help")
         previous = await self._store.epoch()
         seen, (updates, published) = await asyncio.gather(
             self._observer.collect(number, cut_time, accounts), self._published(cut_time)

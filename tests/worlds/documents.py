@@ -123,7 +123,7 @@ def make_document(
         ],
         "sources": sources,
         "venues": [
-            {"chain": ALPHA, "kind": "vault", "addresses": {"vault": "0x" + "7a" * 20}, "assets": [WETH, USDC]},
+            {"chain": ALPHA, "kind": "vault", "addresses": {"vault": "0x" + "7a" * 20}},
             {"chain": SOL, "kind": "wallet"},
         ],
         "destinations": [
