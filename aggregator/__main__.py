@@ -14,7 +14,8 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -67,6 +68,7 @@ AccountArgument = Annotated[str, typer.Argument(help="Account id, its beginning 
 
 if TYPE_CHECKING:
     from aggregator import bootstrap
+    from aggregator.ports import Store
 else:
 
     class _Lazy:
@@ -109,6 +111,17 @@ def settings_of(config: Path | None) -> Settings:
     """Load the configuration named, or the first found in the usual places."""
     path = config or next((Path(p) for p in CONFIG_PLACES if Path(p).is_file()), Path(CONFIG_PLACES[0]))
     return load_settings(path)
+
+
+@asynccontextmanager
+async def opened(config: Path | None) -> AsyncIterator[tuple[Settings, Store]]:
+    """Open what a configuration names: its settings and its store."""
+    settings = settings_of(config)
+    store = await bootstrap.open_store(settings)
+    try:
+        yield settings, store
+    finally:
+        await store.close()
 
 
 def print_json(value: object) -> None:
@@ -224,9 +237,7 @@ def margin(
     """Explain one account's margin: every position, price, haircut and what it counts."""
 
     async def work() -> None:
-        settings = settings_of(config)
-        store = await bootstrap.open_store(settings)
-        try:
+        async with opened(config) as (settings, store):
             found = await store.account(account)
             answer = await store.margin(found.id, epoch)
             if answer is None:
@@ -239,8 +250,6 @@ def margin(
                 print_json(_margin_json(explained, record.header.epoch, record.header.valid_until, now))
                 return
             _print_margin(settings, found.label or found.id, found.kind, explained, record.header, now)
-        finally:
-            await store.close()
 
     run_async(work)
 
@@ -306,11 +315,8 @@ def accounts_list(ctx: typer.Context, config: ConfigOption = None, json_output: 
         return
 
     async def work() -> None:
-        store = await bootstrap.open_store(settings_of(config))
-        try:
+        async with opened(config) as (_, store):
             rows, newest = await store.accounts(), await store.epoch()
-        finally:
-            await store.close()
         margins = {m.account: m for m in newest.margins} if newest else {}
         now = int(time.time())
         if json_output:
@@ -357,19 +363,13 @@ def accounts_open(
     """Open a margin account."""
 
     async def work() -> None:
-        settings = settings_of(config)
-        store = await bootstrap.open_store(settings)
-        try:
+        async with opened(config) as (settings, store):
             book = _book(settings, store)
-            opened = await book.open_account(controller, salt or "0x" + secrets.token_hex(32), kind, home, label)
-        finally:
-            await store.close()
+            made = await book.open_account(controller, salt or "0x" + secrets.token_hex(32), kind, home, label)
         if json_output:
-            print_json({"id": opened.id, "controller": opened.controller, "kind": opened.kind, "home": opened.home})
+            print_json({"id": made.id, "controller": made.controller, "kind": made.kind, "home": made.home})
         else:
-            out.print(
-                f"opened {opened.id}\nbudget at {opened.home}; link addresses with: crossmargin accounts link --help"
-            )
+            out.print(f"opened {made.id}\nbudget at {made.home}; link addresses with: crossmargin accounts link --help")
 
     run_async(work)
 
@@ -404,12 +404,8 @@ def accounts_message(
     """Print what one side of a link signs: EIP-712 JSON for an EVM wallet, a text for a Solana wallet."""
 
     async def work() -> None:
-        settings = settings_of(config)
-        store = await bootstrap.open_store(settings)
-        try:
+        async with opened(config) as (settings, store):
             known = await store.account(account)
-        finally:
-            await store.close()
         until = expiry if expiry is not None else int(time.time()) + 86_400
         deployment_id = bootstrap.deployment_of(settings).deployment_id()
         message = link_message(deployment_id, known, member, nonce, until, side)
@@ -437,15 +433,11 @@ def accounts_link(
     """Record a link that both sides signed (crossmargin accounts message prints what they sign)."""
 
     async def work() -> None:
-        settings = settings_of(config)
-        store = await bootstrap.open_store(settings)
-        try:
+        async with opened(config) as (settings, store):
             known = await store.account(account)
             link = await _book(settings, store).add_link(
                 known.id, known.controller, member, nonce, expiry, invite, accept
             )
-        finally:
-            await store.close()
         if json_output:
             print_json(link._asdict())
         else:
@@ -459,12 +451,9 @@ def accounts_links(account: AccountArgument, config: ConfigOption = None, json_o
     """List the links of an account."""
 
     async def work() -> None:
-        store = await bootstrap.open_store(settings_of(config))
-        try:
+        async with opened(config) as (_, store):
             known = await store.account(account)
             links = await store.links(known.id)
-        finally:
-            await store.close()
         if json_output:
             print_json([link._asdict() for link in links])
             return
@@ -486,13 +475,9 @@ def epochs(
     """List epochs: roots, signers, refusals and where they were posted."""
 
     async def work() -> None:
-        settings = settings_of(config)
-        store = await bootstrap.open_store(settings)
-        try:
+        async with opened(config) as (settings, store):
             rows = await store.epochs(limit)
             postings = {n.epoch: await store.postings(n.epoch) for n in rows}
-        finally:
-            await store.close()
         if json_output:
             print_json([r._asdict() | {"postings": [p._asdict() for p in postings[r.epoch]]} for r in rows])
             return
@@ -520,9 +505,7 @@ def export(
     """Write an account's audit bundle: one file that anyone can verify offline."""
 
     async def work() -> tuple[str, int]:
-        settings = settings_of(config)
-        store = await bootstrap.open_store(settings)
-        try:
+        async with opened(config) as (settings, store):
             known = await store.account(account)
             record = await store.epoch(epoch)
             if record is None:
@@ -531,8 +514,6 @@ def export(
                 )
             text = await bootstrap.build_bundle(store, bootstrap.deployment_of(settings), record, known.id)
             return text, record.header.epoch
-        finally:
-            await store.close()
 
     text, number = run_async(work)
     if output is None:

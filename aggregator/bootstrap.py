@@ -33,7 +33,7 @@ from aggregator.domain.certificate import EpochRecord
 from aggregator.domain.errors import ConfigError, CrossmarginError, SourceError
 from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, VenueRow
 from aggregator.domain.snapshot import Finding, Reading
-from aggregator.ports import ChainReader, Destination
+from aggregator.ports import ChainReader, Destination, Store
 from aggregator.service.bundle import export_bundle, leaf_proof
 from aggregator.service.collect import Observer
 from aggregator.store.sql import SqlStore
@@ -374,7 +374,7 @@ async def _highest_on_chain(destinations: Iterable[Destination]) -> int:
     return highest
 
 
-async def build_bundle(store: SqlStore, deployment: Deployment, record: EpochRecord, account: str) -> str:
+async def build_bundle(store: Store, deployment: Deployment, record: EpochRecord, account: str) -> str:
     """Return the audit bundle of one account at one epoch."""
     accounts = await store.accounts()
     links = await store.links(account)

@@ -14,8 +14,8 @@ import rlp  # type: ignore[import-untyped]  # it ships no types
 from eth_abi.abi import decode as abi_decode
 from eth_abi.abi import encode as abi_encode
 
-from adapters.destinations import build_leaf, destination_id
-from aggregator.domain.certificate import Certificate, PostedRoot, PostingStatus, SignedPosting
+from adapters.destinations import destination_id
+from aggregator.domain.certificate import Certificate, PostedRoot, PostingStatus, SignedPosting, to_leaf
 from aggregator.domain.errors import ConfigError, Garbage, NodeRefused, PostingError, SourceError, UnknownError
 from aggregator.domain.report import LeafValues
 from aggregator.domain.rows import ChainRow, DestinationRow
@@ -177,7 +177,7 @@ class EvmRegistryDestination:
 
     async def verify(self, leaf: LeafValues, proof: Sequence[bytes]) -> bool:
         """Ask the registry whether it accepts the leaf at the chain's head."""
-        given = build_leaf(leaf)
+        given = to_leaf(leaf)
         fields = (given.account, given.destination, *leaf[2:])
         arguments = abi_encode([LEAF_TYPE, "bytes32[]"], [fields, list(proof)])
         (accepted,) = await self._view(f"verify({LEAF_TYPE},bytes32[])", ("bool",), arguments)

@@ -31,7 +31,7 @@ from solders.transaction_status import (
     TransactionErrorInstructionError,
 )
 
-from adapters.destinations import build_leaf, destination_id
+from adapters.destinations import destination_id
 from adapters.solana.layouts import LayoutError, RawAccount
 from adapters.solana.programs import (
     RegistryRefusal,
@@ -41,7 +41,7 @@ from adapters.solana.programs import (
     decode_registry,
     registry_address,
 )
-from aggregator.domain.certificate import Certificate, PostedRoot, PostingStatus, SignedPosting
+from aggregator.domain.certificate import Certificate, PostedRoot, PostingStatus, SignedPosting, to_leaf
 from aggregator.domain.errors import ConfigError, Garbage, NodeRefused, PostingError, Unavailable, UnknownError
 from aggregator.domain.report import LeafValues
 from aggregator.domain.rows import ChainRow, DestinationRow
@@ -204,7 +204,7 @@ class SolanaRegistryDestination:
     async def verify(self, leaf: LeafValues, proof: Sequence[bytes]) -> bool:
         """Ask the registry whether it accepts the leaf, by simulating its ``verify`` instruction."""
         program = await self._find_program()
-        instruction = build_verify(program, self._registry, build_leaf(leaf), list(proof))
+        instruction = build_verify(program, self._registry, to_leaf(leaf), list(proof))
         value = await self._simulate(instruction)
         if value.err is not None:
             raise Garbage(self._chain.name, f"verify of {self._registry} fails: {self._explain(value.err)}")

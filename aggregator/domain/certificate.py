@@ -7,9 +7,22 @@ from typing import Literal, NamedTuple
 
 from aggregator.domain.report import AccountMargin, LeafValues
 from aggregator.domain.snapshot import ChainView, Finding
+from proofs.hashing import keccak256
+from proofs.leaf import Leaf
 from proofs.statement import Header, StatementBody
 
 PostingState = Literal["waiting", "signed", "submitted", "confirmed", "final", "failed", "superseded"]
+
+
+def to_leaf(values: LeafValues) -> Leaf:
+    """Return leaf values as the verifier's leaf. The destination is a 0x id, or the chain (CAIP-2) it is the id of.
+
+    Raises:
+        ValueError: a field is malformed or out of range (``proofs.errors.FieldError`` names it).
+    """
+    place = values.destination
+    destination = bytes.fromhex(place[2:]) if place.startswith("0x") else keccak256(place.encode("ascii"))
+    return Leaf(bytes.fromhex(values.account.removeprefix("0x")), destination, *values[2:])
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn, Protocol
 
-from aggregator.domain.certificate import Attestation, Certificate
+from aggregator.domain.certificate import Attestation, Certificate, to_leaf
 from aggregator.domain.errors import CrossmarginError, RefusedError
 from aggregator.domain.report import LeafValues
 from aggregator.domain.snapshot import Account, Cut
@@ -24,7 +24,6 @@ from aggregator.ports import Clock, Signer, Watermark
 from proofs import leaf as leaves_of
 from proofs import merkle
 from proofs.errors import ProofError
-from proofs.hashing import keccak256
 from proofs.quorum import IndexedSignature, verify_quorum
 from proofs.signing import recover
 from proofs.statement import DEVNET, GENESIS_SET_ID, Deployment, Header, StatementBody, body_hash
@@ -365,7 +364,7 @@ def _check_roots(proposal: Proposal, recomputed: Recomputed) -> None:
     if body.leaf_count != len(proposal.leaves):
         _refuse("root", f"leafCount {body.leaf_count}, {len(proposal.leaves)} leaves proposed")
     try:
-        leaves = [_to_leaf(values) for values in proposal.leaves]
+        leaves = [to_leaf(values) for values in proposal.leaves]
         hashes = [leaves_of.hash_leaf(leaf) for leaf in leaves]
         root = merkle.root(hashes)
         entries = [merkle.accounts_entry(x.account, x.destination, h) for x, h in zip(leaves, hashes, strict=True)]
@@ -392,15 +391,6 @@ def _check_digests(body: StatementBody, recomputed: Recomputed) -> None:
     ):
         if proposed != found:
             _refuse(rule, f"0x{proposed.hex()} proposed, 0x{found.hex()} found")
-
-
-def _to_leaf(values: LeafValues) -> leaves_of.Leaf:
-    """Turn 0x account and destination (id, or the CAIP-2 chain it is the hash of) into the verifier's leaf."""
-    account = bytes.fromhex(values.account.removeprefix("0x"))
-    destination = values.destination
-    if destination.startswith("0x"):
-        return leaves_of.Leaf(account, bytes.fromhex(destination[2:]), *values[2:])
-    return leaves_of.Leaf(account, keccak256(destination.encode("ascii")), *values[2:])
 
 
 def _refuse(rule: str, reason: str) -> NoReturn:

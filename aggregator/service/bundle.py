@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from aggregator.core.commitment import accounts_path, build_commitment, proof
-from aggregator.domain.certificate import EpochRecord, LinkRecord
+from aggregator.domain.certificate import EpochRecord, LinkRecord, to_leaf
 from aggregator.domain.errors import UnknownError
 from aggregator.domain.report import LeafValues
 from aggregator.service.accounts import decode_signature
 from proofs.bundle import Bundle, Neighbour, Preimages, ProvenLeaf, SignedLink, Statement, render_bundle
-from proofs.leaf import Leaf, hash_leaf
+from proofs.leaf import hash_leaf
 from proofs.links import LinkTerms
 from proofs.quorum import IndexedSignature
 from proofs.statement import Deployment
-
-
-def to_leaf(values: LeafValues) -> Leaf:
-    """Return stored leaf values as the verifier's leaf."""
-    return Leaf(bytes.fromhex(values.account[2:]), bytes.fromhex(values.destination[2:]), *values[2:])
 
 
 def to_signed_link(record: LinkRecord, salt: bytes) -> SignedLink:

@@ -1,12 +1,12 @@
 """``python -m tests.bench``: run every measurement, print one table, write ``build/bench.json``.
 
-Rows are {name, value, unit, reference, ratio, target}. A target bounds the ratio where there is one, else the value;
-whether from above or below follows from the unit: times and costs want little, rates want much.
+Rows are {name, value, unit, reference, ratio, target}. What a target bounds follows from the unit, see ``BOUNDS``.
 """
 
 from __future__ import annotations
 
 import json
+import operator
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +22,12 @@ from tests.bench.reading import measure_reading
 from tests.bench.valuation import measure_valuation
 
 OUTPUT = Path(__file__).resolve().parents[2] / "build" / "bench.json"
+BOUNDS: Mapping[str, tuple[str, Callable[[float, float], bool], str]] = {
+    "gas": ("ratio", operator.le, "ratio ≤ {:g}"),
+    "CU": ("value", operator.le, "≤ {:,g}"),
+    "ms": ("ratio", operator.ge, "ratio ≥ {:g}"),
+    "accounts/s": ("ratio", operator.ge, "ratio ≥ {:g}"),
+}
 MEASUREMENTS: Mapping[str, Callable[[], Sequence[Mapping[str, Any]]]] = {
     "reading balances on Anvil": measure_reading,
     "gas of a posting on Anvil": measure_post_gas,
@@ -31,30 +37,62 @@ MEASUREMENTS: Mapping[str, Callable[[], Sequence[Mapping[str, Any]]]] = {
 
 
 def main() -> int:
-    """Run what the arguments name by a part of its title, everything without; return 0 if all targets are met."""
-    console = Console()
-    chosen = {t: run for t, run in MEASUREMENTS.items() if all(word in t for word in sys.argv[1:])}
+    """Run the measurements whose titles hold every argument, all without arguments; return 2 if there is none."""
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    chosen = {title: run for title, run in MEASUREMENTS.items() if all(word in title for word in sys.argv[1:])}
     if not chosen:
-        console.print(f"nothing is called {' '.join(sys.argv[1:])}; there are: {', '.join(MEASUREMENTS)}")
+        console.print(f"no measurement is called {' '.join(sys.argv[1:])}; there are: {', '.join(MEASUREMENTS)}")
         return 2
     rows: list[dict[str, Any]] = []
     for number, (title, run) in enumerate(chosen.items(), start=1):
-        console.print(f"[{number}/{len(chosen)}] {title} …", markup=False)
+        console.print(f"({number}/{len(chosen)}) {title} …")
         begin = time.perf_counter()
         rows += [dict(row) for row in run()]
-        console.print(f"      {time.perf_counter() - begin:.0f} s")
+        console.print(f"      took {time.perf_counter() - begin:.0f} s")
     console.print(build_table(rows))
     if measure_post_gas in chosen.values():
         console.print(build_peers())
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(rows, indent=1) + "\n")
-    console.print(f"written to {OUTPUT.relative_to(Path.cwd())}" if OUTPUT.is_relative_to(Path.cwd()) else str(OUTPUT))
-    return 0 if all(is_met(row) is not False for row in rows) else 1
+    console.print(f"written to {OUTPUT.parent.name}/{OUTPUT.name}")
+    return 0
 
 
-def is_met(row: Mapping[str, Any]) -> bool | None:
-    """Say whether a row's target is met; None without one."""
-    ...
+def build_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the rows as a table; a missed target is red."""
+    table = Table(title="crossmargin, measured")
+    for heading in ("measurement", "value", "reference", "ratio", "target", ""):
+        table.add_column(heading, justify="left" if heading == "measurement" else "right")
+    for row in rows:
+        met, target = _judge(row)
+        style = "red" if met == "missed" else None
+        table.add_row(
+            row["name"],
+            f"{row['value']:,.6g} {row['unit']}" if row["value"] < 10**5 else f"{row['value']:,.0f} {row['unit']}",
+            "" if row["reference"] is None else f"{row['reference']:,.0f}",
+            "" if row["ratio"] is None else f"{row['ratio']:.3f}",
+            target,
+            met,
+            style=style,
+        )
+    return table
+
+
+def _judge(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return "met", "missed" or "" and the target in words."""
+    if row["target"] is None:
+        return "", ""
+    field, holds, words = BOUNDS[row["unit"]]
+    return "met" if holds(row[field], row["target"]) else "missed", words.format(row["target"])
+
+
+def build_peers() -> Table:
+    """Return what others publish for one attested update, gas by number of signatures."""
+    counts = sorted({k for figures in PEERS.values() for k in figures})
+    table = Table("gas of peers, by signatures", *map(str, counts))
+    for name, figures in PEERS.items():
+        table.add_row(name, *(f"{figures[k]:,}" if k in figures else "" for k in counts))
+    return table
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ async def test_any_flipped_byte_is_refused(publisher: PublisherProcess) -> None:
             accepted.append(at)
     assert accepted == [MINOR_VERSION]
     for cut_short in (b"", update[:-1], update + b"\0"):
-        with pytest.raises(Garbage, match="^pyth: an update does not verify: "):
+        with pytest.raises(Garbage, match=r"^pyth: an update does not verify: "):
             source.decode([cut_short])
     await source.close()
 

@@ -11,11 +11,11 @@ from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 from spl.token.instructions import get_associated_token_address
 
-from adapters.destinations import build_leaf, destination_id
+from adapters.destinations import destination_id
 from adapters.destinations.solana import SolanaRegistryDestination
 from adapters.keys import KeySigner, SolanaSigner
 from adapters.rpc import SolanaEndpoint
-from aggregator.domain.certificate import Attestation, Certificate
+from aggregator.domain.certificate import Attestation, Certificate, to_leaf
 from aggregator.domain.errors import ConfigError, Garbage, PostingError, Unavailable, UnknownError
 from aggregator.domain.report import LeafValues
 from aggregator.domain.rows import ChainRow, DestinationRow, LatencyLeg
@@ -136,7 +136,7 @@ async def test_the_registry_itself_accepts_a_leaf(world: Posted) -> None:
     epoch, until = now_epoch(), int(time.time()) + 50
     leaf = LeafValues("0x" + "11" * 32, world.chain.id, epoch, -5, 1, 2, 3, 4, 5, until - 50, until, 1)
     others = [keccak256(bytes([i])) for i in range(6)]
-    own = hash_leaf(build_leaf(leaf))
+    own = hash_leaf(to_leaf(leaf))
     hashes = [own, *others]
     posting = await world.destination.sign(world.certify(epoch, root(hashes)))
     await world.destination.submit(posting)

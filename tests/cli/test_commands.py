@@ -227,7 +227,7 @@ def test_a_margin_explains_itself(shell: Shell) -> None:
     assert margin["stale"] is True, "the world of this test is long past its valid-until"
     assert {leaf["destination"] for leaf in margin["leaves"]} != set()
     shown = shell("margin", "ada")
-    for text in ("ada", "healthy", "10 WETH", "owes 3000 USDC", "5000 USDC", "STALE", "usable budget 0.00"):
+    for text in ("ada", "healthy", "10 WETH", "owes 3000 USDC", "5000 USDC", "STALE", "budget 0.00 USD"):
         assert text in shown.stdout
     assert shell.json("margin", "ada", "--epoch", str(EPOCHS[0]))["epoch"] == EPOCHS[0]
 

@@ -1,0 +1,157 @@
+"""The reader's own rules against a chain of made-up blocks and tokens: no node, no time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from eth_abi import decode, encode
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.evm.abi import Answer, Call
+from adapters.evm.reader import CALLS_PER_BATCH, HEX_PER_BATCH, EvmReader
+from aggregator.domain.errors import Garbage, NodeRefused, Unavailable
+from aggregator.domain.snapshot import Block, Finding, Position, Subject
+from tests.chain.evm_venues import CHAIN, NAME, chain_row
+
+ACCOUNT = "0x" + "ab" * 32
+PINNED = Block(CHAIN, 7, "0x" + "07" * 32, "0x" + "06" * 32, 70)
+
+
+@dataclass
+class Chain:
+    """A node: blocks by their times, and a multicall that answers each call with its own calldata.
+
+    gas: how many calls one request may hold; more are refused as nodes do.
+    """
+
+    times: Sequence[int] = (0,)
+    gas: int = 10**9
+    refusal: str = "EVM error OutOfGas"
+    height: int = PINNED.height
+    requests: list[int] = field(default_factory=list)
+    blocks_asked: int = 0
+
+    async def call(self, method: str, params: Sequence[Any]) -> Any:
+        if method == "eth_chainId":
+            return "0x7a69"
+        if method == "eth_getBlockByNumber":
+            self.blocks_asked += 1
+            height = len(self.times) - 1 if params[0] == "latest" else int(params[0], 16)
+            return self.block(height)
+        request, pinned = params
+        assert pinned == {"blockHash": PINNED.hash, "requireCanonical": True}
+        assert len(request["data"]) < 2_000_000
+        (calls,) = decode(["(address,bool,bytes)[]"], bytes.fromhex(request["data"][10:]))
+        self.requests.append(len(calls) - 1)
+        if len(calls) - 1 > self.gas:
+            raise NodeRefused(NAME, -32003, f"eth_call: {self.refusal}")
+        results = [(True, self.height.to_bytes(32, "big")), *((True, data) for _, _, data in calls[1:])]
+        return "0x" + encode(["(bool,bytes)[]"], [results]).hex()
+
+    def block(self, height: int) -> dict[str, str]:
+        names = {"hash": f"0x{height + 1:064x}", "parentHash": f"0x{height:064x}"}
+        return {"number": hex(height), "timestamp": hex(self.times[height]), **names}
+
+    async def close(self) -> None: ...
+
+    def reader(self, *adapters: Any, **changes: Any) -> EvmReader:
+        return EvmReader(chain_row("http://unused", genesis=f"0x{1:064x}", **changes), self, adapters, [])
+
+
+class Asking:
+    """An adapter that asks rounds of calls and checks that it is given its own answers."""
+
+    keyed_by = "address"
+
+    def __init__(self, name: str, *rounds: Sequence[str]) -> None:
+        self.name, self.rounds = name, rounds
+
+    def flow(self, subjects: Sequence[Subject]) -> Generator[Sequence[Call], Sequence[Answer], Any]:
+        for datas in self.rounds:
+            answers = yield [("11" * 20, data) for data in datas]
+            assert [a.hex() if a else "" for a in answers] == list(datas)
+        found = Position(ACCOUNT, CHAIN, self.name, "a", 1, "a", 1)
+        return (found,), (Finding("x", ACCOUNT, self.name),)
+
+
+def read(chain: Chain, *adapters: Any) -> Any:
+    return asyncio.run(chain.reader(*adapters).read(PINNED, [Subject(ACCOUNT, "0x" + "22" * 20)]))
+
+
+@given(
+    steps=st.lists(st.integers(0, 50) | st.just(5_000), min_size=1, max_size=60),
+    offset=st.integers(-3, 20_000),
+    depth=st.integers(0, 5),
+    block_seconds=st.sampled_from([0.01, 0.25, 1, 12, 10_000]),
+)
+def test_the_pin_is_what_a_look_at_every_block_gives(
+    steps: list[int], offset: int, depth: int, block_seconds: float
+) -> None:
+    times = [100]
+    for step in steps:
+        times.append(times[-1] + step)
+    cut = 100 + offset
+    chain = Chain(times)
+    final = times[: max(1, len(times) - depth)]
+    expected = [height for height, time in enumerate(final) if time <= cut]
+    pinning = chain.reader(finality_depth=depth, block_seconds=block_seconds).pin(cut)
+    if not expected:
+        with pytest.raises(Unavailable):
+            asyncio.run(pinning)
+        return
+    assert asyncio.run(pinning).height == expected[-1]
+    assert chain.blocks_asked <= 3 + 2 * len(times).bit_length()
+
+
+@given(st.lists(st.lists(st.lists(st.binary(max_size=40), max_size=5), max_size=3), max_size=4))
+def test_adapters_advance_together_and_get_their_own_answers(rounds: list[list[list[bytes]]]) -> None:
+    chain = Chain()
+    made = [Asking(f"v{i}", *([d.hex() for d in datas] for datas in one)) for i, one in enumerate(rounds)]
+    reading = read(chain, *made)
+    assert [p.venue for p in reading.positions] == [f.detail for f in reading.findings] == [a.name for a in made]
+    assert len(chain.requests) <= max((len(one) for one in rounds), default=0)
+
+
+def test_requests_stay_below_the_limits_on_calls_and_size() -> None:
+    for datas in (["00" * 4] * (2 * CALLS_PER_BATCH + 1), ["00" * 5_000] * 400, ["00" * 4, "11" * 600_000, "22" * 4]):
+        chain = Chain()
+        read(chain, Asking("v", datas))
+        assert sum(chain.requests) == len(datas)
+        assert max(chain.requests) <= CALLS_PER_BATCH
+        assert max(chain.requests) * (len(datas[0]) + 5 * 64) <= HEX_PER_BATCH
+
+
+@given(count=st.integers(1, 40), gas=st.integers(1, 40))
+def test_a_batch_above_the_nodes_gas_is_read_in_parts(count: int, gas: int) -> None:
+    chain = Chain(gas=gas)
+    read(chain, Asking("v", [f"{i:08x}" for i in range(count)]))
+    assert sum(n for n in chain.requests if n <= gas) == count
+
+
+def test_what_no_smaller_batch_cures_is_refused_at_once() -> None:
+    chain = Chain(gas=1, refusal="method not allowed")
+    with pytest.raises(NodeRefused, match="method not allowed"):
+        read(chain, Asking("v", ["00"] * 100))
+    assert chain.requests == [100]
+    chain = Chain(gas=0)
+    with pytest.raises(NodeRefused, match="OutOfGas"):
+        read(chain, Asking("v", ["00"] * 8))
+    assert len(chain.requests) == 4
+
+
+@pytest.mark.parametrize("height", [0, 6, 8, 2**255])
+def test_a_read_at_another_height_is_refused(height: int) -> None:
+    with pytest.raises(Garbage, match=rf"^{NAME}: multicall ran at another height than block 7"):
+        read(Chain(height=height), Asking("v", ["00"]))
+
+
+def test_nothing_to_ask_asks_nothing() -> None:
+    chain = Chain()
+    assert read(chain).positions == ()
+    assert read(chain, Asking("v", [])).findings == (Finding("x", ACCOUNT, "v"),)
+    assert chain.requests == []
