@@ -150,7 +150,7 @@ class EvmReader:
         try:
             returned = await self._endpoint.call("eth_call", [request, pinned])
         except NodeRefused as error:
-            if len(calls) == 1 or "gas" not in error.problem.lower():
+            if len(calls) <= 1 or "gas" not in error.problem.lower():
                 raise
             # Nodes grant one request so much gas: costly calls, or one that burns all it gets, need smaller batches.
             middle = len(calls) // 2
@@ -256,7 +256,7 @@ def _chunks(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
     start = size = 0
     for i, (_, data) in enumerate(calls):
         size += len(data) + 5 * 64
-        if i - start >= CALLS_PER_BATCH or size > HEX_PER_BATCH:
+        if i > start and (i - start >= CALLS_PER_BATCH or size > HEX_PER_BATCH):
             yield calls[start:i]
             start, size = i, len(data) + 5 * 64
     if start < len(calls):

@@ -337,6 +337,45 @@ def verify_accepts_only_encodings(data: bytes, count: int) -> None:
     assert answers == [given or None if good else None for good, given in results]
 
 
+@pytest.mark.parametrize("results", [[(True, bytes(32))] * 3, [(True, b"x"), (False, b"xyz"), (True, bytes(32))]])
+def test_any_flipped_bit_of_the_layout_is_refused(results: list[tuple[bool, bytes]]) -> None:
+    good = encode(["(bool,bytes)[]"], [results])
+    changed = []
+    for at in range(len(good)):
+        worse = bytearray(good)
+        worse[at] ^= 1
+        verify_accepts_only_encodings(bytes(worse), len(results))
+        try:
+            unpack_multicall("0x" + worse.hex(), len(results))
+        except ValueError:
+            continue
+        changed.append(at)
+    # Only the data itself and the three success flags can say something else.
+    assert len(changed) == sum(len(data) for _, data in results) + len(results)
+
+
+def test_a_vault_that_owes_more_than_it_holds_is_unreadable() -> None:
+    asset = make_asset("eip155:1", "0x" + "12" * 20)
+    flow = Vault("eip155:1", "0x" + "aa" * 20, {asset.id: asset}).flow([Subject(ACCOUNT, None)])
+    next(flow)
+    with pytest.raises(StopIteration) as stopped:
+        flow.send([word(60), word(5) + word(6)])
+    positions, (finding,) = stopped.value.value
+    assert positions == ()
+    assert (finding.code, finding.scope) == ("unreadable", ACCOUNT)
+
+
+def test_stable_and_variable_debt_at_aave_are_both_owed() -> None:
+    asset = make_asset("eip155:1", "0x" + "12" * 20)
+    flow = AaveV3("eip155:1", "0x" + "aa" * 20, "0x" + "dd" * 20, {asset.id: asset}).flow([Subject(ACCOUNT, "0x11")])
+    next(flow)
+    flow.send([encode(["address[]"], [["0x" + "12" * 20]])])
+    with pytest.raises(StopIteration) as stopped:
+        flow.send([word(0) + word(30) + word(4) + bytes(6 * 32), None])
+    ((debt,), _) = stopped.value.value
+    assert (debt.side, debt.amount) == ("debt", 34)
+
+
 @given(st.none() | st.integers() | st.floats() | st.text() | st.lists(st.text()) | st.binary())
 def test_what_is_not_hex_text_is_a_value_error(returned: object) -> None:
     with pytest.raises(ValueError, match=r"."):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -38,16 +38,18 @@ FEEDS = ("ETH/USD", "SOL/USD", "USDC/USD")
 
 
 class HandClock:
-    """A clock that a test sets."""
+    """A clock that a test sets; ``woken`` is told the time after each sleep."""
 
     def __init__(self, now: float) -> None:
         self.time = now
+        self.woken: Callable[[float], None] = lambda _: None
 
     def now(self) -> float:
         return self.time
 
     async def sleep(self, seconds: float) -> None:
         self.time += seconds
+        self.woken(self.time)
         await asyncio.sleep(0)
 
 

@@ -150,6 +150,12 @@ def test_a_read_at_another_height_is_refused(height: int) -> None:
         read(Chain(height=height), Asking("v", ["00"]))
 
 
+def test_a_call_above_the_size_limit_goes_alone() -> None:
+    chain = Chain()
+    read(chain, Asking("v", ["00", "11" * (HEX_PER_BATCH // 2), "22"]))
+    assert chain.requests == [1, 1, 1]
+
+
 def test_nothing_to_ask_asks_nothing() -> None:
     chain = Chain()
     assert read(chain).positions == ()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from typing import NoReturn
 
 import pytest
 
 from aggregator.core.reconcile import reconcile
 from aggregator.domain.certificate import EpochRecord
-from aggregator.domain.errors import InputError, RefusedError
+from aggregator.domain.errors import RefusedError
 from aggregator.domain.report import AccountMargin, Flag, LeafValues
 from aggregator.domain.snapshot import Account, ChainView, Cut
 from aggregator.service.cycle import CUT_SLACK_BLOCKS, read_state
 from tests.worlds.chains import inflated, unreadable
-from tests.worlds.documents import ALPHA, BETA, BETA_USDC, EPOCH_SECONDS, SOL, WETH
+from tests.worlds.documents import ALPHA, BETA, BETA_USDC, EPOCH_SECONDS, RPC_SECRET, SOL, WETH
 from tests.worlds.world import ETHER, FIRST_EPOCH, SimulatedWorld, vault
 
 MAX_AGE = 14
@@ -302,9 +305,52 @@ async def test_one_unreadable_position_changes_no_other_leaf(
             assert leaf == whole[key]
 
 
-async def test_without_accounts_an_epoch_says_what_to_do(world: SimulatedWorld) -> None:
-    with pytest.raises(InputError, match=r"accounts: none is open yet; open one: crossmargin accounts open"):
-        await world.epoch(FIRST_EPOCH)
+def _run_epochs(world: SimulatedWorld, count: int, each: Callable[[int], None]) -> tuple[asyncio.Event, list[str]]:
+    """Prepare the loop to run ``count`` epochs; ``each`` is called before one. Return the stop event and problems."""
+    stop, problems, first = asyncio.Event(), list[str](), FIRST_EPOCH
+
+    def woken(now: float) -> None:
+        problems.append(world.cycle.last_problem)
+        number = int(now // EPOCH_SECONDS)
+        if number == first + count:
+            stop.set()
+            return
+        each(number - first)
+        world.tick(number)
+
+    each(0)
+    world.tick(first)
+    world.clock.woken = woken
+    return stop, problems
+
+
+async def test_the_loop_outlives_refusals_and_defects(
+    world: SimulatedWorld, accounts: dict[str, Account], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = world.workbench.compute
+
+    def defect(*_: object) -> NoReturn:
+        raise ZeroDivisionError(RPC_SECRET)
+
+    def each(turn: int) -> None:
+        world.readers["coordinator"][ALPHA].lie = inflated(2) if turn == 1 else None
+        monkeypatch.setattr(world.workbench.__class__, "compute", defect if turn == 2 else honest.__func__)  # type: ignore[attr-defined]
+
+    stop, problems = _run_epochs(world, 4, each)
+    await world.cycle.run(stop)
+    assert problems[0] == problems[3] == ""
+    assert "has no quorum (attestor-0: leaves: " in problems[1]
+    assert "ZeroDivisionError" in problems[2]
+    assert RPC_SECRET not in problems[2]
+    certified = [e.epoch for e in await world.store.epochs() if e.signers]
+    assert certified == [FIRST_EPOCH + 3, FIRST_EPOCH]
+
+
+async def test_without_accounts_the_loop_waits_and_says_for_what(world: SimulatedWorld) -> None:
+    stop, problems = _run_epochs(world, 2, lambda _: None)
+    await world.cycle.run(stop)
+    assert [p for p in problems if "crossmargin accounts open" in p] == problems != []
+    assert await world.store.epochs() == ()
 
 
 async def test_the_log_links_back_over_an_uncertified_epoch(
