@@ -547,7 +547,8 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle written by crossmargin export.")],
     deployment: Annotated[str | None, typer.Option(help="The deployment id you trust, 0x + 64 hex digits.")] = None,
     online: Annotated[
-        bool, typer.Option(help="Also read the root stored on each destination (needs --config).")
+        bool,
+        typer.Option(help="Also read the root stored on each destination; takes deployment and chains from --config."),
     ] = False,
     config: ConfigOption = None,
     json_output: JsonOption = False,
@@ -571,6 +572,7 @@ def verify(
         roots = None
         if online:
             settings = settings_of(config)
+            trusted = trusted or bootstrap.deployment_of(settings).deployment_id()
             stored = asyncio.run(bootstrap.stored_roots(settings, parsed.statement.header.epoch))
             roots = lambda _: stored  # noqa: E731 (the port wants a callable)
         steps = verify_bundle(parsed, now=int(time.time()), roots=roots, deployment_id=trusted)

@@ -108,8 +108,12 @@ class Freshness(BaseModel):
     valid_until: int = Field(examples=[1_800_000_120])
     stale: bool = Field(description="Expired, or built on a leg that is too old")
     superseded: bool = Field(description="A newer certified epoch exists")
-    usable: Usd = Field(description="What may be drawn at the destination now; 0 when stale or superseded")
-    usable_reason: str = Field(description="Why `usable` is what it is", examples=["the attested budget"])
+    usable: Usd = Field(
+        description="The most that may be drawn at the destination in total, loans already drawn included; 0 when stale"
+    )
+    usable_reason: str = Field(
+        description="Why `usable` is what it is", examples=["the attested budget, loans already drawn included"]
+    )
 
 
 class Level(BaseModel):
@@ -516,7 +520,7 @@ def build_freshness(
     elif superseded:
         reason = f"epoch {newest} replaces it"
     else:
-        usable, reason = leaf.budget, "the attested budget"
+        usable, reason = leaf.budget, "the attested budget, loans already drawn included"
     return Freshness(
         epoch=header.epoch,
         as_of=margin.as_of if leaf is None else leaf.as_of,

@@ -19,6 +19,10 @@ from aggregator.ports import ChainReader
 HALTED_AFTER_BLOCKS = 8
 """A head this many block times behind is reported as a halted chain, not as a slow one."""
 
+REMEMBERED = 3
+"""How many readings per chain an observer can go back to while the chain does not answer."""
+_Seen = tuple[Reading, tuple[Quote, ...]]
+
 
 @dataclass(frozen=True, slots=True)
 class Collected:
@@ -50,6 +54,8 @@ class Observer:
         self._readers = dict(sorted(readers.items()))
         self._last: dict[str, Reading] = dict(remembered or {})
         self._quotes: dict[str, tuple[Quote, ...]] = {}
+        self._known: dict[str, dict[str, _Seen]] = {}  # by chain and block hash, oldest first
+        self._agreed: dict[str, _Seen] = {}
 
     @property
     def last(self) -> Mapping[str, Reading]:
@@ -83,6 +89,9 @@ class Observer:
                 await self._read(chain, block, accounts)
         except (SourceError, TimeoutError) as error:
             cause = str(error) or f"{reader.row.name}: not read within {reader.row.timeout * 2:g} s"
+            # A block that nobody else saw before the chain went dark would never find a quorum.
+            if (agreed := self._agreed.get(chain)) is not None:
+                self._last[chain], self._quotes[chain] = agreed
             return self._last.get(chain), cause
         row = reader.row
         allowance = row.block_seconds * (row.finality_depth + HALTED_AFTER_BLOCKS)
@@ -96,6 +105,17 @@ class Observer:
             reader.read(block, subjects_on(chain, accounts)), reader.read_quotes(block)
         )
         self._last[chain], self._quotes[chain] = reading, quotes
+        known = self._known.setdefault(chain, {})
+        known.pop(block.hash, None)
+        known[block.hash] = reading, quotes
+        while len(known) > REMEMBERED:
+            del known[next(iter(known))]
+
+    def agree(self, seen: Collected) -> None:
+        """Keep what was just collected as what a quorum saw too: what a chain that goes dark falls back to."""
+        for chain, reading in seen.readings.items():
+            if reading is not None:
+                self._agreed[chain] = reading, self._quotes.get(chain, ())
 
     async def collect_at(self, cut: Cut, accounts: Sequence[Account], slack: int) -> Collected:
         """Read the proposer's Cut with one's own eyes.
@@ -126,6 +146,9 @@ class Observer:
                 if block is not None:
                     await self._read(chain, block, accounts)
         except (SourceError, TimeoutError) as error:
+            known = None if block is None else self._known.get(chain, {}).get(block.hash)
+            if known is not None:
+                self._last[chain], self._quotes[chain] = known
             last = self._last.get(chain)
             if block is not None and (last is None or last.block.hash != block.hash):
                 raise RefusedError("unreadable-block", f"{chain}: {str(error) or 'timed out'}") from None

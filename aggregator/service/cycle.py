@@ -325,6 +325,7 @@ class Cycle:
         telemetry.EPOCH_SECONDS.labels("store").observe(perf_counter() - storing)
         self._measure(record)
         if record.attestations:
+            self._observer.agree(seen)
             await self._offer(record)
         else:
             log.warning("epoch not certified", epoch=number, refusals=dict(quorum.refusals))

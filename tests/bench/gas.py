@@ -22,7 +22,6 @@ PEERS = {
 }
 RING = 64
 EPOCH_SECONDS = 2
-TARGET_RATIO = 1.0
 
 
 def compute_set_size(threshold: int) -> int:
@@ -35,7 +34,7 @@ def measure_post_gas(ks: Sequence[int] = (3, 5)) -> list[dict[str, Any]]:
 
     Steady state: every slot that `post` writes was written before (one full turn of the ring). Two rows for each k:
     with a new root, as in service, and with the root its ring slot already holds, as the reference was measured.
-    value: gas used. ratio: value / reference; target: at most that.
+    value: gas used. ratio: value / reference. No target: the reference checks less (above).
     """
     return [row for k in ks for row in _measure(k)]
 
@@ -69,7 +68,7 @@ def _measure(k: int) -> list[dict[str, Any]]:
 
 def _build_row(name: str, gas: int, reference: int) -> dict[str, Any]:
     ratio = round(gas / reference, 4)
-    return {"name": name, "value": gas, "unit": "gas", "reference": reference, "ratio": ratio, "target": TARGET_RATIO}
+    return {"name": name, "value": gas, "unit": "gas", "reference": reference, "ratio": ratio, "target": None}
 
 
 if __name__ == "__main__":

@@ -115,6 +115,27 @@ async def test_an_rpc_that_never_answers_costs_its_chain_only(
     assert margin_of(record, accounts["cleo"]).equity > 0
 
 
+async def test_a_chain_that_dies_between_two_reads_stops_nobody(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    """The coordinator saw a block that no attestor will ever see: it goes back to the one they agreed on."""
+    first = await world.epoch(FIRST_EPOCH)
+    for name, readers in world.readers.items():
+        readers[BETA].dark = name not in ("coordinator", "attestor-0")
+    torn = await world.epoch(FIRST_EPOCH + 1)
+    assert [who for who, why in torn.refusals if why.startswith("unreadable-block: ")] == [
+        f"attestor-{i}" for i in (1, 2, 3)
+    ]
+    assert not torn.attestations
+    for reader in world.everyone(BETA):
+        reader.dark = True
+    for number in (2, 3):
+        record = await world.epoch(FIRST_EPOCH + number)
+        assert len(record.attestations) == 4, record.refusals
+        assert view_of(record, BETA).block == view_of(first, BETA).block
+        assert view_of(record, BETA).age > view_of(first, BETA).age
+
+
 @pytest.mark.parametrize("fault", ["dark", "wrong_chain"])
 async def test_a_chain_never_read_is_missing_and_flagged(
     world: SimulatedWorld, accounts: dict[str, Account], fault: str
