@@ -1,4 +1,4 @@
-"""The only place that opens sockets to chain nodes: throttle, retry, and one mapping of errors.
+"""The only place that opens sockets to chain nodes: throttle, retry, breaker, and one mapping of errors.
 
 No URL leaves this module in a message: it may carry a key.
 """
@@ -6,7 +6,9 @@ No URL leaves this module in a message: it may carry a key.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import aiohttp
@@ -27,6 +29,8 @@ from aggregator.domain.rows import ChainRow
 T = TypeVar("T")
 ATTEMPTS = 3
 IN_FLIGHT = 8
+OPENS_AFTER = 3  # calls that failed in a row, each with all its attempts
+FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0  # seconds until an open breaker lets one call through
 RATE_LIMITED = (-32005, 429)
 UNKNOWN_STATE = (-32000, -32001, -32016)  # "header not found", "missing trie node", minContextSlot not reached
 UNKNOWN_STATE_WORDS = (
@@ -41,25 +45,107 @@ UNKNOWN_STATE_WORDS = (
 BODY_LIMIT = 32 << 20  # bytes, unpacked: ten times the largest batch of returns
 
 
-class _Endpoint:
-    """One node: a semaphore bounds what is in flight, a throttle the rate, tenacity alone retries."""
+class Breaker:
+    """Stops asking a node that does not answer, so that nobody waits for its timeout again and again.
 
-    def __init__(self, row: ChainRow) -> None:
+    Opens after ``OPENS_AFTER`` calls in a row that could not reach the node. While it is open every call fails at once,
+    but for one trial when the delay is over: if that reaches the node the breaker closes, if not the delay doubles.
+    A call that its caller gives up waiting for has not reached the node either.
+
+    Args:
+        name: what errors call the chain.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name, self._clock = name, clock
+        self._failures, self._delay, self._last = 0, FIRST_DELAY, ""
+        self._since: float | None = None  # when it opened
+        self._trial_at, self._trying = 0.0, False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls fail at once."""
+        return self._since is not None
+
+    def verify_closed(self) -> None:
+        """Raise Unreachable, which says since when and why, while the breaker is open."""
+        if self._since is not None:
+            now = self._clock()
+            wait = "a trial is under way" if self._trying else f"next try in {max(0.0, self._trial_at - now):.1f} s"
+            ago = f"not asked for {now - self._since:.1f} s, after {self._failures} failures in a row"
+            raise Unreachable(self._name, f"{ago} (the last: {self._last}); {wait}")
+
+    @contextmanager
+    def guard(self) -> Iterator[bool]:
+        """Run one call inside; yields whether it is the trial of an open breaker.
+
+        Raises:
+            Unreachable: the breaker is open and no trial is due.
+        """
+        trial = self.is_open and not self._trying and self._clock() >= self._trial_at
+        if trial:
+            self._trying = True
+        else:
+            self.verify_closed()
+        try:
+            yield trial
+        except SourceError as error:
+            if isinstance(error, Unreachable):
+                self._fail(error.problem, trial)
+            else:
+                self._close()  # it answers, if badly
+            raise
+        except BaseException:
+            self._fail("no answer in the time there was", trial)
+            raise
+        self._close()
+
+    def _close(self) -> None:
+        self._failures, self._delay, self._since, self._trying = 0, FIRST_DELAY, None, False
+
+    def _fail(self, problem: str, trial: bool) -> None:
+        if self.is_open and not trial:
+            return  # begun before it opened
+        self._failures += 1
+        self._last = problem
+        now = self._clock()
+        if trial:
+            self._delay, self._trying = min(2 * self._delay, LONGEST_DELAY), False
+        elif self._failures >= OPENS_AFTER:
+            self._since = now
+        self._trial_at = now + self._delay
+
+
+class _Endpoint:
+    """One node: a semaphore bounds what is in flight, a throttle the rate, a breaker the waits; tenacity alone retries.
+
+    Args:
+        clock: seconds that never go back, for the breaker.
+    """
+
+    def __init__(self, row: ChainRow, clock: Callable[[], float] = time.monotonic) -> None:
         self.row = row
         self._gate = asyncio.Semaphore(IN_FLIGHT)
         self._throttle = Throttler(rate_limit=row.requests_per_second, period=1.0)
+        self._breaker = Breaker(row.name, clock)
 
     async def _attempt(self, once: Callable[[], Awaitable[T]]) -> T:
-        async for attempt in tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(ATTEMPTS),
-            wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
-            retry=tenacity.retry_if_exception(lambda e: isinstance(e, Unreachable)),
-            reraise=True,
-        ):
-            with attempt:
-                async with self._gate, self._throttle:
-                    return await once()
-        raise AssertionError("unreachable: tenacity re-raises")
+        with self._breaker.guard() as trial:
+            async for attempt in tenacity.AsyncRetrying(
+                stop=tenacity.stop_after_attempt(1 if trial else ATTEMPTS),
+                wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
+                retry=tenacity.retry_if_exception(
+                    lambda e: isinstance(e, Unreachable) and not self._breaker.is_open,
+                ),
+                reraise=True,
+            ):
+                with attempt:
+                    async with self._gate, self._throttle:
+                        if not trial:
+                            self._breaker.verify_closed()  # it may have opened while this call queued
+                        return await once()
+            raise AssertionError("unreachable: tenacity re-raises")
 
 
 class _TooLarge(ValueError):
@@ -94,8 +180,8 @@ class _Provider(AsyncHTTPProvider):
 class EvmEndpoint(_Endpoint):
     """JSON-RPC to one EVM node. Redirects are not followed: they would carry requests to a host nobody configured."""
 
-    def __init__(self, row: ChainRow, url: SecretStr) -> None:
-        super().__init__(row)
+    def __init__(self, row: ChainRow, url: SecretStr, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(row, clock)
         self._provider = _Provider(
             url.get_secret_value(),
             request_kwargs={"timeout": aiohttp.ClientTimeout(total=row.timeout), "allow_redirects": False},
@@ -160,8 +246,8 @@ class EvmEndpoint(_Endpoint):
 class SolanaEndpoint(_Endpoint):
     """solana-py's client to one Solana node, behind the same gates and errors."""
 
-    def __init__(self, row: ChainRow, url: SecretStr) -> None:
-        super().__init__(row)
+    def __init__(self, row: ChainRow, url: SecretStr, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(row, clock)
         self._client = AsyncClient(url.get_secret_value(), timeout=row.timeout, http2=False, max_transport_retries=0)
 
     async def call(self, method: str, params: Sequence[object]) -> Any:

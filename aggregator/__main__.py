@@ -200,6 +200,7 @@ def _margin_json(margin: AccountMargin, epoch: int, valid_until: int, now: int) 
         "as_of": margin.as_of,
         "valid_until": valid_until,
         "stale": stale,
+        "usable": str(0 if stale else max(leaf.budget for leaf in margin.leaves)),
         "status": margin.status,
         "flags": _flags(margin.flags),
         "equity": str(margin.equity),

@@ -311,7 +311,7 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
                     index,
                     load_key(key_path(settings, name), passphrase),
                     watermark,
-                    recomputing(workbench, observe(name), source, store),
+                    recomputing(workbench, observe(name, await store.readings(name)), source, store),
                     rules=rules,
                     clock=clock,
                     last=newest.certificate if newest else None,

@@ -59,6 +59,7 @@ EXAMPLES: Mapping[str, str] = {
     "chains.hold.outage_probability": "0.001",
     "chains.timeout": "5.0",
     "chains.requests_per_second": "50",
+    "chains.quorum": "2",
     "assets": '{id = ..., symbol = "USDC", kind = "erc20", decimals = 6, feed = "USDC/USD", policy = "stable"}',
     "assets.id": '"eip155:1/erc20:0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48"',
     "assets.symbol": '"USDC"',

@@ -6,7 +6,7 @@ default in place of an answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from aggregator.domain.certificate import (
@@ -183,7 +183,9 @@ class Store(Protocol):
     async def links(self, account: str | None = None) -> tuple[LinkRecord, ...]: ...
 
     # readings: the last good one per chain survives a restart
-    async def save_reading(self, reader: str, reading: Reading) -> None: ...
+    async def save_readings(self, reader: str, readings: Iterable[Reading]) -> None:
+        """Remember a party's newest reading of each chain, in one transaction."""
+        ...
 
     async def readings(self, reader: str) -> Mapping[str, Reading]: ...
 

@@ -143,6 +143,14 @@ class EvmReader:
                 later = middle.height
         return block
 
+    async def block_at(self, height: int) -> Block:
+        """Return the node's canonical block at ``height``.
+
+        Raises:
+            Unavailable: it has none.
+        """
+        return await self._block(height)
+
     async def _aggregate(self, block: Block, calls: Sequence[Call]) -> list[Answer]:
         anchored = [(self._row.multicall.removeprefix("0x").lower(), GET_BLOCK_NUMBER), *calls]
         request = {"to": self._row.multicall, "data": pack_multicall(anchored)}

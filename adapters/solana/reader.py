@@ -101,6 +101,17 @@ class SolanaReader:
             slot = max(0, slot - back)
         raise Unavailable(self._row.name, f"no finalized block at or before {cut_time} within {MAX_STEPS_BACK} steps")
 
+    async def block_at(self, height: int) -> Block:
+        """Return the finalized block in slot ``height``.
+
+        Raises:
+            Unavailable: the slot was skipped, or is not finalized here.
+        """
+        block = await self._block(height)
+        if block is None:
+            raise Unavailable(self._row.name, f"no finalized block in slot {height}")
+        return block
+
     async def _accounts(self, keys: Sequence[str], least_slot: int) -> list[RawAccount | None]:
         config = FINALIZED | {"encoding": "base64", "minContextSlot": least_slot}
         answer = await self._endpoint.call("getMultipleAccounts", [list(keys), config])

@@ -53,7 +53,7 @@ def reconcile(
             why = cause or ("halted: " if fresh else "not read: ") + f"its newest known final block is {age} s old"
             views.append(ChainView(row.id, "stale", why, reading.block, age))
         else:
-            views.append(ChainView(row.id, "ok", "" if fresh else cause or "not read", reading.block, age))
+            views.append(ChainView(row.id, "ok", cause or ("" if fresh else "not read"), reading.block, age))
         findings.update(reading.findings)
         for position in reading.positions:
             if position.chain == row.id:

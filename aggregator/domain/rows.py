@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[int, Field(ge=0)]
@@ -45,6 +45,22 @@ class ChainRow(Row):
     hold: tuple[LatencyLeg, ...] = Field(min_length=1)  # legs until a Hold lands on this chain
     timeout: Annotated[float, Field(gt=0, le=120)] = 5.0
     requests_per_second: Annotated[int, Field(gt=0)] = 50
+    quorum: Annotated[int, Field(ge=1, validate_default=True)] = 1  # providers in ``rpc`` that must agree
+
+    @field_validator("rpc")
+    @classmethod
+    def _each_provider_once(cls, rpc: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if len(set(rpc)) < len(rpc):
+            raise ValueError("names one provider twice; it would agree with itself")
+        return rpc
+
+    @field_validator("quorum")
+    @classmethod
+    def _a_majority_of_the_configured(cls, quorum: int, info: ValidationInfo) -> int:
+        count = len(info.data.get("rpc", ()))
+        if count and not count // 2 + 1 <= quorum <= count:
+            raise ValueError(f"with {count} in rpc it must be from {count // 2 + 1}, a majority, to {count}")
+        return quorum
 
 
 class AssetRow(Row):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from aggregator.domain.price import Quote
+
 Side = Literal["asset", "debt"]
 Control = Literal["seizable", "none"]
 ChainStatus = Literal["ok", "stale", "missing"]
@@ -85,11 +87,12 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One reader's claim about one chain at one block."""
+    """One reader's claim about one chain at one block: positions, and the chain's own price feeds."""
 
     block: Block
     positions: tuple[Position, ...]
     findings: tuple[Finding, ...] = ()
+    quotes: tuple[Quote, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from aggregator.domain.errors import RefusedError, SourceError
 from aggregator.domain.price import Quote
+from aggregator.domain.rows import ChainRow
 from aggregator.domain.snapshot import Account, Block, Cut, Reading, Subject
 from aggregator.ports import ChainReader
 
@@ -21,7 +22,8 @@ HALTED_AFTER_BLOCKS = 8
 
 REMEMBERED = 3
 """How many readings per chain an observer can go back to while the chain does not answer."""
-_Seen = tuple[Reading, tuple[Quote, ...]]
+HALTED = "halted"
+"""How a cause begins when the chain itself does not advance; the core reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,17 @@ class Collected:
 
     cut: Cut
     readings: Mapping[str, Reading | None]  # by chain; None = never read
-    quotes: tuple[Quote, ...]
     causes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def quotes(self) -> tuple[Quote, ...]:
+        """What the chains' own price feeds said, chain by chain."""
+        return tuple(q for reading in self.readings.values() if reading is not None for q in reading.quotes)
+
+
+def is_halted(row: ChainRow, block: Block, cut_time: int) -> bool:
+    """Say whether a chain's newest final block is so old that the chain must have stopped."""
+    return cut_time - block.time > row.block_seconds * (row.finality_depth + HALTED_AFTER_BLOCKS)
 
 
 def subjects_on(chain: str, accounts: Sequence[Account]) -> tuple[Subject, ...]:
@@ -47,15 +58,20 @@ def subjects_on(chain: str, accounts: Sequence[Account]) -> tuple[Subject, ...]:
 
 
 class Observer:
-    """Reads the chains for one party (the coordinator or one attestor)."""
+    """Reads the chains for one party (the coordinator or one attestor).
+
+    Args:
+        name: for people, in refusals.
+        readers: by chain.
+        remembered: what this party read last, from before a restart.
+    """
 
     def __init__(self, name: str, readers: Mapping[str, ChainReader], remembered: Mapping[str, Reading] | None = None):
         self.name = name
         self._readers = dict(sorted(readers.items()))
         self._last: dict[str, Reading] = dict(remembered or {})
-        self._quotes: dict[str, tuple[Quote, ...]] = {}
-        self._known: dict[str, dict[str, _Seen]] = {}  # by chain and block hash, oldest first
-        self._agreed: dict[str, _Seen] = {}
+        self._agreed: dict[str, Reading] = dict(self._last)
+        self._known = {chain: {reading.block.hash: reading} for chain, reading in self._last.items()}  # oldest first
 
     @property
     def last(self) -> Mapping[str, Reading]:
@@ -66,22 +82,13 @@ class Observer:
         """Pin the Cut of ``epoch`` and read it; no chain's failure stops another."""
         chains = list(self._readers)
         seen = await asyncio.gather(*(self._observe(chain, cut_time, accounts) for chain in chains))
-        blocks: list[Block] = []
-        gaps: list[tuple[str, str]] = []
-        readings: dict[str, Reading | None] = {}
-        causes: dict[str, str] = {}
-        quotes: list[Quote] = []
-        for chain, (reading, cause) in zip(chains, seen, strict=True):
-            readings[chain] = reading
-            if reading is not None:
-                blocks.append(reading.block)
-                quotes += self._quotes.get(chain, ())
-            if cause:
-                causes[chain] = cause
-                gaps.append((chain, cause))
-        return Collected(Cut(epoch, cut_time, tuple(blocks), tuple(gaps)), readings, tuple(quotes), causes)
+        readings = {chain: reading for chain, (reading, _) in zip(chains, seen, strict=True)}
+        causes = {chain: cause for chain, (_, cause) in zip(chains, seen, strict=True) if cause}
+        blocks = tuple(reading.block for reading in readings.values() if reading is not None)
+        return Collected(Cut(epoch, cut_time, blocks, tuple(causes.items())), readings, causes)
 
     async def _observe(self, chain: str, cut_time: int, accounts: Sequence[Account]) -> tuple[Reading | None, str]:
+        """Return the chain's reading and, where it is not as fresh as it should be, why."""
         reader = self._readers[chain]
         try:
             async with asyncio.timeout(reader.row.timeout * 2):
@@ -91,31 +98,27 @@ class Observer:
             cause = str(error) or f"{reader.row.name}: not read within {reader.row.timeout * 2:g} s"
             # A block that nobody else saw before the chain went dark would never find a quorum.
             if (agreed := self._agreed.get(chain)) is not None:
-                self._last[chain], self._quotes[chain] = agreed
+                self._last[chain] = agreed
             return self._last.get(chain), cause
-        row = reader.row
-        allowance = row.block_seconds * (row.finality_depth + HALTED_AFTER_BLOCKS)
         behind = cut_time - block.time
-        halted = f"halted: no final block of {row.name} for {behind} s" if behind > allowance else ""
-        return self._last[chain], halted
+        halted = f"{HALTED}: no final block of {reader.row.name} for {behind} s"
+        return self._last[chain], halted if is_halted(reader.row, block, cut_time) else ""
 
     async def _read(self, chain: str, block: Block, accounts: Sequence[Account]) -> None:
         reader = self._readers[chain]
         reading, quotes = await asyncio.gather(
             reader.read(block, subjects_on(chain, accounts)), reader.read_quotes(block)
         )
-        self._last[chain], self._quotes[chain] = reading, quotes
+        self._last[chain] = reading = replace(reading, quotes=quotes)
         known = self._known.setdefault(chain, {})
         known.pop(block.hash, None)
-        known[block.hash] = reading, quotes
+        known[block.hash] = reading
         while len(known) > REMEMBERED:
             del known[next(iter(known))]
 
     def agree(self, seen: Collected) -> None:
         """Keep what was just collected as what a quorum saw too: what a chain that goes dark falls back to."""
-        for chain, reading in seen.readings.items():
-            if reading is not None:
-                self._agreed[chain] = reading, self._quotes.get(chain, ())
+        self._agreed |= {chain: reading for chain, reading in seen.readings.items() if reading is not None}
 
     async def collect_at(self, cut: Cut, accounts: Sequence[Account], slack: int) -> Collected:
         """Read the proposer's Cut with one's own eyes.
@@ -124,20 +127,21 @@ class Observer:
             slack: how many blocks the proposer's block may be behind the one this observer would pin now.
 
         Raises:
-            RefusedError: the Cut leaves out a chain this observer can see, is older than the rule allows, or names
-                a block this observer can neither read nor remembers.
+            RefusedError: the Cut leaves out a chain this observer can see, is older than the rule allows, calls a
+                chain halted that is not, or names a block this observer can neither read nor remembers.
         """
-        chains = list(self._readers)
         gaps = dict(cut.gaps)
         for chain in [b.chain for b in cut.blocks] + list(gaps):
             if chain not in self._readers:
                 raise RefusedError("unknown-chain", f"the Cut names {chain}, which {self.name} does not read")
-        await asyncio.gather(*(self._observe_at(chain, cut, accounts, slack) for chain in chains))
-        readings = {chain: self._last[chain] if cut.block(chain) else None for chain in chains}
-        quotes = tuple(q for chain in chains if cut.block(chain) for q in self._quotes.get(chain, ()))
-        return Collected(cut, readings, quotes, gaps)
+        for chain, cause in gaps.items():
+            block, row = cut.block(chain), self._readers[chain].row
+            if cause.startswith(HALTED) and (block is None or not is_halted(row, block, cut.cut_time)):
+                raise RefusedError("not-halted", f"{chain}: the Cut says {cause!r}, its block says otherwise")
+        found = await asyncio.gather(*(self._observe_at(chain, cut, accounts, slack) for chain in self._readers))
+        return Collected(cut, dict(zip(self._readers, found, strict=True)), gaps)
 
-    async def _observe_at(self, chain: str, cut: Cut, accounts: Sequence[Account], slack: int) -> None:
+    async def _observe_at(self, chain: str, cut: Cut, accounts: Sequence[Account], slack: int) -> Reading | None:
         reader, block = self._readers[chain], cut.block(chain)
         own: Block | None = None
         try:
@@ -148,16 +152,16 @@ class Observer:
         except (SourceError, TimeoutError) as error:
             known = None if block is None else self._known.get(chain, {}).get(block.hash)
             if known is not None:
-                self._last[chain], self._quotes[chain] = known
-            last = self._last.get(chain)
-            if block is not None and (last is None or last.block.hash != block.hash):
+                self._last[chain] = known
+            elif block is not None:
                 raise RefusedError("unreadable-block", f"{chain}: {str(error) or 'timed out'}") from None
-        if own is None:
-            return
         if block is None:
-            raise RefusedError("cut-omits-chain", f"the Cut has no block of {chain}, {self.name} sees {own.height}")
-        if own.height - block.height > slack:
+            if own is not None:
+                raise RefusedError("cut-omits-chain", f"the Cut has no block of {chain}, {self.name} sees {own.height}")
+            return None
+        if own is not None and own.height - block.height > slack:
             raise RefusedError("cut-too-old", f"{chain}: proposed {block.height}, {self.name} would pin {own.height}")
+        return self._last[chain]
 
     async def close(self) -> None:
         """Close every reader."""

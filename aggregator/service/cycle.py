@@ -36,6 +36,8 @@ from proofs.statement import digest as statement_digest
 log = structlog.get_logger("epoch")
 CODE_VERSION = "0.1.0"
 NO_ACCOUNTS = "no account is open yet; open one with `crossmargin accounts open` or POST /v1/accounts"
+PRUNE_EVERY = 100
+"""Epochs between two prunings of the store."""
 CUT_SLACK_BLOCKS = 40
 """How far behind its own pin an attestor accepts a proposed block: Solana finalises a slot every 0.4 s."""
 
@@ -197,6 +199,8 @@ def recomputing(
         seen = await observer.collect_at(proposal.cut, state.accounts, CUT_SLACK_BLOCKS)
         published = source.decode(proposal.updates) if source is not None and proposal.updates else ()
         mine = workbench.compute(seen, (*published, *seen.quotes), proposal.updates, state, observer.last)
+        # After a restart a chain that is down must still be known at the block the others remember.
+        await store.save_readings(observer.name, observer.last.values())
         return Recomputed(
             mine.leaves,
             mine.digests["cut"],
@@ -248,6 +252,8 @@ class Cycle:
                         continue
                     record = await self.run_epoch(number)
                     self.last_problem = "" if record.attestations else _why_uncertified(record)
+                    if number % PRUNE_EVERY == 0:
+                        await self._store.prune(keep_epochs=self._keep)
                 except CrossmarginError as error:
                     telemetry.EPOCHS.labels("failed").inc()
                     self.last_problem = str(error)
@@ -256,8 +262,6 @@ class Cycle:
                     telemetry.EPOCHS.labels("defect").inc()
                     self.last_problem = f"epoch {number} met a defect: {type(error).__name__} (see the log)"
                     log.exception("epoch met a defect", epoch=number)
-                if number % 100 == 0:
-                    await self._prune()
             wait = (last + 1) * delta - self._clock.now()
             if wait > 0:
                 ends = {asyncio.ensure_future(self._clock.sleep(wait)), asyncio.ensure_future(stop.wait())}
@@ -270,9 +274,6 @@ class Cycle:
         if self.last_problem != NO_ACCOUNTS:
             self.last_problem = NO_ACCOUNTS
             log.info("waiting", cause=NO_ACCOUNTS)
-
-    async def _prune(self) -> None:
-        await self._store.prune(keep_epochs=self._keep)
 
     async def run_epoch(self, number: int) -> EpochRecord:
         """Produce, certify, store and offer one epoch.
@@ -320,8 +321,7 @@ class Cycle:
         )
         storing = perf_counter()
         await self._store.save_epoch(record)
-        for reading in self._observer.last.values():
-            await self._store.save_reading(self._observer.name, reading)
+        await self._store.save_readings(self._observer.name, self._observer.last.values())
         telemetry.EPOCH_SECONDS.labels("store").observe(perf_counter() - storing)
         self._measure(record)
         if record.attestations:

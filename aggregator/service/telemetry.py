@@ -18,6 +18,11 @@ EPOCH_SECONDS = Histogram(
 EPOCH_NUMBER = Gauge("crossmargin_epoch", "The newest certified epoch")
 CHAIN_AGE = Gauge("crossmargin_chain_age_seconds", "Age of a chain's pinned block at the cut", ["chain"])
 READ_FAILURES = Counter("crossmargin_read_failures_total", "Chains not read in an epoch", ["chain"])
+DISPUTES = Counter(
+    "crossmargin_disputes_total",
+    "Answers that differ from what other providers of the chain say",
+    ["chain", "provider"],
+)
 PRICE_FAILURES = Counter(
     "crossmargin_price_failures_total", "Epochs without a usable update of a publisher", ["source"]
 )

@@ -211,14 +211,21 @@ class SqlStore:
 
     # readings
 
-    async def save_reading(self, reader: str, reading: Reading) -> None:
-        block = reading.block
-        row = ReadingTable(
-            reader=reader, chain=block.chain, height=block.height, time=block.time, content=_dump(_READING, reading)
-        )
+    async def save_readings(self, reader: str, readings: Iterable[Reading]) -> None:
+        rows = [
+            ReadingTable(
+                reader=reader,
+                chain=reading.block.chain,
+                height=reading.block.height,
+                time=reading.block.time,
+                content=_dump(_READING, reading),
+            )
+            for reading in readings
+        ]
 
         async def write(session: AsyncSession) -> None:
-            await session.merge(row)
+            for row in rows:
+                await session.merge(row)
 
         await self._write(write)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.core.haircut import (
@@ -16,7 +16,6 @@ from aggregator.core.haircut import (
 from aggregator.domain.rows import JumpRow, LatencyLeg
 from tests.strategies import asset_policy
 
-MANY = settings(max_examples=100, deadline=None)
 NOISE = 1e-11  # rounding of sums near 1, divided by a tail mass down to 1e-5
 seconds = st.floats(0, 30 * 86_400)
 sigmas = st.floats(0, 3)
@@ -34,7 +33,6 @@ def loss(tau: float, sigma: float, rate: float, recovery: float, alpha: float) -
     return expected_shortfall(([tau], [1.0]), sigma, jumps, alpha)
 
 
-@MANY
 @given(seconds, sigmas, rates, recoveries, alphas, st.integers(0, 4), st.data())
 def test_the_loss_grows_with_every_hazard(
     tau: float, sigma: float, rate: float, recovery: float, alpha: float, which: int, data: st.DataObject
@@ -51,7 +49,6 @@ def test_the_loss_grows_with_every_hazard(
     assert first <= second + NOISE
 
 
-@MANY
 @given(seconds, seconds, sigmas, sigmas, alphas)
 def test_the_rise_grows_with_every_hazard(tau: float, later: float, sigma: float, wilder: float, alpha: float) -> None:
     (tau, later), (sigma, wilder) = ordered((tau, later)), ordered((sigma, wilder))
@@ -60,7 +57,6 @@ def test_the_rise_grows_with_every_hazard(tau: float, later: float, sigma: float
     assert first <= expected_shortfall_up(([tau], [1.0]), wilder, alpha) + NOISE
 
 
-@MANY
 @given(st.lists(seconds, min_size=1, max_size=6), sigmas, rates, recoveries, alphas)
 def test_a_mixture_of_horizons_is_no_milder_than_its_least(
     nodes: list[float], sigma: float, rate: float, recovery: float, alpha: float
@@ -73,7 +69,6 @@ def test_a_mixture_of_horizons_is_no_milder_than_its_least(
     assert least - NOISE <= found <= most + NOISE
 
 
-@MANY
 @given(st.lists(seconds, min_size=2, max_size=8), sigmas, rates, recoveries)
 def test_the_published_table_grows_with_age(horizons: list[float], sigma: float, rate: float, recovery: float) -> None:
     policy = asset_policy(sigma, ((rate, recovery),))
@@ -84,7 +79,6 @@ def test_the_published_table_grows_with_age(horizons: list[float], sigma: float,
         assert (table[0, :, 0] >= table[0, :, 1] - NOISE).all()  # initial is no looser
 
 
-@MANY
 @given(st.lists(st.tuples(st.floats(0, 1e15), st.floats(0, 1e-3)), min_size=1, max_size=5), st.data())
 def test_more_in_a_pool_never_counts_less(parts: list[tuple[float, float]], data: st.DataObject) -> None:
     sizes, coefficients = (np.array(column) for column in zip(*parts, strict=True))
@@ -106,7 +100,6 @@ legs = st.lists(
 )
 
 
-@MANY
 @given(
     legs, st.integers(0, 40_000), st.integers(0, 40_000), st.floats(1e-9, 0.5), st.integers(0, 4), st.integers(1, 600)
 )

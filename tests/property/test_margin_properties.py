@@ -7,7 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.core.commitment import build_commitment
@@ -41,7 +41,6 @@ from tests.strategies import (
 WORLD = world()
 KINDS = st.sampled_from([{}, {1: "monitored"}, {1: "monitored", 2: "monitored", 3: "monitored"}])
 skews = st.tuples(*[st.floats(-0.15, 0.15) for _ in SOURCES])
-MANY = settings(max_examples=100, deadline=None)
 
 
 def report_of(
@@ -69,7 +68,6 @@ def no_better(after: MarginReport, before: MarginReport) -> None:
         assert new.assets_maintenance - new.requirement_maintenance <= excess + slack
 
 
-@MANY
 @given(books(), skews, KINDS, views_of(), st.randoms(use_true_random=False))
 def test_the_order_of_the_inputs_does_not_matter(
     rows: list[Position], skew: tuple[float, ...], kinds: dict[int, str], views: list[ChainView], random: object
@@ -91,7 +89,6 @@ def test_the_order_of_the_inputs_does_not_matter(
     assert build_commitment(leaves(second)).root == build_commitment(leaves(first)).root
 
 
-@MANY
 @given(books(), st.integers(1, 3), assets, amounts, st.sampled_from([position, lent]), KINDS, views_of())
 def test_more_collateral_never_lowers_the_margin(
     rows: list[Position],
@@ -106,7 +103,6 @@ def test_more_collateral_never_lowers_the_margin(
     no_better(report_of(rows, kinds=kinds, views=views), report_of(more, kinds=kinds, views=views))
 
 
-@MANY
 @given(books(), st.integers(1, 3), assets, amounts, st.sampled_from([debt, borrowed]), KINDS, views_of())
 def test_more_debt_never_raises_the_margin(
     rows: list[Position],
@@ -121,7 +117,6 @@ def test_more_debt_never_raises_the_margin(
     no_better(report_of(more, kinds=kinds, views=views), report_of(rows, kinds=kinds, views=views))
 
 
-@MANY
 @given(books(), st.data(), KINDS)
 def test_splitting_and_merging_gains_nothing(rows: list[Position], data: st.DataObject, kinds: dict[int, str]) -> None:
     chosen = data.draw(st.sampled_from(rows))
@@ -139,7 +134,6 @@ def test_splitting_and_merging_gains_nothing(rows: list[Position], data: st.Data
     no_better(whole, split)
 
 
-@MANY
 @given(books(), skews, st.sets(st.sampled_from([(f, s) for f in sorted(set(FEEDS.values())) for s in SOURCES])), KINDS)
 def test_disabling_price_sources_never_helps(
     rows: list[Position], skew: tuple[float, ...], lost: set[tuple[str, str]], kinds: dict[int, str]
@@ -159,14 +153,12 @@ def test_disabling_price_sources_never_helps(
             assert (gain >= 0) <= (was >= -near(old))
 
 
-@MANY
 @given(books(), st.sampled_from([EVM, SOLANA]), KINDS)
 def test_losing_a_chain_never_helps(rows: list[Position], chain: str, kinds: dict[int, str]) -> None:
     views = [view(c, 400, status="stale", cause="down") if c == chain else view(c) for c in (EVM, SOLANA)]
     no_better(report_of(rows, kinds=kinds, views=views), report_of(rows, kinds=kinds))
 
 
-@MANY
 @given(books(), st.integers(0, 250), st.integers(0, 250), KINDS)
 def test_ageing_never_helps(rows: list[Position], one: int, other: int, kinds: dict[int, str]) -> None:
     young, old = sorted((one, other))
@@ -174,7 +166,6 @@ def test_ageing_never_helps(rows: list[Position], one: int, other: int, kinds: d
     no_better(after, before)
 
 
-@MANY
 @given(books(), skews, KINDS, views_of(), st.sets(st.sampled_from(SOURCES)))
 def test_the_interval_is_ordered(
     rows: list[Position], skew: tuple[float, ...], kinds: dict[int, str], views: list[ChainView], lost: set[str]
@@ -190,7 +181,6 @@ def test_the_interval_is_ordered(
         assert low <= mid <= high
 
 
-@MANY
 @given(books(), skews, KINDS, views_of())
 def test_initial_is_no_looser_than_maintenance(
     rows: list[Position], skew: tuple[float, ...], kinds: dict[int, str], views: list[ChainView]
@@ -202,7 +192,6 @@ def test_initial_is_no_looser_than_maintenance(
         assert initial <= leaf.assets_maintenance - leaf.requirement_maintenance + slack
 
 
-@MANY
 @given(books(), skews, KINDS, views_of())
 def test_a_leaf_keeps_its_promises(
     rows: list[Position], skew: tuple[float, ...], kinds: dict[int, str], views: list[ChainView]
@@ -223,7 +212,6 @@ def test_a_leaf_keeps_its_promises(
         assert sum(leaf.budget > 0 for leaf in found.leaves) <= 1
 
 
-@MANY
 @given(books(), st.integers(1, 3), st.sampled_from([10**80, 2**300, 10**400]))
 def test_one_account_never_touches_another(rows: list[Position], number: int, amount: int) -> None:
     before, after = report_of(rows), report_of([*rows, position(number, ETH, amount)])
@@ -235,7 +223,6 @@ def test_one_account_never_touches_another(rows: list[Position], number: int, am
             assert leaf.assets_initial == leaf.assets_maintenance == leaf.budget == 0
 
 
-@MANY
 @given(books(), st.sampled_from(["asset", "unit"]), KINDS)
 def test_an_unknown_asset_contributes_nothing(rows: list[Position], field: str, kinds: dict[int, str]) -> None:
     odd = position(1, ETH, 5.0)._replace(**{field: f"{EVM}/erc20:0x{'ee' * 20}"})
@@ -246,7 +233,6 @@ def test_an_unknown_asset_contributes_nothing(rows: list[Position], field: str, 
         assert new.budget <= old.budget
 
 
-@MANY
 @given(st.floats(-1e29, 1e29), st.floats(0, 1e6))
 def test_rounding_is_toward_safety_and_the_same_in_columns(large: float, small: float) -> None:
     for value in (large, small):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.core.fusion import fuse
@@ -15,7 +15,6 @@ from aggregator.domain.rows import PolicyRow, SourceRow
 
 NOW = 1_760_000_000
 POLICY = PolicyRow(version="test", lifetime=60, assets={})
-MANY = settings(max_examples=100, deadline=None)
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,6 @@ def no_tighter(after: PriceBand, before: PriceBand) -> None:
     assert after.opens_risk <= before.opens_risk
 
 
-@MANY
 @given(voters, st.randoms(use_true_random=False))
 def test_order_does_not_matter(given: list[Voter], random: object) -> None:
     sources, said = rows(given), quotes(given)
@@ -77,7 +75,6 @@ def test_order_does_not_matter(given: list[Voter], random: object) -> None:
     assert fuse("X/USD", sources, said, NOW, 0.8, POLICY) == first
 
 
-@MANY
 @given(voters, st.integers(-6, 6))
 def test_scale_does_not_matter(given: list[Voter], shift: int) -> None:
     scaled = band(given, [q._replace(expo=q.expo + shift) for q in quotes(given)])
@@ -88,7 +85,6 @@ def test_scale_does_not_matter(given: list[Voter], shift: int) -> None:
     assert band(weighted)[:9] == plain[:9]
 
 
-@MANY
 @given(voters)
 def test_the_band_is_ordered(given: list[Voter]) -> None:
     found = band(given)
@@ -96,7 +92,6 @@ def test_the_band_is_ordered(given: list[Voter]) -> None:
     assert found.worst < math.inf
 
 
-@MANY
 @given(voters, st.data())
 def test_losing_a_source_never_tightens_the_band(given: list[Voter], data: st.DataObject) -> None:
     lost = data.draw(st.sets(st.integers(0, len(given) - 1)))
@@ -104,7 +99,6 @@ def test_losing_a_source_never_tightens_the_band(given: list[Voter], data: st.Da
     no_tighter(band(given, kept), band(given))
 
 
-@MANY
 @given(voters, st.data())
 def test_ageing_a_source_never_tightens_the_band(given: list[Voter], data: st.DataObject) -> None:
     who, by = data.draw(st.integers(0, len(given) - 1)), data.draw(st.integers(0, 90))
@@ -112,7 +106,6 @@ def test_ageing_a_source_never_tightens_the_band(given: list[Voter], data: st.Da
     no_tighter(band(given, aged), band(given))
 
 
-@MANY
 @given(voters, st.data())
 def test_a_minority_cannot_move_a_bound_past_the_honest(given: list[Voter], data: st.DataObject) -> None:
     liars = data.draw(st.sets(st.integers(0, len(given) - 1)))

@@ -186,13 +186,11 @@ class SimulatedWorld:
         await self.store.close()
 
     def start_service(
-        self, remembered: Mapping[str, Reading] | None = None, previous: EpochRecord | None = None
+        self, remembered: Mapping[str, Mapping[str, Reading]] | None = None, previous: EpochRecord | None = None
     ) -> None:
-        """Build coordinator, attestors and cycle; again, as after a restart, with the coordinator's memory."""
-        self.observers = {
-            name: Observer(name, readers, remembered if name == "coordinator" else None)
-            for name, readers in self.readers.items()
-        }
+        """Build coordinator, attestors and cycle; again, as after a restart, with what each of them remembers."""
+        memory = remembered or {}
+        self.observers = {name: Observer(name, readers, memory.get(name)) for name, readers in self.readers.items()}
         store: Store = self.store
         self.attestors = [
             Attestor(
@@ -218,6 +216,11 @@ class SimulatedWorld:
             offer=self._offer,
             keep_epochs=1_000,
         )
+
+    async def restart(self) -> None:
+        """Build the service anew over its store, as a process that was killed does."""
+        memory = {name: await self.store.readings(name) for name in self.readers}
+        self.start_service(memory, await self.store.epoch())
 
     async def _offer(self, record: EpochRecord) -> None:
         self.offered.append(record)

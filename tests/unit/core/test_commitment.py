@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.core.commitment import accounts_path, build_commitment, digest_text, encode_leaf, proof
@@ -43,7 +43,6 @@ def theirs(leaf: LeafValues) -> verifier_leaf.Leaf:
     return verifier_leaf.Leaf(bytes.fromhex(leaf.account[2:]), bytes.fromhex(leaf.destination[2:]), *leaf[2:])
 
 
-@settings(max_examples=100, deadline=None)
 @given(some_leaves)
 def test_producer_and_verifier_agree(leaves: list[LeafValues]) -> None:
     made = build_commitment(leaves)
@@ -69,7 +68,6 @@ def test_producer_and_verifier_agree(leaves: list[LeafValues]) -> None:
 LEAF = LeafValues("0x" + "01" * 32, "0x" + "02" * 32, 7, -5, 4, 3, 2, 1, 0, 100, 200, 32)
 
 
-@settings(max_examples=100, deadline=None)
 @given(some_leaves, st.randoms(use_true_random=False))
 def test_the_roots_do_not_depend_on_order(leaves: list[LeafValues], random: object) -> None:
     first = build_commitment(leaves)

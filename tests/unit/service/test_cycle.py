@@ -388,11 +388,36 @@ async def test_the_log_links_back_over_an_uncertified_epoch(
     assert third.body.previous == first.digest
 
 
+async def test_a_restart_while_a_chain_is_down_still_certifies(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    before = await world.epoch(FIRST_EPOCH)
+    assert before.attestations
+    for reader in world.everyone(BETA):
+        reader.dark = True
+    await world.restart()
+    after = await world.epoch(FIRST_EPOCH + 1)
+    assert len(after.attestations) == 4
+    assert {v.chain: v.cause != "" for v in after.chains}[BETA]
+    assert after.body.previous == before.digest
+
+
+async def test_a_chain_called_halted_that_is_not_is_refused(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    world.tick(FIRST_EPOCH)
+    cut_time, known = FIRST_EPOCH * EPOCH_SECONDS, await world.store.accounts()
+    seen = await world.observers["coordinator"].collect(FIRST_EPOCH, cut_time, known)
+    lie = replace(seen.cut, gaps=((BETA, "halted: says the proposer"),))
+    with pytest.raises(RefusedError, match="not-halted"):
+        await world.observers["attestor-0"].collect_at(lie, known, 40)
+
+
 async def test_after_a_restart_the_coordinator_remembers_a_dead_chain(
     world: SimulatedWorld, accounts: dict[str, Account]
 ) -> None:
-    record = await world.epoch(FIRST_EPOCH)
-    world.start_service(await world.store.readings("coordinator"), record)
+    await world.epoch(FIRST_EPOCH)
+    await world.restart()
     world.readers["coordinator"][BETA].dark = True
     seen = await world.observers["coordinator"].collect(
         FIRST_EPOCH + 1, (FIRST_EPOCH + 1) * EPOCH_SECONDS, await world.store.accounts()

@@ -59,7 +59,7 @@ async def test_the_store_keeps_its_word_on_postgresql(url: str) -> None:
         drift = await connection.run_sync(lambda c: compare_metadata(MigrationContext.configure(c), Table.metadata))
     assert drift == []
     assert (await other.account(account_id("alice")[:12])).label == "alice"
-    await one.save_reading("coordinator", make_reading(CHAIN_A, 2))
+    await one.save_readings("coordinator", [make_reading(CHAIN_A, 2)])
     assert await other.readings("coordinator") == {CHAIN_A: make_reading(CHAIN_A, 2)}
     assert {chain: posting.epoch for chain, posting in (await other.latest_postings()).items()} == {CHAIN_A: 1}
 

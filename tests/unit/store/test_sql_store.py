@@ -211,10 +211,9 @@ async def test_of_two_processes_linking_one_address_one_wins(store: SqlStore, pa
 
 
 async def test_the_last_reading_per_reader_and_chain_is_kept_exactly(store: SqlStore) -> None:
-    await store.save_reading("coordinator", make_reading(CHAIN_A, 1))
-    await store.save_reading("coordinator", make_reading(CHAIN_A, 2))
-    await store.save_reading("coordinator", make_reading(CHAIN_B, 9))
-    await store.save_reading("attestor-1", make_reading(CHAIN_A, 3))
+    await store.save_readings("coordinator", [make_reading(CHAIN_A, 1)])
+    await store.save_readings("coordinator", [make_reading(CHAIN_A, 2), make_reading(CHAIN_B, 9)])
+    await store.save_readings("attestor-1", [make_reading(CHAIN_A, 3)])
     assert await store.readings("coordinator") == {CHAIN_A: make_reading(CHAIN_A, 2), CHAIN_B: make_reading(CHAIN_B, 9)}
     assert await store.readings("nobody") == {}
 
