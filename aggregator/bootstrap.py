@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+from pydantic import SecretStr
+
 from adapters.destinations.evm import EvmRegistryDestination
 from adapters.destinations.solana import SolanaRegistryDestination
 from adapters.evm.aave_v3 import AaveV3
@@ -22,6 +25,7 @@ from adapters.evm.vault import Vault
 from adapters.evm.wallet import Wallet
 from adapters.keys import create_key, create_solana_key, load_key, load_solana_key, show_key
 from adapters.prices.pyth import PythSource
+from adapters.quorum import Dispute, DisputeFile, Provider, QuorumReader
 from adapters.rpc import EvmEndpoint, SolanaEndpoint
 from adapters.solana.native import NativeWallet
 from adapters.solana.reader import SolanaAdapter, SolanaReader
@@ -142,13 +146,34 @@ def _evm_adapter(row: ChainRow, venue: VenueRow, assets: dict[str, AssetRow]) ->
 
 
 def build_reader(settings: Settings, row: ChainRow) -> ChainReader:
-    """Return a reader of one chain with all its configured venues; a missing adapter stops start-up."""
+    """Return a reader of one chain with all its configured venues; a missing adapter stops start-up.
+
+    Several providers in ``rpc`` make a quorum; what they dispute goes to ``<data>/disputes.jsonl`` and to a metric.
+    """
+    readers = [_build_provider(settings, row, url) for url in row.rpc]
+    if len(readers) == 1:
+        return readers[0]
+    record = DisputeFile(Path(settings.service.data) / "disputes.jsonl")
+
+    def dispute(seen: Dispute) -> None:
+        from aggregator.service import telemetry
+
+        telemetry.DISPUTES.labels(row.name, seen.provider).inc()
+        try:
+            record.append(seen)
+        except OSError as error:  # a full disk must not stop the reading; the metric and this line tell of it
+            structlog.get_logger().error("dispute not recorded", provider=seen.provider, reason=error.strerror)
+
+    return QuorumReader(row, readers, [f"{row.name}[{i}]" for i in range(len(readers))], row.quorum, dispute)
+
+
+def _build_provider(settings: Settings, row: ChainRow, url: SecretStr) -> Provider:
     assets = {a.id: a for a in settings.assets if a.id.startswith(f"{row.id}/")}
     venues = [v for v in settings.venues if v.chain == row.id]
     if row.family == "evm":
         adapters = [_evm_adapter(row, venue, assets) for venue in venues]
         feeds = [s for s in settings.sources if s.kind == "chainlink" and s.id.startswith(f"{row.id}:")]
-        return EvmReader(row, EvmEndpoint(row, row.rpc[0]), adapters, feeds)
+        return EvmReader(row, EvmEndpoint(row, url), adapters, feeds)
     solana: list[SolanaAdapter] = []
     for venue in venues:
         match venue.kind:
@@ -160,7 +185,7 @@ def build_reader(settings: Settings, row: ChainRow) -> ChainReader:
                 raise ConfigError(
                     "configuration", "venues.kind", f"no Solana adapter is called {venue.kind!r}", "wallet, vault"
                 )
-    return SolanaReader(row, SolanaEndpoint(row, row.rpc[0]), solana)
+    return SolanaReader(row, SolanaEndpoint(row, url), solana)
 
 
 def build_observer(settings: Settings, name: str, remembered: Mapping[str, Reading] | None = None) -> Observer:

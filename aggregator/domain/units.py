@@ -50,20 +50,3 @@ def format_amount(amount: int, decimals: int) -> str:
     whole, part = divmod(abs(amount), 10**decimals)
     text = f"{whole}.{part:0{decimals}d}".rstrip("0").rstrip(".") if decimals else str(whole)
     return "-" + text if amount < 0 else text
-
-
-def parse_amount(text: str, decimals: int) -> int:
-    """Parse a decimal string into base units, exactly.
-
-    Raises:
-        ValueError: not a plain decimal, negative, too many decimals, or 2**256 and more.
-    """
-    whole, _, part = text.strip().partition(".")
-    if not (whole or part) or not (whole + part).isascii() or not (whole + part).isdigit():
-        raise ValueError(f"{text!r} is not a plain decimal number")
-    if len(part.rstrip("0")) > decimals:
-        raise ValueError(f"{text!r} has more than {decimals} decimals")
-    amount: int = int(whole or "0") * 10**decimals + int((part + "0" * decimals)[:decimals] or "0")
-    if amount > UINT256_MAX:
-        raise ValueError(f"{text!r} is 2^256 base units or more")
-    return amount

@@ -332,7 +332,8 @@ class Relayer:
             if best is not None:
                 posting, status = best
                 if status.state == "final":
-                    return await self._end(epoch, chain, "final", "", posting.id, status.cost)
+                    root = record.header.root if record is not None else None
+                    return await self._read_back(epoch, chain, lane, root, posting.id, status.cost)
                 if not landed:
                     landed = True
                     await self._save(epoch, chain, "confirmed", posting.id, status.cost)
@@ -354,6 +355,25 @@ class Relayer:
                         return {"state": "again"}
                     await self._resubmit(lane, newest)
             await self._clock.sleep(self._poll)
+
+    async def _read_back(
+        self, epoch: int, chain: str, lane: _Lane, root: bytes | None, transaction: str, cost: int
+    ) -> Outcome:
+        """A receipt says that a transaction ran; what counts is what the registry holds now."""
+        failures = 0
+        while True:
+            try:
+                stored = await lane.destination.read_root(epoch)
+                break
+            except SourceError:
+                failures += 1
+                await self._clock.sleep(self._backoff(failures))
+        if stored is None:  # newer epochs have taken its place in the ring
+            return await self._end(epoch, chain, "final", "its place in the ring is taken by now", transaction, cost)
+        if stored != root:
+            problem = f"the registry holds 0x{stored.hex()} for this epoch, which was not posted"
+            return await self._end(epoch, chain, "failed", problem, transaction, cost)
+        return await self._end(epoch, chain, "final", "", transaction, cost)
 
     async def _conclude(
         self, epoch: int, chain: str, lane: _Lane, found: list[tuple[SignedPosting, PostingStatus]]

@@ -54,6 +54,7 @@ class Ledger:
         self.expired: set[str] = set()
         self.effects: list[int] = []  # epochs, in the order they took effect
         self.latest: PostedRoot | None = None
+        self.roots: dict[int, bytes] = {}
         self.submissions: list[str] = []
         self.fail_sign: list[Exception] = []
         self.fail_submit: list[Exception] = []
@@ -91,6 +92,7 @@ class Ledger:
         header = certificate.header
         if self.latest is None or header.epoch > self.latest.epoch:
             self.effects.append(header.epoch)
+            self.roots.setdefault(header.epoch, header.root)
             self.latest = PostedRoot(header.epoch, header.root, 0, header.produced_at, header.valid_until, 0)
 
     async def status(self, posting: SignedPosting) -> PostingStatus:
@@ -106,6 +108,9 @@ class Ledger:
         if self.fail_read:
             raise self.fail_read.pop(0)
         return self.latest
+
+    async def read_root(self, epoch: int) -> bytes | None:
+        return self.roots.get(epoch)
 
     async def verify(self, leaf: Any, proof: Any) -> bool:
         raise NotImplementedError
@@ -172,6 +177,15 @@ async def test_a_certificate_is_signed_sent_and_seen_to_be_final(tmp_path: Path)
         assert w.records.last(epoch).transaction == "tx0"
         assert w.records.last(epoch).cost == 50_000
         assert seen == w.records.history
+
+
+async def test_what_the_registry_holds_is_read_back(tmp_path: Path) -> None:
+    ledger = Ledger()
+    async with world(tmp_path, ledger) as w:
+        ledger.roots[w.first] = b"\x66" * 32  # a registry that keeps something else than it was sent
+        epoch = await w.offer(0)
+        await w.reaches(epoch, "failed")
+        assert "0x" + "66" * 32 in w.records.last(epoch).detail
 
 
 async def test_uncertified_and_repeated_epochs_are_not_posted(tmp_path: Path) -> None:

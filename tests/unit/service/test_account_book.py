@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from aggregator.domain.errors import ConflictError, InputError, UnknownError
-from aggregator.domain.units import parse_amount
 from aggregator.service.accounts import link_message
 from proofs.links import LinkTerms
 from tests.worlds.documents import ALPHA, BETA, SOL
@@ -187,14 +186,3 @@ async def test_a_wallet_signs_the_message_as_printed(world: SimulatedWorld) -> N
         signatures[f"{side}_signature"] = "0x" + signed.signature.hex()
     await world.book.add_link(account.id, EVM.address, EVM_TOO.address, 1, expiry, **signatures)
     assert (await world.store.account("mine")).links == (EVM_TOO.address,)
-
-
-@pytest.mark.parametrize("text", [str(2**256), "9" * 90, "-1", "1.0000001", "1e3", "", ".", "0x10", "١", "1,000"])
-def test_an_amount_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"2\^256|not a plain decimal|decimals"):
-        parse_amount(text, 0 if text.startswith("1157") else 6)
-
-
-def test_the_largest_amount_is_exact() -> None:
-    assert parse_amount(str(2**256 - 1), 0) == 2**256 - 1
-    assert parse_amount("1.500000", 6) == 1_500_000

@@ -1,0 +1,587 @@
+"""Several providers of one chain, read as one: what ``need`` of all configured providers say is what counts.
+
+A provider that fails stays in the denominator: two that answer of three do not become two of two. Whoever says
+something else is put on record as a :class:`Dispute`. Where too few agree on one position, that position alone is in
+dispute: an asset counts 0, a debt counts at the highest claim, and its account is marked; never the whole chain.
+
+What this cannot see through is ``need`` providers that tell the same lie: they are the trust assumption.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import orjson
+
+from aggregator.domain.errors import Garbage, SourceError, WrongChain
+from aggregator.domain.price import Quote
+from aggregator.domain.rows import ChainRow
+from aggregator.domain.snapshot import INFORMATIONAL, Block, Finding, Position, Reading, Subject
+from aggregator.ports import ChainReader
+
+PIN_SHARE, READ_SHARE, REREAD_SHARE = 0.7, 1.0, 0.1
+"""Of a chain's timeout, for a pin, a read and each re-read: together less than the two that an observer waits."""
+GRACE_SHARE = 0.25
+"""Of a chain's timeout: how long the other providers have once enough of them agree."""
+STALE_BLOCKS, STALE_SECONDS = 8, 2
+"""A final block further behind another provider's than this many block times, and seconds for rounding, is stale."""
+REREADS = 2
+"""Solana nodes answer at their newest slot: two honest ones can differ by it, for a moment."""
+TEXT_LIMIT, LINE_LIMIT = 200, 4096
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+Table = Mapping[tuple[str, ...], tuple[Row, ...]]
+"""What one provider says, by what it is about; an absent key says "nothing there"."""
+
+
+class Provider(ChainReader, Protocol):
+    """A reader over one URL."""
+
+    async def block_at(self, height: int) -> Block:
+        """Return the final canonical block at ``height``; raise Unavailable where there is none."""
+        ...
+
+
+class NoQuorum(SourceError):
+    """Fewer providers than needed say the same; the message names each that failed, and how."""
+
+    retryable = True
+
+
+class Disputed(NoQuorum):
+    """Enough providers answered, but they contradict each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dispute:
+    """One provider's answer that differs from the others', as kept for evidence. Digests are SHA-256, hex."""
+
+    chain: str  # CAIP-2
+    height: int
+    block: str  # hash of the pinned block
+    about: str  # what is compared first among all that differs, e.g. "position 0x… wallet eip155:1/slip44:60 asset"
+    provider: str  # who differs
+    others: tuple[str, ...]  # who says what is expected
+    agreed: bool  # whether those are enough
+    field: str
+    value: str
+    expected: str
+    count: int  # how many things differ
+    digests: tuple[tuple[str, str], ...]  # (provider, digest of its whole answer)
+
+
+class DisputeFile:
+    """Appends disputes to a file, one JSON object of at most ``LINE_LIMIT`` bytes per line, durable on return."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, dispute: Dispute) -> None:
+        """Write one line.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        record: dict[str, Any] = {"seen_at": int(time.time()), **asdict(dispute)}
+        line = orjson.dumps(record)
+        if len(line) >= LINE_LIMIT:
+            line = orjson.dumps(record | {"digests": [], "others": [], "about": dispute.about[:TEXT_LIMIT]})
+        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(file, line + b"\n")
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+class QuorumReader:
+    """Implements :class:`aggregator.ports.ChainReader` over one reader per configured provider.
+
+    Args:
+        row: the chain.
+        readers: one per provider, in the order of ``row.rpc``.
+        names: what messages call them.
+        need: how many of all of them must agree; a majority.
+        dispute: told of every answer that differs.
+    """
+
+    def __init__(
+        self,
+        row: ChainRow,
+        readers: Sequence[Provider],
+        names: Sequence[str],
+        need: int,
+        dispute: Callable[[Dispute], None],
+    ) -> None:
+        if not len(readers) // 2 < need <= len(readers) or len(names) != len(readers):
+            raise ValueError(f"need: {need} of {len(readers)} providers is no majority, or they have no name each")
+        self._row, self._readers, self._names, self._need = row, tuple(readers), tuple(names), need
+        self._dispute = dispute
+        self._alone = readers[0] if len(readers) == 1 else None
+        self._strangers: dict[int, SourceError] = {}  # answered for another chain at the last pin
+        self._last: Block | None = None
+        self._failed: dict[int, SourceError] = {}
+
+    @property
+    def row(self) -> ChainRow:
+        """The chain's configuration."""
+        return self._row
+
+    @property
+    def failed(self) -> Mapping[str, str]:
+        """Why each provider that did not take part in the last pin did not, by its name."""
+        return {self._names[i]: error.problem for i, error in sorted(self._failed.items())}
+
+    async def verify_identity(self) -> None:
+        """Raise WrongChain or NoQuorum unless enough providers answer for the configured chain."""
+
+        async def ask(reader: Provider) -> bool:
+            await reader.verify_identity()
+            return True
+
+        if self._alone is not None:
+            await self._alone.verify_identity()
+            return
+        good, failed = await self._ask(ask, lambda good: len(good) >= self._need, PIN_SHARE)
+        if len(good) < self._need:
+            kind = WrongChain if all(isinstance(e, WrongChain) for e in failed.values()) else NoQuorum
+            raise kind(self._row.name, self._shortfall("answer for this chain", failed))
+
+    # --- pin -------------------------------------------------------------------------------------------------------
+
+    async def pin(self, cut_time: int) -> Block:
+        """Return the newest block that enough providers hold as canonical, final and not after ``cut_time``.
+
+        Raises:
+            NoQuorum: there is none; names what each provider said.
+            Disputed: there is none because providers hold different blocks at one height.
+            WrongChain: every provider that answers is of another chain.
+        """
+        if self._alone is not None:
+            block = await self._alone.pin(cut_time)
+            self._verify_time(block, cut_time)
+            self._last = block
+            return block
+        until = asyncio.get_running_loop().time() + PIN_SHARE * self._row.timeout
+
+        async def ask(reader: Provider) -> Block:
+            # Which chain a provider serves can change under us; asking each time costs no wait of its own.
+            identity, block = await asyncio.gather(
+                reader.verify_identity(), reader.pin(cut_time), return_exceptions=True
+            )
+            if isinstance(identity, BaseException):
+                raise identity
+            if isinstance(block, BaseException):
+                raise block
+            self._verify_time(block, cut_time)
+            return block
+
+        pins, failed = await self._ask(ask, lambda pins: self._together(pins, pins) is not None, PIN_SHARE)
+        self._strangers = {i: e for i, e in failed.items() if isinstance(e, WrongChain)}
+        for candidate in sorted(set(pins.values()), key=lambda b: (-b.height, b.hash)):
+            holders, contrary = await self._holders(candidate, pins, until)
+            newest = self._together(holders, pins, candidate)
+            if newest is None:
+                continue
+            self._report_blocks(candidate, contrary)
+            for i, block in contrary.items():
+                failed[i] = Garbage(self._row.name, f"holds {_shown(block)}, the others {_shown(candidate)}")
+            for i, pinned in pins.items():
+                if (behind := newest - pinned.time) > self._allowance:
+                    failed[i] = Garbage(self._row.name, f"stale: its newest final block is {behind} s behind")
+            self._failed, self._last = failed, candidate
+            return candidate
+        self._failed = failed
+        raise self._no_pin(pins, failed)
+
+    async def _holders(
+        self, candidate: Block, pins: Mapping[int, Block], until: float
+    ) -> tuple[set[int], dict[int, Block]]:
+        """Return who holds ``candidate``, and who holds another block at its height; asks those that are ahead."""
+        holders = {i for i, block in pins.items() if block == candidate}
+        contrary = {i: b for i, b in pins.items() if b.height == candidate.height and b != candidate}
+        ahead = [i for i, b in pins.items() if b.height > candidate.height]
+        if not len(holders) < self._need <= len(holders) + len(ahead):
+            return holders, contrary
+
+        def enough(held: Mapping[int, Block]) -> bool:
+            return len(holders) + sum(block == candidate for block in held.values()) >= self._need
+
+        left = max(0.05, until - asyncio.get_running_loop().time())
+        held, _ = await self._ask(
+            lambda reader: reader.block_at(candidate.height), enough, left / self._row.timeout, among=ahead
+        )
+        contrary |= {i: block for i, block in held.items() if block != candidate}
+        return holders | {i for i, block in held.items() if block == candidate}, contrary
+
+    @property
+    def _allowance(self) -> float:
+        return STALE_BLOCKS * self._row.block_seconds + STALE_SECONDS
+
+    def _together(
+        self, holders: Iterable[int], pins: Mapping[int, Block], candidate: Block | None = None
+    ) -> int | None:
+        """Return the newest time of enough holders that are not stale to each other, None where there are too few.
+
+        A provider that lags counts as failed: else one that lags and one that does not would agree on an old block.
+        """
+        for newest in sorted({pins[i].time for i in holders}, reverse=True):
+            oldest = newest - self._allowance
+            close = sum(oldest <= pins[i].time <= newest for i in holders)
+            if close >= self._need and (candidate is None or candidate.time >= oldest):
+                return newest
+        return None
+
+    def _verify_time(self, block: Block, cut_time: int) -> None:
+        """Raise Garbage for a block after the cut, or one whose time contradicts the last block pinned."""
+        last = self._last
+        if block.time > cut_time:
+            raise Garbage(self._row.name, f"block {block.height} is {block.time - cut_time} s after the cut")
+        if last is None:
+            return
+        if (block.height > last.height and block.time < last.time) or (
+            block.height < last.height and block.time > last.time
+        ):
+            problem = f"block {block.height} at {block.time} contradicts block {last.height} at {last.time}"
+            raise Garbage(self._row.name, f"{problem}, pinned before: time does not run backwards")
+
+    def _no_pin(self, pins: Mapping[int, Block], failed: Mapping[int, SourceError]) -> SourceError:
+        if failed and not pins and all(isinstance(e, WrongChain) for e in failed.values()):
+            return WrongChain(self._row.name, self._shortfall("answer for this chain", failed))
+        said = {i: f"pins {_shown(block)}" for i, block in pins.items()}
+        newest = max((b.time for b in pins.values()), default=0)
+        for i, block in pins.items():
+            if newest - block.time > self._allowance:
+                said[i] = f"stale at {_shown(block)}, {newest - block.time} s behind"
+        forks = Counter(b.height for b in set(pins.values()))
+        height, count = forks.most_common(1)[0] if forks else (0, 0)
+        problem = self._shortfall("hold one final block", failed, said)
+        if count < 2:
+            return NoQuorum(self._row.name, problem)
+        first, *_ = (b for _, b in sorted(pins.items()) if b.height == height)
+        contrary = {i: b for i, b in pins.items() if b.height == height and b != first}
+        self._report_blocks(first, contrary, agreed=False)
+        return Disputed(self._row.name, problem)
+
+    # --- read ------------------------------------------------------------------------------------------------------
+
+    async def read(self, block: Block, subjects: Sequence[Subject]) -> Reading:
+        """Read every venue at ``block`` through all providers and return what enough of them say.
+
+        A position without agreement is a finding ``disputed`` on its account. Assets in dispute are left out, debts
+        are taken at the highest amount that any provider claims.
+
+        Raises:
+            NoQuorum: fewer providers than needed can read the block.
+        """
+        if self._alone is not None:
+            return await self._alone.read(block, subjects)
+
+        async def ask(reader: Provider) -> Reading:
+            reading = await reader.read(block, subjects)
+            if reading.block != block:
+                raise Garbage(self._row.name, f"read at {_shown(reading.block)}, asked for {_shown(block)}")
+            return reading
+
+        readings, failed = await self._ask(ask, lambda seen: self._alike(seen) is not None, READ_SHARE, self._strangers)
+        self._verify_enough(readings, failed, f"read block {block.height}")
+        common = self._alike(readings)
+        if common is not None and all(_same(r, common) for r in readings.values()):
+            return common
+        tables = {i: _table(reading) for i, reading in readings.items()}
+        if self._row.family == "solana":
+            common, tables = None, await self._reread(block, subjects, tables)
+        agreed, disputed = self._settle(tables)
+        self._report_all(block, tables, agreed, disputed)
+        if common is not None:
+            return common
+        return self._conclude(block, agreed, disputed)
+
+    async def _reread(self, block: Block, subjects: Sequence[Subject], tables: dict[int, Table]) -> dict[int, Table]:
+        """Ask again about the accounts on which providers differ; return the tables with what they say then."""
+        for _ in range(REREADS):
+            one = tables[min(tables)]
+            moved = {key[1] for key in _differing(tables, one)}
+            wanted = [s for s in subjects if s.account in moved]
+            if not wanted:
+                break
+
+            async def again(reader: Provider, wanted: Sequence[Subject] = wanted) -> Table:
+                return _table(await reader.read(block, wanted))
+
+            seen, _ = await self._ask(again, lambda seen: False, REREAD_SHARE, among=list(tables))
+            for i, table in seen.items():
+                tables[i] = {key: rows for key, rows in tables[i].items() if key[1] not in moved} | dict(table)
+        return tables
+
+    def _alike(self, readings: Mapping[int, Reading]) -> Reading | None:
+        """Return a reading that enough providers gave word for word, None if there is none."""
+        for _, one in sorted(readings.items()):
+            if sum(_same(one, other) for other in readings.values()) >= self._need:
+                return one
+        return None
+
+    def _settle(
+        self, tables: Mapping[int, Table]
+    ) -> tuple[dict[tuple[str, ...], tuple[Row, ...]], dict[tuple[str, ...], dict[int, tuple[Row, ...]]]]:
+        """Return what enough providers say by key, and what each says where too few agree."""
+        agreed: dict[tuple[str, ...], tuple[Row, ...]] = {}
+        disputed: dict[tuple[str, ...], dict[int, tuple[Row, ...]]] = {}
+        for key in sorted({key for table in tables.values() for key in table}):
+            said = {i: table.get(key, ()) for i, table in tables.items()}
+            value, votes = Counter(said.values()).most_common(1)[0]
+            if votes >= self._need:
+                agreed[key] = value
+            else:
+                disputed[key] = said
+        return agreed, disputed
+
+    def _conclude(
+        self,
+        block: Block,
+        agreed: Mapping[tuple[str, ...], tuple[Row, ...]],
+        disputed: Mapping[tuple[str, ...], Mapping[int, tuple[Row, ...]]],
+    ) -> Reading:
+        rows = [row for rows in agreed.values() for row in rows]
+        positions = [row for row in rows if isinstance(row, Position)]
+        findings = {row for row in rows if isinstance(row, Finding)}
+        open_questions: dict[str, list[str]] = {}
+        for key, said in disputed.items():
+            claims = [row for rows in said.values() for row in rows]
+            noted = [row for row in claims if isinstance(row, Finding)]
+            claimed = [row for row in claims if isinstance(row, Position)]
+            if noted and noted[0].code in INFORMATIONAL:
+                continue
+            if noted:
+                findings.update(noted)  # each can only take something away
+                what = f"whether something is {noted[0].code}"
+            else:
+                what = f"{claimed[0].asset} at {claimed[0].venue}: " + ", ".join(
+                    f"{self._names[i]} says {sum(row.amount for row in rows if isinstance(row, Position))}"
+                    for i, rows in sorted(said.items())
+                )
+                if claimed[0].side == "debt":
+                    positions.append(max(claimed, key=lambda p: (p.amount, p)))
+                    what += "; the highest counts"
+                else:
+                    what += "; it counts 0"
+            open_questions.setdefault(key[1], []).append(what)
+        for scope, questions in open_questions.items():
+            more = f"; and {len(questions) - 1} more" if len(questions) > 1 else ""
+            rule = f"{self._need} of {len(self._readers)} providers of {self._row.name} must agree"
+            findings.add(Finding("disputed", scope, f"{questions[0]}{more}; {rule}"))
+        return Reading(block, tuple(sorted(positions)), tuple(sorted(findings)))
+
+    async def read_quotes(self, block: Block) -> tuple[Quote, ...]:
+        """Read the chain's price feeds at ``block``; a feed on which too few providers agree is absent.
+
+        Raises:
+            NoQuorum: fewer providers than needed answer.
+        """
+        if self._alone is not None:
+            return await self._alone.read_quotes(block)
+
+        def enough(seen: Mapping[int, tuple[Quote, ...]]) -> bool:
+            return bool(seen) and Counter(seen.values()).most_common(1)[0][1] >= self._need
+
+        answers, failed = await self._ask(lambda reader: reader.read_quotes(block), enough, READ_SHARE, self._strangers)
+        self._verify_enough(answers, failed, f"read the feeds at block {block.height}")
+        value, votes = Counter(answers.values()).most_common(1)[0]
+        if votes == len(answers):
+            return value
+        tables = {i: _grouped((("quote", q.feed, q.source), q) for q in quotes) for i, quotes in answers.items()}
+        agreed, disputed = self._settle(tables)
+        self._report_all(block, tables, agreed, disputed)
+        if votes >= self._need:
+            return value
+        return tuple(row for rows in agreed.values() for row in rows if isinstance(row, Quote))
+
+    # --- check and close -------------------------------------------------------------------------------------------
+
+    async def check(self) -> tuple[Finding, ...]:
+        """Probe every provider with the methods really used, each under its own name, and then their agreement."""
+        if self._alone is not None:
+            return await self._alone.check()
+        name = self._row.name
+
+        async def probe(i: int) -> list[Finding]:
+            def own(text: str) -> str:
+                return self._names[i] + text.removeprefix(name) if text.startswith(name) else text
+
+            return [Finding(f.code, own(f.scope), own(f.detail)) for f in await self._readers[i].check()]
+
+        findings = [f for found in await asyncio.gather(*map(probe, range(len(self._readers)))) for f in found]
+        scope, rule = f"{name} quorum", f"{self._need} of {len(self._readers)} providers must agree"
+        nobody = (Subject("0x" + "00" * 32, None),)
+        try:
+            block = await self.pin(2**62)
+            await asyncio.gather(self.read(block, nobody), self.read_quotes(block))
+        except SourceError as error:
+            return (*findings, Finding("failed", scope, f"{rule}; {error.problem}"))
+        out = "".join(f"; {who}: {why}" for who, why in self.failed.items())
+        return (*findings, Finding("ok", scope, f"{rule}, and do on block {block.height}{out}"))
+
+    async def close(self) -> None:
+        """Close every provider's reader, whatever happens to one of them."""
+        closed = await asyncio.gather(*(reader.close() for reader in self._readers), return_exceptions=True)
+        for result in closed:
+            if isinstance(result, BaseException):
+                raise result
+
+    # --- asking and telling ----------------------------------------------------------------------------------------
+
+    async def _ask(
+        self,
+        ask: Callable[[Provider], Awaitable[T]],
+        enough: Callable[[Mapping[int, T]], bool],
+        share: float,
+        excluded: Mapping[int, SourceError] | None = None,
+        *,
+        among: Sequence[int] | None = None,
+    ) -> tuple[dict[int, T], dict[int, SourceError]]:
+        """Ask providers at once; return the answers, and for every other provider why it has none.
+
+        Waits for ``share`` of the chain's timeout, and from when ``enough`` is true of the answers only a little for
+        the rest: their word is wanted as evidence, but nobody waits for a provider that hangs.
+        """
+        timeout, clock = self._row.timeout, asyncio.get_running_loop().time
+        answers: dict[int, T] = {}
+        failed = dict(excluded or {})
+        asked = [i for i in (range(len(self._readers)) if among is None else among) if i not in failed]
+        tasks: dict[asyncio.Future[T], int] = {asyncio.ensure_future(ask(self._readers[i])): i for i in asked}
+        begun, waiting, satisfied = clock(), set(tasks), False
+        until = begun + share * timeout
+        try:
+            while waiting and (left := until - clock()) > 0:
+                done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    try:
+                        answers[tasks[task]] = task.result()
+                    except SourceError as error:
+                        failed[tasks[task]] = error
+                    except Exception as error:  # one provider's bytes must not take the others down with it
+                        problem = f"its answer cannot be handled ({type(error).__name__})"
+                        failed[tasks[task]] = Garbage(self._row.name, problem)
+                if not satisfied and enough(answers):
+                    satisfied, until = True, min(until, clock() + GRACE_SHARE * timeout)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        for task in waiting:
+            after = f" after {self._need} others had agreed" if satisfied else ""
+            failed[tasks[task]] = NoQuorum(self._row.name, f"no answer in the time there was{after}")
+        return answers, failed
+
+    def _verify_enough(self, answers: Mapping[int, object], failed: Mapping[int, SourceError], what: str) -> None:
+        if len(answers) < self._need:
+            raise NoQuorum(self._row.name, self._shortfall(what, failed, dict.fromkeys(answers, "answers")))
+
+    def _shortfall(self, what: str, failed: Mapping[int, SourceError], said: Mapping[int, str] | None = None) -> str:
+        words = {**{i: error.problem for i, error in failed.items()}, **(said or {})}
+        each = "; ".join(f"{self._names[i]}: {text}" for i, text in sorted(words.items()))
+        return f"fewer than {self._need} of {len(self._readers)} providers {what}: {each}"
+
+    def _report_all(
+        self,
+        block: Block,
+        tables: Mapping[int, Table],
+        agreed: Mapping[tuple[str, ...], tuple[Row, ...]],
+        disputed: Mapping[tuple[str, ...], Mapping[int, tuple[Row, ...]]],
+    ) -> None:
+        """Put every provider on record that differs from what enough others say, or else from the first."""
+        first = tables[min(tables)]
+        expected = {key: rows for key, rows in agreed.items() if rows} | {k: first[k] for k in disputed if k in first}
+        for i in sorted(tables):
+            if differing := _differing({i: tables[i]}, expected):
+                key = differing[0]
+                said = (tables[i].get(key, ()), expected.get(key, ()))
+                self._tell(block, tables, i, key, said, key not in disputed, len(differing))
+
+    def _report_blocks(self, held: Block, contrary: Mapping[int, Block], *, agreed: bool = True) -> None:
+        """Put every provider on record that holds another block at the height of ``held``."""
+        key = ("block", str(held.height))
+        tables: dict[int, Table] = {i: {key: (block,)} for i, block in contrary.items()}
+        for i, block in sorted(contrary.items()):
+            self._tell(held, tables, i, key, ((block,), (held,)), agreed, 1)
+
+    def _tell(
+        self,
+        block: Block,
+        tables: Mapping[int, Table],
+        who: int,
+        key: tuple[str, ...],
+        said: tuple[tuple[Row, ...], tuple[Row, ...]],
+        agreed: bool,
+        count: int,
+    ) -> None:
+        field, value, expected = _difference(*said)
+        self._dispute(
+            Dispute(
+                chain=self._row.id,
+                height=block.height,
+                block=block.hash,
+                about=" ".join(part for part in key if part),
+                provider=self._names[who],
+                others=tuple(self._names[i] for i, table in sorted(tables.items()) if table.get(key, ()) == said[1]),
+                agreed=agreed,
+                field=field,
+                value=value[:TEXT_LIMIT],
+                expected=expected[:TEXT_LIMIT],
+                count=count,
+                digests=tuple((self._names[i], _digest(table)) for i, table in sorted(tables.items())),
+            )
+        )
+
+
+def _shown(block: Block) -> str:
+    return f"block {block.height} ({block.hash[:10]}…)"
+
+
+def _same(one: Reading, other: Reading) -> bool:
+    return one is other or (one.positions == other.positions and one.findings == other.findings)
+
+
+def _grouped(rows: Iterable[tuple[tuple[str, ...], Row]]) -> dict[tuple[str, ...], tuple[Row, ...]]:
+    table: dict[tuple[str, ...], tuple[Row, ...]] = {}
+    for key, row in rows:
+        table[key] = (*table[key], row) if key in table else (row,)
+    return {key: rows if len(rows) == 1 else tuple(sorted(rows)) for key, rows in table.items()}
+
+
+def _table(reading: Reading) -> Table:
+    """Return a reading by what each row is about; the second part of every key is the account or other scope."""
+    positions = (
+        (("position", p.account, p.chain, p.venue, p.asset, p.side, p.netting, p.address), p) for p in reading.positions
+    )
+    findings = ((("finding", f.scope, f.code), f) for f in reading.findings)
+    return _grouped([*positions, *findings])
+
+
+def _differing(tables: Mapping[int, Table], expected: Table) -> list[tuple[str, ...]]:
+    """Return the keys at which one of ``tables`` differs from ``expected``, ascending."""
+    return sorted(
+        {k for t in tables.values() for k in t.keys() | expected.keys() if t.get(k, ()) != expected.get(k, ())}
+    )
+
+
+def _difference(value: tuple[Row, ...], expected: tuple[Row, ...]) -> tuple[str, str, str]:
+    """Return the first field in which two answers differ, and what each says."""
+    for one, other in zip(value, expected, strict=False):
+        for name, mine, theirs in zip(getattr(one, "_fields", ()), one, other, strict=True):
+            if mine != theirs:
+                return name, str(mine), str(theirs)
+    return "presence", str(len(value)) if value else "absent", str(len(expected)) if expected else "absent"
+
+
+def _digest(table: Table) -> str:
+    return hashlib.sha256(repr(sorted(table.items())).encode()).hexdigest()

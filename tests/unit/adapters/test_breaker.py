@@ -1,0 +1,183 @@
+"""The breaker in front of a node, under a clock of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from pydantic import SecretStr
+
+from adapters.rpc import ATTEMPTS, FIRST_DELAY, LONGEST_DELAY, OPENS_AFTER, Breaker, EvmEndpoint
+from aggregator.domain.errors import Garbage, NodeRefused, SourceError, Unavailable, Unreachable
+from tests.chain.evm_venues import chain_row
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def breaker(clock: Clock) -> Breaker:
+    return Breaker("alpha", clock)
+
+
+def call(breaker: Breaker, outcome: BaseException | None = None) -> None:
+    with breaker.guard():
+        if outcome is not None:
+            raise outcome
+
+
+def fail(breaker: Breaker, times: int = 1) -> None:
+    for _ in range(times):
+        with pytest.raises(Unreachable, match=r"^alpha: down$"):
+            call(breaker, Unreachable("alpha", "down"))
+
+
+def test_it_opens_after_failures_in_a_row_and_says_since_when_and_why(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, OPENS_AFTER)
+    clock.now += 0.25
+    with pytest.raises(Unreachable) as caught:
+        call(breaker)
+    assert str(caught.value) == (
+        "alpha: not asked for 0.2 s, after 3 failures in a row (the last: down); next try in 0.8 s"
+    )
+
+
+@pytest.mark.parametrize(
+    "answer", [None, Garbage("alpha", "x"), NodeRefused("alpha", 3, "x"), Unavailable("alpha", "x")]
+)
+def test_any_answer_starts_the_count_again(breaker: Breaker, answer: SourceError | None) -> None:
+    fail(breaker, OPENS_AFTER - 1)
+    if answer is None:
+        call(breaker)
+    else:
+        with pytest.raises(type(answer)):
+            call(breaker, answer)
+    fail(breaker, OPENS_AFTER - 1)
+    assert not breaker.is_open
+
+
+def test_a_call_given_up_by_its_caller_counts_as_a_failure(breaker: Breaker) -> None:
+    for _ in range(OPENS_AFTER):
+        with pytest.raises(asyncio.CancelledError):
+            call(breaker, asyncio.CancelledError())
+    assert breaker.is_open
+
+
+def test_the_delay_doubles_with_every_failed_trial_up_to_the_longest(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, OPENS_AFTER)
+    delays = []
+    for _ in range(8):
+        start = clock.now
+        while True:  # the calls before are refused without asking
+            clock.now += 0.5
+            try:
+                call(breaker, Unreachable("alpha", "still down"))
+            except Unreachable as error:
+                if error.problem == "still down":
+                    break
+        delays.append(clock.now - start)
+    assert delays == [FIRST_DELAY, 2, 4, 8, 16, LONGEST_DELAY, LONGEST_DELAY, LONGEST_DELAY]
+
+
+def test_one_trial_at_a_time_and_its_success_closes(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, OPENS_AFTER)
+    clock.now += FIRST_DELAY
+    with breaker.guard() as trial:
+        assert trial
+        with pytest.raises(Unreachable, match="a trial is under way"):
+            call(breaker)
+    assert not breaker.is_open
+    fail(breaker, OPENS_AFTER)
+    clock.now += FIRST_DELAY  # the delay, too, starts again
+    call(breaker)
+    assert not breaker.is_open
+
+
+def test_calls_that_began_before_it_opened_do_not_lengthen_the_delay(breaker: Breaker, clock: Clock) -> None:
+    def late() -> None:
+        with breaker.guard():
+            fail(breaker, OPENS_AFTER)
+            raise Unreachable("alpha", "late")
+
+    with pytest.raises(Unreachable, match="late"):
+        late()
+    clock.now += FIRST_DELAY
+    call(breaker)
+    assert not breaker.is_open
+
+
+def endpoint(clock: Clock, behaviour: Callable[[int], Awaitable[object]]) -> EvmEndpoint:
+    """An endpoint whose node is ``behaviour``, told how often it has been asked."""
+    row = chain_row("http://unused", timeout=5)
+    made = EvmEndpoint(row, SecretStr("http://unused"), clock)
+    asked = 0
+
+    async def once(method: str, params: object) -> object:
+        nonlocal asked
+        asked += 1
+        return await behaviour(asked)
+
+    made._once = once  # type: ignore[method-assign, assignment]
+    return made
+
+
+async def test_an_endpoint_stops_asking_and_asks_once_when_it_is_time(clock: Clock) -> None:
+    seen: list[int] = []
+
+    async def down(count: int) -> object:
+        seen.append(count)
+        raise Unreachable("anvil-one", "cannot be reached")
+
+    node = endpoint(clock, down)
+    for _ in range(OPENS_AFTER):
+        with pytest.raises(Unreachable, match=r"cannot be reached$"):
+            await node.call("eth_chainId", [])
+    assert len(seen) == OPENS_AFTER * ATTEMPTS
+    for _ in range(5):
+        with pytest.raises(Unreachable, match="not asked for"):
+            await node.call("eth_chainId", [])
+    assert len(seen) == OPENS_AFTER * ATTEMPTS
+    clock.now += FIRST_DELAY
+    with pytest.raises(Unreachable, match=r"cannot be reached$"):
+        await node.call("eth_chainId", [])
+    assert len(seen) == OPENS_AFTER * ATTEMPTS + 1  # a trial is not tried again
+
+
+async def test_calls_that_queued_while_it_opened_do_not_ask(clock: Clock) -> None:
+    seen: list[int] = []
+
+    async def down(count: int) -> object:
+        seen.append(count)
+        raise Unreachable("anvil-one", "cannot be reached")
+
+    node = endpoint(clock, down)
+    results = await asyncio.gather(*(node.call("eth_chainId", []) for _ in range(100)), return_exceptions=True)
+    assert all(isinstance(r, Unreachable) for r in results)
+    assert len(seen) < 100 * ATTEMPTS / 2
+
+
+async def test_an_endpoint_that_is_back_answers_all(clock: Clock) -> None:
+    async def back(count: int) -> object:
+        if count <= OPENS_AFTER * ATTEMPTS:
+            raise Unreachable("anvil-one", "cannot be reached")
+        return count
+
+    node = endpoint(clock, back)
+    for _ in range(OPENS_AFTER):
+        with pytest.raises(Unreachable):
+            await node.call("eth_chainId", [])
+    clock.now += FIRST_DELAY
+    assert await node.call("eth_chainId", []) == OPENS_AFTER * ATTEMPTS + 1
+    answers = await asyncio.gather(*(node.call("eth_chainId", []) for _ in range(20)))
+    assert len(set(answers)) == 20
