@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
@@ -27,8 +27,8 @@ from aggregator.domain.rows import ChainRow
 from aggregator.domain.snapshot import INFORMATIONAL, Block, Finding, Position, Reading, Subject
 from aggregator.ports import ChainReader
 
-PIN_SHARE, READ_SHARE, REREAD_SHARE = 0.7, 1.0, 0.1
-"""Of a chain's timeout, for a pin, a read and each re-read: together less than the two that an observer waits."""
+PIN_SHARE, BLOCK_SHARE, READ_SHARE, REREAD_SHARE = 0.5, 0.25, 0.9, 0.1
+"""Of a chain's timeout, for a pin, a block by height, a read and each re-read: together less than an observer waits."""
 GRACE_SHARE = 0.25
 """Of a chain's timeout: how long the other providers have once enough of them agree."""
 STALE_BLOCKS, STALE_SECONDS = 8, 2
@@ -41,14 +41,6 @@ T = TypeVar("T")
 Row = tuple[Any, ...]
 Table = Mapping[tuple[str, ...], tuple[Row, ...]]
 """What one provider says, by what it is about; an absent key says "nothing there"."""
-
-
-class Provider(ChainReader, Protocol):
-    """A reader over one URL."""
-
-    async def block_at(self, height: int) -> Block:
-        """Return the final canonical block at ``height``; raise Unavailable where there is none."""
-        ...
 
 
 class NoQuorum(SourceError):
@@ -117,7 +109,7 @@ class QuorumReader:
     def __init__(
         self,
         row: ChainRow,
-        readers: Sequence[Provider],
+        readers: Sequence[ChainReader],
         names: Sequence[str],
         need: int,
         dispute: Callable[[Dispute], None],
@@ -144,8 +136,8 @@ class QuorumReader:
     async def verify_identity(self) -> None:
         """Raise WrongChain or NoQuorum unless enough providers answer for the configured chain."""
 
-        async def ask(reader: Provider) -> bool:
-            await reader.verify_identity()
+        async def ask(i: int) -> bool:
+            await self._readers[i].verify_identity()
             return True
 
         if self._alone is not None:
@@ -172,16 +164,24 @@ class QuorumReader:
             self._last = block
             return block
         until = asyncio.get_running_loop().time() + PIN_SHARE * self._row.timeout
+        suspects = set(self._failed)
 
-        async def ask(reader: Provider) -> Block:
-            # Which chain a provider serves can change under us; asking each time costs no wait of its own.
-            identity, block = await asyncio.gather(
-                reader.verify_identity(), reader.pin(cut_time), return_exceptions=True
-            )
-            if isinstance(identity, BaseException):
-                raise identity
-            if isinstance(block, BaseException):
-                raise block
+        async def ask(i: int) -> Block:
+            # Which chain a provider serves can change under us. Asking beside the pin costs no wait of its own; but one
+            # that failed is asked that first, since its breaker lets one call through.
+            reader = self._readers[i]
+            if i in suspects:
+                await reader.verify_identity()
+                block = await reader.pin(cut_time)
+            else:
+                identity, pinned = await asyncio.gather(
+                    reader.verify_identity(), reader.pin(cut_time), return_exceptions=True
+                )
+                if isinstance(identity, BaseException):
+                    raise identity
+                if isinstance(pinned, BaseException):
+                    raise pinned
+                block = pinned
             self._verify_time(block, cut_time)
             return block
 
@@ -203,6 +203,33 @@ class QuorumReader:
         self._failed = failed
         raise self._no_pin(pins, failed)
 
+    async def block_at(self, height: int) -> Block:
+        """Return the final block at ``height`` that enough providers hold.
+
+        Raises:
+            NoQuorum, Disputed: there is none.
+        """
+        if self._alone is not None:
+            return await self._alone.block_at(height)
+
+        def most(held: Mapping[int, Block]) -> tuple[Block, int]:
+            return Counter(held.values()).most_common(1)[0]
+
+        held, failed = await self._ask(
+            lambda i: self._readers[i].block_at(height),
+            lambda held: bool(held) and most(held)[1] >= self._need,
+            BLOCK_SHARE,
+            self._strangers,
+        )
+        self._verify_enough(held, failed, f"have block {height}")
+        block, votes = most(held)
+        contrary = {i: other for i, other in held.items() if other != block}
+        self._report_blocks(block, contrary, agreed=votes >= self._need)
+        if votes < self._need:
+            said = {i: f"holds {_shown(other)}" for i, other in held.items()}
+            raise Disputed(self._row.name, self._shortfall("hold one block", failed, said))
+        return block
+
     async def _holders(
         self, candidate: Block, pins: Mapping[int, Block], until: float
     ) -> tuple[set[int], dict[int, Block]]:
@@ -218,7 +245,7 @@ class QuorumReader:
 
         left = max(0.05, until - asyncio.get_running_loop().time())
         held, _ = await self._ask(
-            lambda reader: reader.block_at(candidate.height), enough, left / self._row.timeout, among=ahead
+            lambda i: self._readers[i].block_at(candidate.height), enough, left / self._row.timeout, among=ahead
         )
         contrary |= {i: block for i, block in held.items() if block != candidate}
         return holders | {i for i, block in held.items() if block == candidate}, contrary
@@ -286,8 +313,8 @@ class QuorumReader:
         if self._alone is not None:
             return await self._alone.read(block, subjects)
 
-        async def ask(reader: Provider) -> Reading:
-            reading = await reader.read(block, subjects)
+        async def ask(i: int) -> Reading:
+            reading = await self._readers[i].read(block, subjects)
             if reading.block != block:
                 raise Garbage(self._row.name, f"read at {_shown(reading.block)}, asked for {_shown(block)}")
             return reading
@@ -315,8 +342,8 @@ class QuorumReader:
             if not wanted:
                 break
 
-            async def again(reader: Provider, wanted: Sequence[Subject] = wanted) -> Table:
-                return _table(await reader.read(block, wanted))
+            async def again(i: int, wanted: Sequence[Subject] = wanted) -> Table:
+                return _table(await self._readers[i].read(block, wanted))
 
             seen, _ = await self._ask(again, lambda seen: False, REREAD_SHARE, among=list(tables))
             for i, table in seen.items():
@@ -393,7 +420,9 @@ class QuorumReader:
         def enough(seen: Mapping[int, tuple[Quote, ...]]) -> bool:
             return bool(seen) and Counter(seen.values()).most_common(1)[0][1] >= self._need
 
-        answers, failed = await self._ask(lambda reader: reader.read_quotes(block), enough, READ_SHARE, self._strangers)
+        answers, failed = await self._ask(
+            lambda i: self._readers[i].read_quotes(block), enough, READ_SHARE, self._strangers
+        )
         self._verify_enough(answers, failed, f"read the feeds at block {block.height}")
         value, votes = Counter(answers.values()).most_common(1)[0]
         if votes == len(answers):
@@ -441,7 +470,7 @@ class QuorumReader:
 
     async def _ask(
         self,
-        ask: Callable[[Provider], Awaitable[T]],
+        ask: Callable[[int], Awaitable[T]],
         enough: Callable[[Mapping[int, T]], bool],
         share: float,
         excluded: Mapping[int, SourceError] | None = None,
@@ -457,7 +486,7 @@ class QuorumReader:
         answers: dict[int, T] = {}
         failed = dict(excluded or {})
         asked = [i for i in (range(len(self._readers)) if among is None else among) if i not in failed]
-        tasks: dict[asyncio.Future[T], int] = {asyncio.ensure_future(ask(self._readers[i])): i for i in asked}
+        tasks: dict[asyncio.Future[T], int] = {asyncio.ensure_future(ask(i)): i for i in asked}
         begun, waiting, satisfied = clock(), set(tasks), False
         until = begun + share * timeout
         try:

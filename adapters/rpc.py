@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import aiohttp
+import httpx2
 import orjson
 import tenacity
 from asyncio_throttle.throttler import Throttler
@@ -50,15 +51,16 @@ class Breaker:
 
     Opens after ``OPENS_AFTER`` calls in a row that could not reach the node. While it is open every call fails at once,
     but for one trial when the delay is over: if that reaches the node the breaker closes, if not the delay doubles.
-    A call that its caller gives up waiting for has not reached the node either.
+    A call that its caller gives up on counts too, but only if it waited as long as the node has to answer.
 
     Args:
         name: what errors call the chain.
+        patience: seconds the node has to answer.
         clock: seconds that never go back.
     """
 
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._name, self._clock = name, clock
+    def __init__(self, name: str, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name, self._patience, self._clock = name, patience, clock
         self._failures, self._delay, self._last = 0, FIRST_DELAY, ""
         self._since: float | None = None  # when it opened
         self._trial_at, self._trying = 0.0, False
@@ -88,6 +90,7 @@ class Breaker:
             self._trying = True
         else:
             self.verify_closed()
+        began = self._clock()
         try:
             yield trial
         except SourceError as error:
@@ -97,7 +100,10 @@ class Breaker:
                 self._close()  # it answers, if badly
             raise
         except BaseException:
-            self._fail("no answer in the time there was", trial)
+            if self._clock() - began >= self._patience:
+                self._fail("no answer in the time there was", trial)
+            elif trial:
+                self._trying = False  # nothing was learnt; the next call may try
             raise
         self._close()
 
@@ -128,7 +134,7 @@ class _Endpoint:
         self.row = row
         self._gate = asyncio.Semaphore(IN_FLIGHT)
         self._throttle = Throttler(rate_limit=row.requests_per_second, period=1.0)
-        self._breaker = Breaker(row.name, clock)
+        self._breaker = Breaker(row.name, row.timeout, clock)
 
     async def _attempt(self, once: Callable[[], Awaitable[T]]) -> T:
         with self._breaker.guard() as trial:
@@ -150,6 +156,10 @@ class _Endpoint:
 
 class _TooLarge(ValueError):
     """A node answered more than ``BODY_LIMIT`` bytes."""
+
+
+class _Packed(ValueError):
+    """A node answered in an encoding that it was not asked for."""
 
 
 class _CappedResponse(aiohttp.ClientResponse):
@@ -243,12 +253,41 @@ class EvmEndpoint(_Endpoint):
         await self._provider.disconnect()
 
 
+class _CappedStream(httpx2.AsyncByteStream):
+    """Passes on no more than ``BODY_LIMIT`` bytes."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in self._stream:
+            size += len(chunk)
+            if size > BODY_LIMIT:
+                raise _TooLarge
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def _cap(response: httpx2.Response) -> None:
+    """Bound a response before its body is read; a packed one, which was not asked for, could unpack to any size."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise _Packed
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    response.stream = _CappedStream(response.stream)
+
+
 class SolanaEndpoint(_Endpoint):
     """solana-py's client to one Solana node, behind the same gates and errors."""
 
     def __init__(self, row: ChainRow, url: SecretStr, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(row, clock)
         self._client = AsyncClient(url.get_secret_value(), timeout=row.timeout, http2=False, max_transport_retries=0)
+        session = self._client._provider.session
+        session.headers["accept-encoding"] = "identity"
+        session.event_hooks = {"request": [], "response": [_cap]}
 
     async def call(self, method: str, params: Sequence[object]) -> Any:
         """Return the ``result`` of one raw JSON-RPC call, for what solana-py has no parameter for.
@@ -278,6 +317,10 @@ class SolanaEndpoint(_Endpoint):
             raise self._transport(what, error.__cause__ or error) from None
         except (SolanaJsonRpcError, RPCException) as error:
             raise self._refusal(what, error) from None
+        except _TooLarge:
+            raise Garbage(name, f"the answer to {what} is larger than {BODY_LIMIT} bytes") from None
+        except _Packed:
+            raise Garbage(name, f"the answer to {what} is packed, which was not asked for") from None
         except (ValueError, KeyError, TypeError) as error:
             raise Garbage(name, f"the answer to {what} cannot be decoded ({type(error).__name__})") from None
 

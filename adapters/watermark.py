@@ -1,7 +1,9 @@
 """One attestor's durable record of what it signed: a small SQLite file of its own.
 
-The record is on disk before the signature exists (``synchronous=FULL``), so a crash in between costs a signature, never
-a second one for the same epoch.
+The record is on disk before the signature exists, so a crash in between costs a signature, never a second one for the
+same epoch. A rollback journal commits by unlinking itself, and only ``synchronous=EXTRA`` syncs the folder afterwards:
+with ``FULL`` the journal may be back after a power loss, and would undo the newest claim. Not WAL, so that at rest the
+one file is the whole record, whoever copies it.
 """
 
 from __future__ import annotations
@@ -40,14 +42,15 @@ class SqliteWatermark:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._highest)
 
     async def close(self) -> None:
-        """Close the file; a later call opens it again."""
+        """Close the file and end the thread; no claim is possible afterwards."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        self._thread.shutdown()  # nothing is queued behind `_close`
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             connection = sqlite3.connect(self._path, isolation_level=None, timeout=10)
             connection.execute("PRAGMA journal_mode=DELETE")
-            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA synchronous=EXTRA")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS signed (epoch INTEGER PRIMARY KEY, digest BLOB NOT NULL) WITHOUT ROWID"
             )

@@ -25,7 +25,7 @@ from adapters.evm.vault import Vault
 from adapters.evm.wallet import Wallet
 from adapters.keys import create_key, create_solana_key, load_key, load_solana_key, show_key
 from adapters.prices.pyth import PythSource
-from adapters.quorum import Dispute, DisputeFile, Provider, QuorumReader
+from adapters.quorum import Dispute, DisputeFile, QuorumReader
 from adapters.rpc import EvmEndpoint, SolanaEndpoint
 from adapters.solana.native import NativeWallet
 from adapters.solana.reader import SolanaAdapter, SolanaReader
@@ -167,7 +167,7 @@ def build_reader(settings: Settings, row: ChainRow) -> ChainReader:
     return QuorumReader(row, readers, [f"{row.name}[{i}]" for i in range(len(readers))], row.quorum, dispute)
 
 
-def _build_provider(settings: Settings, row: ChainRow, url: SecretStr) -> Provider:
+def _build_provider(settings: Settings, row: ChainRow, url: SecretStr) -> ChainReader:
     assets = {a.id: a for a in settings.assets if a.id.startswith(f"{row.id}/")}
     venues = [v for v in settings.venues if v.chain == row.id]
     if row.family == "evm":
@@ -218,17 +218,21 @@ class Service:
     listener: socket.socket
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Post, serve and run epochs until ``stop`` is set, or until one of them ends."""
-        await self.relayer.start()
-        serving = asyncio.create_task(self.server.serve(sockets=[self.listener]))
-        epochs = asyncio.create_task(self.cycle.run(stop))
-        ended = asyncio.create_task(stop.wait())
+        """Post, serve and run epochs until ``stop`` is set, or until one of them ends; raise what ended it."""
         try:
-            await asyncio.wait({serving, epochs, ended}, return_when=asyncio.FIRST_COMPLETED)
+            await self.relayer.start()
+            serving = asyncio.create_task(self.server.serve(sockets=[self.listener]))
+            epochs = asyncio.create_task(self.cycle.run(stop))
+            ended = asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait({serving, epochs, ended}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stop.set()
+                self.server.should_exit = True
+                await asyncio.gather(serving, epochs, ended, return_exceptions=True)
+            for task in (epochs, serving):
+                task.result()
         finally:
-            stop.set()
-            self.server.should_exit = True
-            await asyncio.gather(serving, epochs, ended)
             await self.relayer.stop()
 
 
@@ -284,8 +288,10 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
     from aggregator.service import telemetry
     from aggregator.service.accounts import AccountBook
     from aggregator.service.attest import Attestor, Rules
-    from aggregator.service.cycle import Cycle, Workbench, recomputing
+    from aggregator.service.cycle import Cycle
+    from aggregator.service.examine import Examiner
     from aggregator.service.relayer import Relayer
+    from aggregator.service.workbench import Workbench
 
     class QuietServer(uvicorn.Server):
         """uvicorn inside our loop: signals are the command line's business."""
@@ -322,7 +328,7 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             0 if deployment.network_class == DEVNET else settings.service.epoch_seconds + settings.policy.lifetime,
         )
         workbench = Workbench(world_of(settings), settings.pyth, settings.policy.lifetime)
-        newest, on_chain = await store.epoch(), await _highest_on_chain(destinations.values())
+        newest, on_chain = await store.certificate(), await _highest_on_chain(destinations.values())
         passphrase = passphrase_of(settings)
         attestors: list[Attestor] = []
         for index, name in enumerate(settings.service.attestor_keys):
@@ -330,16 +336,18 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             record.parent.mkdir(parents=True, exist_ok=True)
             watermark = SqliteWatermark(record)
             closing.push_async_callback(watermark.close)
+            observer = observe(name, await store.readings(name))
+            examiner = Examiner(deployment.deployment_id(), workbench, observer, source, store)
             attestors.append(
                 Attestor(
                     name,
                     index,
                     load_key(key_path(settings, name), passphrase),
                     watermark,
-                    recomputing(workbench, observe(name, await store.readings(name)), source, store),
+                    examiner.recompute,
                     rules=rules,
                     clock=clock,
-                    last=newest.certificate if newest else None,
+                    last=newest,
                     chain_highest=on_chain,
                 )
             )
@@ -401,9 +409,9 @@ async def _highest_on_chain(destinations: Iterable[Destination]) -> int:
 
 async def build_bundle(store: Store, deployment: Deployment, record: EpochRecord, account: str) -> str:
     """Return the audit bundle of one account at one epoch."""
-    accounts = await store.accounts()
-    links = await store.links(account)
-    return export_bundle(record, account, deployment, links, {a.id: await store.salt(a.id) for a in accounts})
+    links, salt = await store.links(account), await store.salt(account)
+    # In a thread: it builds both trees of the epoch, and requests and epochs share the loop.
+    return await asyncio.to_thread(export_bundle, record, account, deployment, links, {account: salt})
 
 
 async def preflight(settings: Settings) -> tuple[Finding, ...]:
@@ -415,8 +423,9 @@ async def preflight(settings: Settings) -> tuple[Finding, ...]:
         await reader.close()
     if settings.pyth is not None:
         source = PythSource(settings.pyth, settings.sources)
+        cut_time = int(time.time()) - settings.service.epoch_seconds
         try:
-            quotes = source.decode(await source.fetch(int(time.time()) - settings.service.epoch_seconds))
+            quotes = source.decode(await source.fetch(cut_time), cut_time)
             findings.append(Finding("ok", "pyth", f"{len(quotes)} signed prices, signatures and paths verified"))
         except SourceError as error:
             findings.append(Finding("failed", "pyth", str(error)))

@@ -18,6 +18,7 @@ from aggregator.domain.certificate import (
     Posting,
     PostingStatus,
     SignedPosting,
+    State,
 )
 from aggregator.domain.price import Quote
 from aggregator.domain.report import AccountMargin, LeafValues
@@ -49,6 +50,10 @@ class ChainReader(Protocol):
         """Return the last final block with ``time <= cut_time``."""
         ...
 
+    async def block_at(self, height: int) -> Block:
+        """Return the canonical final block at ``height``, as this reader's own node has it."""
+        ...
+
     async def read(self, block: Block, subjects: Sequence[Subject]) -> Reading:
         """Read every configured venue for ``subjects`` at ``block``, by its hash.
 
@@ -77,11 +82,11 @@ class PriceSource(Protocol):
         """Return the raw first updates with ``publish_time >= cut_time``."""
         ...
 
-    def decode(self, updates: Sequence[bytes]) -> tuple[Quote, ...]:
+    def decode(self, updates: Sequence[bytes], cut_time: int) -> tuple[Quote, ...]:
         """Verify signatures and paths of raw updates and return their quotes.
 
         Raises:
-            Garbage: an update does not verify; the message says why.
+            Garbage: an update does not verify, or is not the first at or after ``cut_time``; the message says why.
         """
         ...
 
@@ -182,6 +187,10 @@ class Store(Protocol):
 
     async def links(self, account: str | None = None) -> tuple[LinkRecord, ...]: ...
 
+    async def state(self) -> State:
+        """Return accounts with their links, the whole links log, and salts by account id: one moment, few queries."""
+        ...
+
     # readings: the last good one per chain survives a restart
     async def save_readings(self, reader: str, readings: Iterable[Reading]) -> None:
         """Remember a party's newest reading of each chain, in one transaction."""
@@ -199,6 +208,10 @@ class Store(Protocol):
         """
         ...
 
+    async def certificate(self, number: int | None = None) -> Certificate | None:
+        """Return one epoch's certificate alone, by default the newest; None if there is none."""
+        ...
+
     async def epochs(self, limit: int = 20, before: int | None = None) -> tuple[EpochSummary, ...]:
         """Return summaries, newest first, certified or not."""
         ...
@@ -211,7 +224,7 @@ class Store(Protocol):
         ...
 
     async def prune(self, *, keep_epochs: int) -> int:
-        """Forget margins and leaves of all but the newest epochs; return how many epochs lost them.
+        """Forget margins and leaves of all but the newest certified epochs; return how many epochs lost them.
 
         Headers and certificates, the log, stay.
         """

@@ -1,8 +1,10 @@
-"""Aave v3: supplies and debts of a linked address, as one limited-recourse netting set.
+"""Aave v3: supplies and debts of a linked address, as one limited-recourse netting set per market.
 
 Reads ``getReservesList()`` of the pool and, per reserve and address, the data provider's
-``getUserReserveData(address asset,address user)`` whose words 0, 1, 2 and 8 are the aToken balance, the stable debt,
-the variable debt, and whether the supply is used as collateral.
+``getUserReserveData(address asset,address user)``, of which words 0, 1 and 2 are used: the aToken balance, the stable
+debt and the variable debt. Whether a supply is enabled as collateral is not read: every supply is an asset of the set.
+That errs to the safe side, as the set's debts count up to all its assets, while the pool can take only enabled ones.
+A set is read whole or not at all: without one of its reserves its debts, or what they answer with, are unknown.
 Source: aave/aave-v3-core ``contracts/misc/AaveProtocolDataProvider.sol``.
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from adapters.evm.abi import Flow, decode_address_list, decode_uint, selector, word_of_address
+from adapters.evm.abi import Answer, Flow, decode_address_list, decode_uint, selector, word_of_address
 from adapters.evm.wallet import unreadable
 from aggregator.domain.errors import Garbage
 from aggregator.domain.rows import AssetRow
@@ -37,6 +39,8 @@ class AaveV3:
     def flow(self, subjects: Sequence[Subject]) -> Flow:
         """Yield the reserve list, then one call per (reserve, address); return positions.
 
+        An address with an unreadable reserve has no positions here, and a finding.
+
         Raises:
             Garbage: the reserve list cannot be read, so no address's position here is known.
         """
@@ -46,26 +50,38 @@ class AaveV3:
         reserves = decode_address_list(listed)
         if reserves is None:
             raise Garbage(self.chain, f"aave-v3 pool 0x{self.pool}: getReservesList() failed or is malformed")
+        origin = f"0x{self.pool}"
         words = [word_of_address(s.address or "") for s in subjects]
         pairs = [(reserve, i) for reserve in reserves for i in range(len(subjects))]
         answers = yield [
             *((self.provider, USER_RESERVE_DATA + word_of_address(reserve) + words[i]) for reserve, i in pairs),
             *((self.pool, ACCOUNT_DATA + word) for word in words),
         ]
+        legs = [_decode_leg(answer) for answer in answers[: len(pairs)]]
+        failed: dict[int, list[str]] = {}
+        for (reserve, i), leg in zip(pairs, legs, strict=True):
+            if leg is None:
+                failed.setdefault(i, []).append(reserve)
         positions: list[Position] = []
-        findings: list[Finding] = []
-        for (reserve, i), answer in zip(pairs, answers, strict=False):
+        findings = [
+            unreadable(
+                f"aave-v3 pool {origin}",
+                subjects[i],
+                f"getUserReserveData failed for {', '.join(lost)}, so nothing of the position counts",
+            )
+            for i, lost in failed.items()
+        ]
+        for (reserve, i), leg in zip(pairs, legs, strict=True):
+            if leg is None or i in failed:
+                continue
+            supplied, owed = leg
             subject = subjects[i]
             underlying = f"{self.chain}/erc20:{reserve}"
-            supplied, stable, variable = (decode_uint(answer, k) for k in range(3))
-            if supplied is None or stable is None or variable is None:
-                findings.append(unreadable(underlying, subject, "getUserReserveData failed"))
-                continue
-            if (supplied or stable or variable) and underlying not in self.assets:
+            if (supplied or owed) and underlying not in self.assets:
                 findings.append(
                     Finding("unknown-asset", subject.account, f"aave-v3 reserve {reserve} is not configured")
                 )
-            netting = f"aave-v3:{self.chain}:{subject.address}"
+            netting = f"aave-v3:{self.chain}:{origin}:{subject.address}"
             receipt = self.receipts.get(underlying)
             if supplied:
                 held = receipt.id if receipt else underlying
@@ -80,9 +96,10 @@ class AaveV3:
                         supplied,
                         netting=netting,
                         address=subject.address or "",
+                        origin=origin,
                     )
                 )
-            if owed := stable + variable:
+            if owed:
                 positions.append(
                     Position(
                         subject.account,
@@ -95,6 +112,7 @@ class AaveV3:
                         side="debt",
                         netting=netting,
                         address=subject.address or "",
+                        origin=origin,
                     )
                 )
         for subject, answer in zip(subjects, answers[len(pairs) :], strict=True):
@@ -103,3 +121,11 @@ class AaveV3:
                 text = f"aave-v3 itself reports health factor {factor / 1e18:.4f} for {subject.address}"
                 findings.append(Finding("venue-health", subject.account, text))
         return tuple(positions), tuple(findings)
+
+
+def _decode_leg(answer: Answer) -> tuple[int, int] | None:
+    """Return what an address supplied and owes in one reserve, base units; None when the answer is absent or short."""
+    supplied, stable, variable = (decode_uint(answer, k) for k in range(3))
+    if supplied is None or stable is None or variable is None:
+        return None
+    return supplied, stable + variable

@@ -1,6 +1,7 @@
 """A consumer that lends one token against crossmargin leaves: what each account owes it.
 
-Reads ``debtOf(bytes32 account) -> uint256`` and ``token()``. Debts to consumers are recourse.
+Reads ``debtOf(bytes32 account) -> uint256`` and ``token()``. Debts to consumers are recourse: one that cannot be
+read is a finding that bars its account from opening risk.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from adapters.evm.abi import Flow, decode_address, decode_uint, selector, word_of_hex
 from aggregator.domain.errors import Garbage
 from aggregator.domain.rows import AssetRow
-from aggregator.domain.snapshot import Finding, Position, Subject
+from aggregator.domain.snapshot import DEBT_UNREADABLE, Finding, Position, Subject
 
 DEBT_OF = selector("debtOf(bytes32)")
 TOKEN = selector("token()")
@@ -27,7 +28,7 @@ class Lender:
         self.target = address.removeprefix("0x").lower()
 
     def flow(self, subjects: Sequence[Subject]) -> Flow:
-        """Yield the token and one call per account; return debts.
+        """Yield the token and one call per account; return debts, and a finding per debt that cannot be read.
 
         Raises:
             Garbage: the lender's token is not a configured asset: its debts cannot be left out of the account.
@@ -45,9 +46,19 @@ class Lender:
         for subject, answer in zip(subjects, answers, strict=True):
             owed = decode_uint(answer)
             if owed is None:
-                findings.append(Finding("debt-unreadable", subject.account, f"debtOf failed at lender 0x{self.target}"))
+                findings.append(Finding(DEBT_UNREADABLE, subject.account, f"debtOf failed at lender 0x{self.target}"))
             elif owed:
                 positions.append(
-                    Position(subject.account, self.chain, self.name, asset, owed, asset, owed, side="debt")
+                    Position(
+                        subject.account,
+                        self.chain,
+                        self.name,
+                        asset,
+                        owed,
+                        asset,
+                        owed,
+                        side="debt",
+                        origin=f"0x{self.target}",
+                    )
                 )
         return tuple(positions), tuple(findings)

@@ -71,6 +71,7 @@ class Vault:
                     control="seizable",
                     removal_delay=min(delay, 2**31),
                     pending=min(waiting, amount),
+                    origin=f"0x{self.target}",
                 )
             )
         return tuple(positions), tuple(findings)

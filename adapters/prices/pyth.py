@@ -83,11 +83,14 @@ class PythSource:
         except (KeyError, TypeError, ValueError, AttributeError):
             raise Garbage(self.name, "the answer has no binary.data in hex") from None
 
-    def decode(self, updates: Sequence[bytes]) -> tuple[Quote, ...]:
+    def decode(self, updates: Sequence[bytes], cut_time: int) -> tuple[Quote, ...]:
         """Verify raw updates and return the quotes of configured feeds.
 
+        The price of an epoch is the first one published at or after its cut: with signatures alone, whoever proposes
+        could choose among all that were ever published.
+
         Raises:
-            Garbage: a signature, a path or a layout is wrong; the field is named.
+            Garbage: a signature, a path or a layout is wrong (the field is named), or a price is not the first.
         """
         if len(self._verified) > REMEMBERED:
             self._verified.clear()
@@ -100,6 +103,9 @@ class PythSource:
             for p in prices:
                 row = self._rows.get(p.feed_id.hex())
                 if row is not None:
+                    if not p.prev_publish_time < cut_time <= p.publish_time:
+                        times = f"published at {p.publish_time} after {p.prev_publish_time}"
+                        raise Garbage(self.name, f"{row.feed}: {times}, not the first at or after {cut_time}")
                     quotes.append(
                         Quote(
                             row.feed, row.name, "pyth", p.price, p.conf, p.expo, p.publish_time, p.ema_price, p.ema_conf

@@ -90,6 +90,7 @@ class CollateralVault:
                         control="seizable",
                         removal_delay=delay,
                         pending=0 if frozen else held.pending,
+                        origin=str(self.vault),
                     )
                 )
         return tuple(positions), tuple(findings)

@@ -39,6 +39,8 @@ from aggregator.domain.units import Floats, usd_down, usd_up
 
 LIMIT = 1e30
 """USD; beyond it an account is isolated. The wire carries 128 bits of 1e-8 USD."""
+DUST = 1e-4
+"""Share of an account's gross value below which its assets on one chain say nothing about its freshness."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +174,8 @@ def value_report(
     with np.errstate(over="ignore", invalid="ignore"):
         for b in range(bounds):
             rates = valuation.unit_rates(book.kinds, tables, asset_price, debt_price, b)
-            assets[b], debts[b], consumer = valuation.value_book(book, rates, tables, known, adder)
-            usable, owed = assets[b, LOW, INITIAL], debts[b, LOW, INITIAL] - consumer
+            assets[b], debts[b], home_debts = valuation.value_book(book, rates, tables, known, adder)
+            usable, owed = assets[b, LOW, INITIAL], debts[b, LOW, INITIAL] - home_debts
             closed = (book.kinds.side == ASSET) & ~opens[book.kinds.feed]
             if np.any(rates[LOW, INITIAL, closed] > 0):
                 rates[LOW, INITIAL, closed] = 0.0
@@ -184,8 +186,9 @@ def value_report(
 
     missing = np.array([is_missing(view) for view in views], dtype=np.bool_)
     touches = book.touches[:, : len(views)]
+    matters = _matters(book, asset_price[MID, MAINTENANCE])[:, : len(views)]
     unread = touches[:, missing].any(axis=1) | (~book.monitored & bool(missing.any()))
-    stale = touches[:, tables.stale[: len(views)] & ~missing].any(axis=1)
+    stale = matters[:, tables.stale[: len(views)] & ~missing].any(axis=1)
     halted = [v is not None and v.status == "stale" and v.cause.startswith("halted") for v in views]
     priceless = ~known[book.group_feed]
     counted = np.zeros(len(book.group_start), dtype=np.bool_)
@@ -197,7 +200,7 @@ def value_report(
     flags = np.zeros((bounds, count), dtype=np.int64)
     status = np.zeros((bounds, count), dtype=np.int64)
     common = stale * int(Flag.STALE) | partial * int(Flag.PARTIAL) | book.monitored * int(Flag.MONITORED)
-    common |= touches[:, np.array(halted, dtype=np.bool_)].any(axis=1) * int(Flag.HALTED_CHAIN)
+    common |= matters[:, np.array(halted, dtype=np.bool_)].any(axis=1) * int(Flag.HALTED_CHAIN)
     for b in range(bounds):
         status[b], liquidatable = health.status_of(
             assets[b], debts[b], unsure=stale | partial, unpriced=unpriced, unread=unread | isolated
@@ -207,7 +210,7 @@ def value_report(
     as_of = np.full(count, cut_time, dtype=np.int64)
     for c, view in enumerate(views):
         if view is not None and view.block is not None:
-            np.minimum(as_of, view.block.time, out=as_of, where=touches[:, c])
+            np.minimum(as_of, view.block.time, out=as_of, where=matters[:, c])
     out = {
         Finding("out-of-range", book.accounts[i].id, "a number left the range of the wire: the account counts 0")
         for i in np.flatnonzero(isolated)
@@ -244,7 +247,8 @@ def leaves(report: MarginReport) -> tuple[LeafValues, ...]:
 def explain(report: MarginReport, index: int, world: World) -> AccountMargin:
     """Unfold one account: every position's part at the account's home destination, and the leaf of every destination.
 
-    The counted numbers of the components add up to the leaf's, but for rounding: never to more assets or fewer debts.
+    The counted numbers of the components add up to the leaf's, but for rounding: never to more assets or fewer debts,
+    except that a debt which could not be read has no component, and adds 1e-8 USD to the leaf's requirement.
 
     Args:
         index: of the account in ``report.accounts``.
@@ -296,8 +300,8 @@ class _Explainer:
         self._share: list[Floats] = []
         self._liquidity: list[Floats] = []
         with np.errstate(over="ignore", invalid="ignore"):
-            for level, amount in ((INITIAL, book.free), (MAINTENANCE, book.amount)):
-                raw = valuation.countable(book, amount, counts) * rates[level][book.kind]
+            for level in (INITIAL, MAINTENANCE):
+                raw = valuation.countable(book, book.free, counts) * rates[level][book.kind]
                 groups = valuation.sum_by(book.group, raw, len(book.group_start))
                 thin = 1 - 1 / valuation.liquidity_divisors(book, groups, coefficient)
                 values = np.where(self._muted, 0.0, groups * (1 - thin))
@@ -379,7 +383,7 @@ class _Explainer:
         if self._isolated and not debt:
             return "counts 0: a number of this account is out of range, so none of its assets counts"
         if self._muted[group]:
-            return "counts 0: a debt it answers for has no known price"
+            return "counts 0: a debt it answers for could not be read or has no known price"
         if debt:
             return self._debt_reason(row, position, band)
         if not self._counts[row]:
@@ -393,9 +397,14 @@ class _Explainer:
             return f"counts 0: {position.chain} is stale ({view.cause if view and view.cause else 'too old'})"
         if not band.known:
             return f"counts 0: the price of {band.feed} is unknown ({band.detail})"
+        pending = (
+            "; what is under a withdrawal request counts 0, as it may leave at any time" if position.pending else ""
+        )
         if self._book.monitored[0]:
-            return "counts for information: the account is monitored, so the exit gate is off and it has no budget"
-        pending = "; what is under withdrawal counts 0 for initial margin" if position.pending else ""
+            return (
+                "counts for information: the account is monitored, so the exit gate is off and it has no budget"
+                + pending
+            )
         return f"counts: a hold lands before its owner can remove it ({position.removal_delay} s){pending}"
 
     def _debt_reason(self, row: int, position: Position, band: PriceBand) -> str:
@@ -489,13 +498,37 @@ def _cells(
 def _opening_value(
     book: Book, rate: Floats, tables: RiskTables, known: Bools, adder: valuation.Adder
 ) -> tuple[Floats, Floats]:
-    """Return W+ and W- without consumer debts at (low, initial), for rates that open risk."""
+    """Return W+ and W- without home debts at (low, initial), for rates that open risk."""
     quantity = valuation.countable(book, book.free, tables.counts)
     values = valuation.value_groups(book, rate, quantity, valuation.group_coefficients(book, tables.liquidity))
     muted, _ = valuation.mute(book, known)
     values[muted] = 0.0
     total = adder.add(values)
     return total.assets, total.debts
+
+
+def _matters(book: Book, mid: Floats) -> Bools:
+    """Find the chains on which an account's legs matter, shape (A, C + 1): these set STALE, HALTED_CHAIN and as_of.
+
+    A chain matters to an account that owes anything there, or whose assets there, as last seen, are worth at least a
+    ten-thousandth of its gross value (assets and debts, unhaircut at p̂, under withdrawal or not). Anybody can give an
+    account less than that on a chain that is dark or about to be; it counts 0 at ``low`` all the same. A link alone
+    does not matter: what an address holds in its own right is at worst worth nothing to the account.
+
+    Args:
+        mid: p̂ per feed, closed by the unknown feed's 0.
+    """
+    width = len(book.chains) + 1
+    shape = len(book.accounts), width
+    place = book.account * width + book.kinds.chain[book.kind]
+    asset = book.kinds.side[book.kind] == ASSET
+    owes = valuation.sum_by(place[~asset], book.amount[~asset], shape[0] * width) > 0
+    with np.errstate(over="ignore", invalid="ignore"):  # of accounts out of range, which are isolated
+        value = book.amount * mid[book.kinds.feed[book.kind]]
+        gross = valuation.sum_by(book.account, value, shape[0])
+        held = valuation.sum_by(place[asset], value[asset], shape[0] * width).reshape(shape)
+        matters: Bools = owes.reshape(shape) | ((held > 0) & (held >= DUST * gross[:, None]))
+    return matters
 
 
 def _isolate(assets: Floats, debts: Floats, equity: Floats) -> Bools:

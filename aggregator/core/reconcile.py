@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from aggregator.domain.rows import ChainRow
-from aggregator.domain.snapshot import Account, ChainView, Cut, Finding, Position, Reading, Snapshot
+from aggregator.domain.snapshot import DARK, Account, ChainView, Cut, Finding, Position, Reading, Snapshot, Subject
 
 
 def reconcile(
@@ -29,11 +29,13 @@ def reconcile(
         accounts: every account, with its links.
         chains: the configured chains; readings of others are left out.
         valid_until: until when the report may be used, Unix seconds.
-        causes: why a chain could not be read, for people; "halted..." says that the chain itself does not advance.
+        causes: why a chain could not be read, for people; "halted..." says that the chain itself does not advance,
+            "dark..." that it has not been read for so long that it counts as stale at once.
 
     Returns:
-        The Snapshot. Each thing taken out of it is a finding: positions of unknown accounts, duplicates (the less
-        favourable one counts), and assets of an address that an account with a smaller id has claimed already.
+        The Snapshot. Each thing taken out of it is a finding: positions of unknown accounts, duplicates at one origin
+        (the less favourable one counts), and assets of an address that an account with a smaller id has claimed
+        already.
     """
     findings: set[Finding] = set()
     views: list[ChainView] = []
@@ -49,12 +51,13 @@ def reconcile(
             views.append(ChainView(row.id, "missing", cause or "never read"))
             continue
         age = max(0, cut.cut_time - reading.block.time)
-        if age > row.max_age:
+        if age > row.max_age or cause.startswith(DARK):
             why = cause or ("halted: " if fresh else "not read: ") + f"its newest known final block is {age} s old"
             views.append(ChainView(row.id, "stale", why, reading.block, age))
         else:
             views.append(ChainView(row.id, "ok", cause or ("" if fresh else "not read"), reading.block, age))
         findings.update(reading.findings)
+        findings.update(_not_covered(row.id, reading, accounts))
         for position in reading.positions:
             if position.chain == row.id:
                 seen.append(position)
@@ -80,6 +83,19 @@ def reconcile(
     )
 
 
+def _not_covered(chain: str, reading: Reading, accounts: Sequence[Account]) -> Iterator[Finding]:
+    """Name the accounts and links that are younger than the reading: of what they hold or owe there nothing is known."""
+    if reading.subjects is None:
+        return
+    read = set(reading.subjects)
+    for account in accounts:
+        wanted = [Subject(account.id, None)]
+        wanted += [Subject(account.id, a.removeprefix(f"{chain}:")) for a in account.links if a.startswith(f"{chain}:")]
+        if not read.issuperset(wanted):
+            detail = f"{chain} was last read before the account or one of its links was recorded"
+            yield Finding("not-read-yet", account.id, detail)
+
+
 def _accepted(cut: Cut, chain: str, reading: Reading | None) -> tuple[Reading | None, str]:
     """Return the reading, or None and why it is refused ("" where there is none)."""
     if reading is None:
@@ -97,7 +113,7 @@ def _accepted(cut: Cut, chain: str, reading: Reading | None) -> tuple[Reading | 
 def _without_duplicates(positions: Iterable[Position], findings: set[Finding]) -> list[Position]:
     kept: dict[tuple[str, ...], Position] = {}
     for p in positions:
-        key = (p.account, p.chain, p.venue, p.asset, p.side, p.netting, p.address)
+        key = (p.account, p.chain, p.venue, p.origin, p.asset, p.side, p.netting, p.address)
         other = kept.get(key)
         if other is not None:
             findings.add(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aggregator.core.haircut import liquidity_divisor
-from aggregator.domain.book import ASSET, CONSUMER_DEBT, DEBT, Book, Bools, Ints, Kinds
+from aggregator.domain.book import ASSET, DEBT, HOME_DEBT, Book, Bools, Ints, Kinds
 from aggregator.domain.price import PriceBand
 from aggregator.domain.report import HIGH, INITIAL, LOW, MAINTENANCE, MID, RiskTables
 from aggregator.domain.units import USD, Floats
@@ -23,8 +23,8 @@ class Totals(NamedTuple):
     """W+ and the two parts of W- per account, USD, shape (A,)."""
 
     assets: Floats
-    debts: Floats  # without debts to consumers
-    consumer_debts: Floats
+    debts: Floats  # without home debts
+    home_debts: Floats  # to consumers at the account's home destination
 
 
 def price_columns(prices: Sequence[PriceBand]) -> tuple[Floats, Floats, Bools, Bools]:
@@ -93,7 +93,7 @@ def liquidity_divisors(book: Book, total: Floats, coefficient: Floats) -> Floats
 
 
 def mute(book: Book, known: Bools) -> tuple[Bools, Bools]:
-    """Find what must not count at ``low`` because a debt has no upper price.
+    """Find what must not count at ``low`` because a debt has no upper price, or could not be read.
 
     A blind debt could be worth anything. In a netting set it mutes the set (which is never below 0); with recourse it
     mutes everything else of value in the account.
@@ -103,7 +103,7 @@ def mute(book: Book, known: Bools) -> tuple[Bools, Bools]:
     """
     blind = (book.group_side != ASSET) & ~known[book.group_feed]
     nets = book.group_netting >= 0
-    accounts = np.zeros(len(book.accounts), dtype=np.bool_)
+    accounts = book.blind.copy()
     accounts[book.group_account[blind & ~nets]] = True
     sets = np.zeros(len(book.set_account), dtype=np.bool_)
     sets[book.group_netting[blind & nets]] = True
@@ -118,7 +118,7 @@ class Adder:
     def __init__(self, book: Book) -> None:
         self._accounts = len(book.accounts)
         side, nets = book.group_side, book.group_netting >= 0
-        parts = side == ASSET, (side == DEBT) & ~nets, side == CONSUMER_DEBT
+        parts = side == ASSET, (side == DEBT) & ~nets, side == HOME_DEBT
         self._parts = [(where, book.group_account[where]) for where in map(np.flatnonzero, parts)]
         self._set_account = book.set_account
         self._set_assets, self._set_debts = (
@@ -128,10 +128,10 @@ class Adder:
 
     def add(self, values: Floats) -> Totals:
         """Add up group values, USD. A netting set's debts count up to its assets."""
-        assets, debts, consumer = (sum_by(account, values[where], self._accounts) for where, account in self._parts)
+        assets, debts, home = (sum_by(account, values[where], self._accounts) for where, account in self._parts)
         if len(self._set_account):
             debts = debts + sum_by(self._set_account, self.set_debts(values), self._accounts)
-        return Totals(assets, debts, consumer)
+        return Totals(assets, debts, home)
 
     def set_debts(self, values: Floats) -> Floats:
         """Return what each netting set's debts count, USD, shape (S,)."""
@@ -152,27 +152,31 @@ def value_book(
         rates: of :func:`unit_rates`, shape (end, level, K).
 
     Returns:
-        W+ and W- of shape (end, level, A), and the debts to consumers within W- at (low, initial), shape (A,).
+        W+ and W- of shape (end, level, A), and the home debts within W- at (low, initial), shape (A,).
+
+    What is under a withdrawal request counts 0 at both levels: its delay may be over, so that nothing keeps it. Only
+    maintenance at ``high``, which must not call an account liquidatable too early, still counts it.
     """
     adder = adder or Adder(book)
     coefficient = group_coefficients(book, tables.liquidity)
     muted, blind = mute(book, known)
     any_muted, any_blind = bool(muted.any()), bool(blind.any())
     shape = (3, 2, len(book.accounts))
-    assets, debts, consumer = np.empty(shape), np.empty(shape), np.zeros(len(book.accounts))
-    for level, amount in ((INITIAL, book.free), (MAINTENANCE, book.amount)):
-        quantity = countable(book, amount, tables.counts)
+    assets, debts, home = np.empty(shape), np.empty(shape), np.zeros(len(book.accounts))
+    free, whole = (countable(book, amount, tables.counts) for amount in (book.free, book.amount))
+    for level in (INITIAL, MAINTENANCE):
         for end in (LOW, MID, HIGH):
+            quantity = whole if (end, level) == (HIGH, MAINTENANCE) else free
             values = value_groups(book, rates[end, level], quantity, coefficient)
             if end == LOW and any_muted:
                 values[muted] = 0.0
             total = adder.add(values)
-            assets[end, level], debts[end, level] = total.assets, total.debts + total.consumer_debts
+            assets[end, level], debts[end, level] = total.assets, total.debts + total.home_debts
             if end == LOW and any_blind:
-                debts[end, level, blind] += 1 / USD  # a debt of unknown price is never nothing
+                debts[end, level, blind] += 1 / USD  # a debt of unknown size or price is never nothing
             if end == LOW and level == INITIAL:
-                consumer = total.consumer_debts
-    return assets, debts, consumer
+                home = total.home_debts
+    return assets, debts, home
 
 
 def countable(book: Book, amount: Floats, counts: Bools) -> Floats:
@@ -191,5 +195,5 @@ def equity(book: Book, mid: Floats, adder: Adder) -> Floats:
         return np.zeros(len(book.accounts))
     values = sum_by(book.group, book.amount, len(book.group_start)) * mid[book.group_feed]
     total = adder.add(values)
-    worth: Floats = total.assets - total.debts - total.consumer_debts
+    worth: Floats = total.assets - total.debts - total.home_debts
     return worth

@@ -21,15 +21,17 @@ import numpy as np
 import numpy.typing as npt
 
 from aggregator.domain.rows import AssetPolicyRow, AssetRow
-from aggregator.domain.snapshot import INFORMATIONAL, Account, ChainView, Finding, Position, Snapshot
+from aggregator.domain.snapshot import DEBT_UNREADABLE, INFORMATIONAL, Account, ChainView, Finding, Position, Snapshot
 from aggregator.domain.units import Floats
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-ASSET, DEBT, CONSUMER_DEBT = 0, 1, 2
-"""Classes of rows. Debts to consumers (venue ``lender``) are recourse, and are not charged against the budget twice."""
+ASSET, DEBT, HOME_DEBT = 0, 1, 2
+"""Classes of rows. A home debt is owed to a consumer at the account's home destination, which itself holds it against
+the budget there; any other debt, to consumers elsewhere too, is subtracted from the budget."""
 CONSUMER_VENUE = "lender"
+"""Venue of debts to consumers, which are recourse."""
 LONGEST_DELAY = 2**40  # seconds; longer removal delays gain nothing
 
 
@@ -40,7 +42,7 @@ class Kinds:
     chain: Ints
     feed: Ints
     policy: Ints
-    side: Ints  # ASSET, DEBT or CONSUMER_DEBT
+    side: Ints  # ASSET, DEBT or HOME_DEBT
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,8 +79,9 @@ class Book:
 
     monitored: Bools  # (A,)
     home: Ints  # (A,) index of the destination, -1 for none
-    touches: Bools  # (A, C + 1): has a position or a link there
+    touches: Bools  # (A, C + 1): has a position, however small, or a link there
     partial: Bools  # (A,) something of the account could not be read or interpreted
+    blind: Bools  # (A,) a recourse debt of the account could not be read: it may be any amount
     positions: tuple[Position, ...] = ()  # (N,) or none (synthetic books); the row's origin, for explanations
     findings: tuple[Finding, ...] = ()
 
@@ -105,7 +108,8 @@ class Book:
             home=self.home[index : index + 1],
             touches=self.touches[index : index + 1],
         )
-        return replace(book, partial=self.partial[index : index + 1], positions=self.positions[rows])
+        own_row = slice(index, index + 1)
+        return replace(book, partial=self.partial[own_row], blind=self.blind[own_row], positions=self.positions[rows])
 
 
 def assemble(
@@ -124,6 +128,7 @@ def assemble(
     home: Ints,
     touches: Bools,
     partial: Bools | None = None,
+    blind: Bools | None = None,
     positions: Sequence[Position] = (),
     findings: tuple[Finding, ...] = (),
 ) -> Book:
@@ -172,6 +177,7 @@ def assemble(
         home=home,
         touches=touches,
         partial=np.zeros(len(accounts), dtype=np.bool_) if partial is None else partial,
+        blind=np.zeros(len(accounts), dtype=np.bool_) if blind is None else blind,
         positions=tuple(positions[i] for i in order) if positions else (),
         findings=findings,
     )
@@ -189,7 +195,8 @@ def build_book(
 
     The order of the Snapshot's accounts and positions does not matter. Positions of unknown accounts are left out;
     unknown assets, units, feeds, policies and chains, and malformed amounts, count 0 (a debt among them is blind: its
-    account can open no risk). Each such case is a finding scoped to ``<account> <asset>``.
+    account can open no risk). Each such case is a finding scoped to ``<account> <asset>``. A ``debt-unreadable``
+    finding of the Snapshot makes its account blind too.
 
     Args:
         snapshot: what was seen.
@@ -211,7 +218,8 @@ def build_book(
 
     axes = tuple(chains), tuple(feeds), tuple(sorted(policies))
     catalogue = _Catalogue(assets, axes)
-    kind = np.fromiter((catalogue.kind(p) for p in rows), dtype=np.int64, count=len(rows))
+    sides = [_side(p, accounts[number[p.account]].home) for p in rows]
+    kind = np.fromiter(map(catalogue.kind, rows, sides), dtype=np.int64, count=len(rows))
     scale = np.array([float(10**d) for d in catalogue.decimals], dtype=np.float64)[kind] if rows else np.zeros(0)
     amount = _floats([p.amount for p in rows]) / scale
     free = _floats([max(p.amount - p.pending, 0) if p.side == "asset" else p.amount for p in rows]) / scale
@@ -220,7 +228,7 @@ def build_book(
     for i, (code, detail) in trouble.items():
         position = rows[i]
         findings.append(Finding(code, f"{position.account} {position.asset}", detail))
-        kind[i], amount[i], free[i] = catalogue.unknown(position), 1.0, 1.0
+        kind[i], amount[i], free[i] = catalogue.unknown(position, sides[i]), 1.0, 1.0
 
     names: dict[tuple[str, str], int] = {}
     netting = np.fromiter(
@@ -239,6 +247,9 @@ def build_book(
     monitored = np.fromiter((a.kind == "monitored" for a in accounts), dtype=np.bool_, count=len(accounts))
     partial = _partial(snapshot, number, place, touches, monitored)
     partial[owner[list(trouble)]] = True
+    blind = np.zeros(len(accounts), dtype=np.bool_)
+    unread = (f.scope.split(" ", 1)[0] for f in snapshot.findings if f.code == DEBT_UNREADABLE)
+    blind[[number[account] for account in unread if account in number]] = True
     spot = {destination: i for i, destination in enumerate(destinations)}
     return assemble(
         accounts=accounts,
@@ -255,6 +266,7 @@ def build_book(
         home=np.fromiter((spot.get(a.home, -1) for a in accounts), dtype=np.int64, count=len(accounts)),
         touches=touches,
         partial=partial,
+        blind=blind,
         positions=rows,
         findings=tuple(sorted(set(findings))),
     )
@@ -281,14 +293,14 @@ class _Catalogue:
         self.decimals: list[int] = []
         self.problem: list[tuple[str, str] | None] = []
 
-    def kind(self, position: Position) -> int:
-        key = (position.chain, position.asset, position.unit, _side(position))
+    def kind(self, position: Position, side: int) -> int:
+        key = (position.chain, position.asset, position.unit, side)
         found = self._known.get(key)
         return self._add(key) if found is None else found
 
-    def unknown(self, position: Position) -> int:
+    def unknown(self, position: Position, side: int) -> int:
         """Return the kind that counts 0 on the position's chain."""
-        key = (position.chain, "", "", _side(position))
+        key = (position.chain, "", "", side)
         found = self._known.get(key)
         return self._add(key) if found is None else found
 
@@ -321,15 +333,16 @@ class _Catalogue:
         return len(self._columns) - 1
 
 
-def _side(position: Position) -> int:
+def _side(position: Position, home: str) -> int:
+    """Return the class of a row of an account whose home destination is on chain ``home``."""
     if position.side == "asset":
         return ASSET
-    return CONSUMER_DEBT if position.venue == CONSUMER_VENUE else DEBT
+    return HOME_DEBT if position.venue == CONSUMER_VENUE and position.chain == home else DEBT
 
 
 def _nets(position: Position) -> bool:
     """Debts to consumers are recourse, whatever their reader says."""
-    return position.netting != "" and _side(position) != CONSUMER_DEBT
+    return position.netting != "" and (position.side == "asset" or position.venue != CONSUMER_VENUE)
 
 
 def _malformed(position: Position) -> tuple[str, str] | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from aggregator.domain.report import AccountMargin, LeafValues
-from aggregator.domain.snapshot import ChainView, Finding
+from aggregator.domain.snapshot import Account, ChainView, Finding
 from proofs.hashing import keccak256
 from proofs.leaf import Leaf
 from proofs.statement import Header, StatementBody
@@ -66,6 +67,15 @@ class EpochRecord:
         if not self.attestations:
             return None
         return Certificate(self.header, self.body, self.digest, self.attestations)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The committed state: accounts, and the links log with the salts that tie accounts to their controllers."""
+
+    accounts: tuple[Account, ...]  # ascending by id
+    links: tuple[LinkRecord, ...]  # in the order of the log
+    salts: Mapping[str, bytes]  # by account
 
 
 class EpochSummary(NamedTuple):

@@ -37,7 +37,7 @@ class Haircuts(NamedTuple):
 class Component(NamedTuple):
     """One position's part in an account's margin, for the account's home destination.
 
-    By hand: ``counted = (amount - pending at IM) / 10**decimals * price * Π(1 - h)`` for assets, and
+    By hand: ``counted = (amount - pending) / 10**decimals * price * Π(1 - h)`` for assets, and
     ``amount / 10**decimals * price * (1 + market) * liability weight`` for debts, times ``share``. USD figures are
     1e-8 integers rounded toward safety. ``share`` is 1 except where ``reason`` says why not: 0 for a leg that counts
     for nothing, a fraction for a debt that counts up to the collateral of its netting set.
@@ -170,7 +170,7 @@ class MarginReport:
     debts: Floats
     equity: Floats  # (A,) USD, unhaircut at p̂
     budget: Floats  # (A,) 1e-8 USD, integral, rounded toward safety; for the home destination
-    as_of: Ints  # (A,) Unix seconds
+    as_of: Ints  # (A,) Unix seconds, of the oldest block with a leg that matters; the cut time where there is none
     flags: Ints  # (B, A)
     status: Ints  # (B, A) codes of STATUSES
     isolated: Bools  # (A,) out of range: counts no assets, other accounts unchanged

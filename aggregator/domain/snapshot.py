@@ -58,8 +58,14 @@ class Finding(NamedTuple):
     detail: str
 
 
+HALTED = "halted"
+DARK = "dark"
+"""How a cause begins when the chain itself does not advance, and when it has not been read for too long."""
+
 INFORMATIONAL = frozenset({"venue-health"})
 """Codes of findings that tell something without making anything unknown."""
+DEBT_UNREADABLE = "debt-unreadable"
+"""Code of a finding, scoped to an account, about a recourse debt that could not be read: it may be any amount."""
 
 
 class Position(NamedTuple):
@@ -83,6 +89,7 @@ class Position(NamedTuple):
     pending: int = 0  # base units of unit
     netting: str = ""
     address: str = ""  # the linked address it was read for, "" where keyed by account
+    origin: str = ""  # the contract, program account or market that keeps it, "" for wallets
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,7 @@ class Reading:
     positions: tuple[Position, ...]
     findings: tuple[Finding, ...] = ()
     quotes: tuple[Quote, ...] = ()
+    subjects: tuple[Subject, ...] | None = None  # whom it was read for, None = everybody; of others it says nothing
 
 
 @dataclass(frozen=True, slots=True)

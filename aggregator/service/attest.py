@@ -16,10 +16,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn, Protocol
 
-from aggregator.domain.certificate import Attestation, Certificate, to_leaf
+from aggregator.domain.certificate import Attestation, Certificate, State, to_leaf
 from aggregator.domain.errors import CrossmarginError, RefusedError
 from aggregator.domain.report import LeafValues
-from aggregator.domain.snapshot import Account, Cut
+from aggregator.domain.snapshot import Cut
 from aggregator.ports import Clock, Signer, Watermark
 from proofs import leaf as leaves_of
 from proofs import merkle
@@ -29,6 +29,7 @@ from proofs.signing import recover
 from proofs.statement import DEVNET, GENESIS_SET_ID, Deployment, Header, StatementBody, body_hash
 from proofs.statement import digest as statement_digest
 
+NO_STATE = State((), (), {})
 RELATIVE_QUANTUM = 10**12  # one part in this many, on top of one unit of 1e-8 USD
 
 
@@ -40,7 +41,7 @@ class Proposal:
         header, body, digest: the statement and its EIP-712 digest.
         cut: the pinned blocks, one per chain.
         updates: raw price updates (bytes as published), in the order they were fetched.
-        accounts: the accounts as the proposer's log has them, ascending by id.
+        state: accounts, links log and salts as the proposer has them.
         leaves: every leaf, in the order of the commitment.
         previous: the newest certified statement, None before the first; `body.previous` is its digest.
         preimages: the canonical texts behind the body's digests (cut, prices, policy, risk, state).
@@ -52,7 +53,7 @@ class Proposal:
     cut: Cut
     leaves: tuple[LeafValues, ...]
     updates: tuple[bytes, ...] = ()
-    accounts: tuple[Account, ...] = ()
+    state: State = NO_STATE
     previous: Certificate | None = None
     preimages: Mapping[str, str] = field(default_factory=dict)
 

@@ -34,15 +34,22 @@ POSTINGS = Counter("crossmargin_postings_total", "Postings by destination and ou
 def configure_logging(*, json_lines: bool, level: str = "INFO") -> None:
     """Send structured logs to stderr; libraries only speak from WARNING on."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if json_lines else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    # Plain tracebacks only: the fancy ones print the frames' local variables, and provider URLs carry keys.
+    renderers: tuple[structlog.typing.Processor, ...] = (
+        (structlog.processors.format_exc_info, structlog.processors.JSONRenderer())
+        if json_lines
+        else (
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        )
     )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -11,6 +11,7 @@ against another process; PostgreSQL relies on the constraints and a retry.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -24,12 +25,21 @@ from alembic.script import ScriptDirectory
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, delete, event, insert, text, update
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from aggregator.domain.certificate import Attestation, EpochRecord, EpochSummary, LinkRecord, Posting, PostingState
+from aggregator.domain.certificate import (
+    Attestation,
+    Certificate,
+    EpochRecord,
+    EpochSummary,
+    LinkRecord,
+    Posting,
+    PostingState,
+    State,
+)
 from aggregator.domain.errors import ConflictError, InputError, RefusedError, UnknownError
 from aggregator.domain.report import AccountMargin, LeafValues
 from aggregator.domain.snapshot import Account, ChainView, Finding, Reading
@@ -53,6 +63,7 @@ T = TypeVar("T")
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
 _BUSY_MILLISECONDS = 10_000  # how long a writer waits for another process's transaction
+_OPENINGS, _OPENING_SECONDS = 40, 0.05
 _ATTEMPTS = 3  # of a write that lost a race on a constraint; the next attempt sees the winner and says so
 _CHUNK = 500  # rows per IN list; SQLite allows 32,766 parameters
 
@@ -72,7 +83,9 @@ class SqlStore:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._reads = async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False)
+        # A read is a snapshot: SQLite's are, PostgreSQL must be told.
+        snapshots = engine.execution_options(isolation_level="REPEATABLE READ") if _is_postgresql(engine) else engine
+        self._reads = async_sessionmaker(snapshots, class_=AsyncSession, expire_on_commit=False)
         self._writes = async_sessionmaker(
             engine.execution_options(write=True), class_=AsyncSession, expire_on_commit=False
         )
@@ -89,8 +102,16 @@ class SqlStore:
         """
         engine = _create_engine(url)
         try:
-            async with engine.execution_options(write=True).begin() as connection:
-                await connection.run_sync(_migrate)
+            for attempt in range(_OPENINGS):
+                try:
+                    async with engine.execution_options(write=True).begin() as connection:
+                        await connection.run_sync(_migrate)
+                    break
+                except OperationalError as error:
+                    # SQLite does not wait for another opener that turns the new file to WAL at this moment.
+                    if "database is locked" not in str(error.orig) or attempt == _OPENINGS - 1:
+                        raise
+                    await asyncio.sleep(_OPENING_SECONDS)
         except BaseException:
             await engine.dispose()
             raise
@@ -135,11 +156,7 @@ class SqlStore:
 
     async def accounts(self) -> tuple[Account, ...]:
         async with self._reads() as session:
-            rows = (await session.exec(select(AccountTable).order_by(col(AccountTable.id)))).all()
-            links: dict[str, list[str]] = {}
-            for backing in await session.exec(select(BackingTable).order_by(col(BackingTable.member))):
-                links.setdefault(backing.account, []).append(backing.member)
-        return tuple(_account(row, links.get(row.id, ())) for row in rows)
+            return tuple(account for account, _ in await _accounts(session))
 
     async def account(self, reference: str) -> Account:
         """Find by id, unambiguous id prefix (0x + 8 hex or more) or label.
@@ -203,11 +220,15 @@ class SqlStore:
         return await self._write(write)
 
     async def links(self, account: str | None = None) -> tuple[LinkRecord, ...]:
-        query = select(LinkTable).order_by(col(LinkTable.position))
-        if account is not None:
-            query = query.where(LinkTable.account == account)
         async with self._reads() as session:
-            return tuple(LinkRecord(**row.model_dump()) for row in await session.exec(query))
+            return await _links(session, account)
+
+    async def state(self) -> State:
+        """Return every account with its links, the whole links log, and the salts by account id, of one moment."""
+        async with self._reads() as session:
+            accounts = await _accounts(session)
+            links = await _links(session)
+        return State(tuple(account for account, _ in accounts), links, {account.id: salt for account, salt in accounts})
 
     # readings
 
@@ -285,6 +306,12 @@ class SqlStore:
             margins = tuple(_MARGIN.validate_json(content) for content in await session.exec(query))
             return await _record(session, row, margins)
 
+    async def certificate(self, number: int | None = None) -> Certificate | None:
+        """Return one epoch's certificate, by default the newest; None if there is none. Reads one row."""
+        async with self._reads() as session:
+            row = await _find_epoch(session, number, True)
+        return None if row is None else Certificate(_header(row), _body(row), _bytes(row.digest), _attestations(row))
+
     async def epochs(self, limit: int = 20, before: int | None = None) -> tuple[EpochSummary, ...]:
         query = select(EpochTable).order_by(col(EpochTable.epoch).desc()).limit(limit)
         if before is not None:
@@ -305,8 +332,10 @@ class SqlStore:
             return await _record(session, row, (margin,)), margin
 
     async def prune(self, *, keep_epochs: int) -> int:
-        """Drop margins, leaves and preimages of all but the newest ``keep_epochs`` epochs; return how many lost them.
+        """Drop margins, leaves and preimages of old epochs; return how many epochs lost them.
 
+        The newest ``keep_epochs`` certified epochs keep theirs, however many without a quorum came after. Of those
+        without one, the ones among the newest ``keep_epochs`` of all do: a long outage must not fill the disk.
         Headers, bodies, certificates, refusals, postings and links stay: they are the log.
 
         Raises:
@@ -317,10 +346,11 @@ class SqlStore:
 
         async def write(session: AsyncSession) -> int:
             newest = select(EpochTable.epoch).order_by(col(EpochTable.epoch).desc()).limit(keep_epochs)
-            kept = (await session.exec(newest)).all()
-            if not kept:
+            kept = set(await session.exec(newest))
+            kept.update(await session.exec(newest.where(col(EpochTable.certified).is_(True))))
+            old = [number for number in await session.exec(select(LeavesTable.epoch)) if number not in kept]
+            if not old:
                 return 0
-            old = (await session.exec(select(LeavesTable.epoch).where(LeavesTable.epoch < min(kept)))).all()
             for start in range(0, len(old), _CHUNK):
                 await _delete_details(session, old[start : start + _CHUNK])
             referenced = select(EpochPreimageTable.digest)
@@ -391,10 +421,14 @@ def _create_engine(url: str) -> AsyncEngine:
     return engine
 
 
+def _is_postgresql(engine: AsyncEngine) -> bool:
+    return engine.dialect.name == "postgresql"
+
+
 def _configure_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver begins nothing by itself; _begin_sqlite does
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_BUSY_MILLISECONDS}"):
+    for pragma in (f"busy_timeout={_BUSY_MILLISECONDS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -430,6 +464,22 @@ def _hex(value: bytes) -> str:
 
 def _bytes(value: str) -> bytes:
     return bytes.fromhex(value.removeprefix("0x"))
+
+
+async def _accounts(session: AsyncSession) -> list[tuple[Account, bytes]]:
+    """Return every account with its links, and its salt, ascending by id; two queries."""
+    rows = (await session.exec(select(AccountTable).order_by(col(AccountTable.id)))).all()
+    members: dict[str, list[str]] = {}
+    for backing in await session.exec(select(BackingTable)):
+        members.setdefault(backing.account, []).append(backing.member)
+    return [(_account(row, members.get(row.id, ())), _bytes(row.salt)) for row in rows]
+
+
+async def _links(session: AsyncSession, account: str | None = None) -> tuple[LinkRecord, ...]:
+    query = select(LinkTable).order_by(col(LinkTable.position))
+    if account is not None:
+        query = query.where(LinkTable.account == account)
+    return tuple(LinkRecord(**row.model_dump()) for row in await session.exec(query))
 
 
 async def _by_label(session: AsyncSession, label: str) -> AccountTable | None:
@@ -505,6 +555,35 @@ def _epoch_row(record: EpochRecord) -> EpochTable:
     )
 
 
+def _header(row: EpochTable) -> Header:
+    return Header(
+        epoch=row.epoch,
+        root=_bytes(row.root),
+        floor=row.floor,
+        set_id=row.set_id,
+        produced_at=row.produced_at,
+        valid_until=row.valid_until,
+        body=_bytes(row.body),
+    )
+
+
+def _body(row: EpochTable) -> StatementBody:
+    return StatementBody(
+        cut_digest=_bytes(row.cut_digest),
+        price_digest=_bytes(row.price_digest),
+        policy_digest=_bytes(row.policy_digest),
+        risk_digest=_bytes(row.risk_digest),
+        state_digest=_bytes(row.state_digest),
+        accounts_root=_bytes(row.accounts_root),
+        leaf_count=row.leaf_count,
+        previous=_bytes(row.previous),
+    )
+
+
+def _attestations(row: EpochTable) -> tuple[Attestation, ...]:
+    return tuple(Attestation(i, _bytes(r), _bytes(vs)) for i, r, vs in json.loads(row.attestations))
+
+
 async def _record(session: AsyncSession, row: EpochTable, margins: tuple[AccountMargin, ...]) -> EpochRecord:
     leaves = await session.get(LeavesTable, row.epoch)
     preimages = await session.exec(
@@ -514,28 +593,11 @@ async def _record(session: AsyncSession, row: EpochTable, margins: tuple[Account
         .order_by(col(EpochPreimageTable.name))
     )
     return EpochRecord(
-        header=Header(
-            epoch=row.epoch,
-            root=_bytes(row.root),
-            floor=row.floor,
-            set_id=row.set_id,
-            produced_at=row.produced_at,
-            valid_until=row.valid_until,
-            body=_bytes(row.body),
-        ),
-        body=StatementBody(
-            cut_digest=_bytes(row.cut_digest),
-            price_digest=_bytes(row.price_digest),
-            policy_digest=_bytes(row.policy_digest),
-            risk_digest=_bytes(row.risk_digest),
-            state_digest=_bytes(row.state_digest),
-            accounts_root=_bytes(row.accounts_root),
-            leaf_count=row.leaf_count,
-            previous=_bytes(row.previous),
-        ),
+        header=_header(row),
+        body=_body(row),
         digest=_bytes(row.digest),
         cut_time=row.cut_time,
-        attestations=tuple(Attestation(i, _bytes(r), _bytes(vs)) for i, r, vs in json.loads(row.attestations)),
+        attestations=_attestations(row),
         refusals=_REFUSALS.validate_json(row.refusals),
         chains=_CHAINS.validate_json(row.chains),
         findings=_FINDINGS.validate_json(row.findings),

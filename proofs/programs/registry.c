@@ -46,12 +46,12 @@ enum refusal {
   MEMBER_COUNT_WRONG = 11,    /* none, above 32, or below 4 outside a devnet */
   THRESHOLD_WRONG = 12,       /* below floor((n+f)/2)+1 or above n */
   MEMBER_INVALID = 13,        /* zero or repeated */
-  PARAMETER_INVALID = 14,     /* epochSeconds or maxLifetime 0, or notAfter not in the future */
+  PARAMETER_INVALID = 14,     /* epochSeconds or maxLifetime 0, notAfter past, or too far ahead outside a devnet */
   EPOCH_NOT_NEWER = 20,       /* epoch <= the last one */
   EPOCH_AHEAD = 21,           /* more than two epochs ahead of the clock */
   PRODUCED_AHEAD = 22,        /* producedAt beyond now + clockSkew */
   EXPIRED = 23,               /* validUntil <= now */
-  LIFETIME_TOO_LONG = 24,     /* validUntil - producedAt above maxLifetime */
+  LIFETIME_TOO_LONG = 24,     /* validUntil - producedAt above maxLifetime, or not positive */
   FLOOR_BACKWARDS = 25,       /* floor below the stored one */
   FLOOR_ABOVE_EPOCH = 26,     /* floor above the epoch it comes with */
   SET_ID_WRONG = 27,          /* another attestor set */
@@ -68,7 +68,8 @@ enum { DEPLOYMENT = 8, DESTINATION = 40, DOMAIN = 72, EPOCH_SECONDS = 104, CLOCK
        NOT_AFTER = 128, SET_ID = 136, THRESHOLD = 140, MEMBER_COUNT = 141, BUMP = 142, NETWORK_CLASS = 143,
        MEMBERS = 144, EPOCH = 784, FLOOR = 792, PRODUCED_AT = 800, VALID_UNTIL = 808, POSTED_AT = 816, SALT = 824,
        RING = 856, RING_SLOTS = 64, RING_STRIDE = 40, STATE_LEN = RING + RING_SLOTS * RING_STRIDE };
-enum { MAX_MEMBERS = 32, HEADER_LEN = 100, SIGNATURE_LEN = 65, LEAF_LEN = 188, MAX_DEPTH = 32, INIT_LEN = 100 };
+enum { MAX_MEMBERS = 32, HEADER_LEN = 100, SIGNATURE_LEN = 65, LEAF_LEN = 188, MAX_DEPTH = 32, INIT_LEN = 100,
+       MAX_SET_LIFETIME = 90 * 86400 };
 
 #define DISCRIMINATOR 0x3154534745526d63UL /* "cmREGST1" */
 
@@ -98,6 +99,7 @@ static u64 init(const input *in) {
   clock_sysvar clock;
   if (sol_get_clock_sysvar(&clock)) return SYSVAR_UNREADABLE;
   if (!get64(parameters) || !get64(parameters + 16) || not_after <= clock.unix_time) return PARAMETER_INVALID;
+  if (network_class != 3 && not_after - clock.unix_time > MAX_SET_LIFETIME) return PARAMETER_INVALID;
 
   /* deploymentId = keccak256(abi.encode(networkClass, membersHash, threshold, notAfter, salt)) */
   u8 words[160], pair[64];
@@ -181,7 +183,7 @@ static u64 post(const input *in) {
   if (epoch > now / get64(s + EPOCH_SECONDS) + 2) return EPOCH_AHEAD;
   if (produced_at > now && produced_at - now > get64(s + CLOCK_SKEW)) return PRODUCED_AHEAD;
   if (valid_until <= now) return EXPIRED;
-  if (valid_until < produced_at || valid_until - produced_at > get64(s + MAX_LIFETIME)) return LIFETIME_TOO_LONG;
+  if (valid_until <= produced_at || valid_until - produced_at > get64(s + MAX_LIFETIME)) return LIFETIME_TOO_LONG;
   if (floor < get64(s + FLOOR)) return FLOOR_BACKWARDS;
   if (floor > epoch) return FLOOR_ABOVE_EPOCH;
   if (set_id != *(const u32 *)(s + SET_ID)) return SET_ID_WRONG;

@@ -193,7 +193,9 @@ async def test_aave_agrees_with_the_pool_itself(venues: Venues) -> None:
     assert supply.amount == venues["aave_atoken_weth"].functions.balanceOf(venues.user).call()
     assert (debt.asset, debt.unit) == (venues.asset("usdc"), venues.asset("usdc"))
     assert debt.amount == venues["aave_debt_usdc"].functions.balanceOf(venues.user).call() >= 5_000 * USDC
-    assert supply.netting == debt.netting == f"aave-v3:{CHAIN}:{venues.address}"
+    pool = venues.pool.address.lower()
+    assert supply.netting == debt.netting == f"aave-v3:{CHAIN}:{pool}:{venues.address}"
+    assert supply.origin == debt.origin == pool
     assert supply.address == debt.address == venues.address
 
     collateral, owed, _, threshold, _, health = venues.pool.functions.getUserAccountData(venues.user).call()

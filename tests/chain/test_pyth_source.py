@@ -58,7 +58,7 @@ async def test_updates_are_fetched_verified_and_quoted(publisher: PublisherProce
     cut = newest(publisher)
     source = make_source(publisher.url)
     updates = await source.fetch(cut)
-    quotes = source.decode(updates)
+    quotes = source.decode(updates, cut)
     await source.close()
     assert [(q.feed, q.source, q.kind) for q in quotes] == [(s, f"pyth-{s}", "pyth") for s in SYMBOLS]
     ids = {"ids[]": [FEEDS[s].feed_id.hex() for s in SYMBOLS]}
@@ -79,27 +79,40 @@ async def test_the_same_update_is_the_answer_to_the_same_cut(publisher: Publishe
     await second.close()
 
 
+async def test_only_the_first_update_after_the_cut_is_a_price(publisher: PublisherProcess) -> None:
+    """Else whoever proposes an epoch could choose among all that were ever signed."""
+    source = make_source(publisher.url)
+    cut = newest(publisher)
+    updates = await source.fetch(cut)
+    for other in (cut - 1, cut + 1):
+        with pytest.raises(Garbage, match=f"not the first at or after {other}"):
+            source.decode(updates, other)
+    await source.close()
+
+
 async def test_any_flipped_byte_is_refused(publisher: PublisherProcess) -> None:
     source = make_source(publisher.url)
-    (update,) = await source.fetch(newest(publisher))
-    source.decode([update])  # from now on the signatures are remembered, which must not help a forgery
+    cut = newest(publisher)
+    (update,) = await source.fetch(cut)
+    source.decode([update], cut)  # from now on the signatures are remembered, which must not help a forgery
     accepted = []
     for at in range(len(update)):
         forged = bytearray(update)
         forged[at] ^= 1
         with contextlib.suppress(Garbage):
-            source.decode([bytes(forged)])
+            source.decode([bytes(forged)], cut)
             accepted.append(at)
     assert accepted == [MINOR_VERSION]
     for cut_short in (b"", update[:-1], update + b"\0"):
         with pytest.raises(Garbage, match=r"^pyth: an update does not verify: "):
-            source.decode([cut_short])
+            source.decode([cut_short], cut)
     await source.close()
 
 
 async def test_updates_of_other_guardians_or_another_emitter_are_refused(publisher: PublisherProcess) -> None:
     source = make_source(publisher.url)
-    updates = await source.fetch(newest(publisher))
+    cut = newest(publisher)
+    updates = await source.fetch(cut)
     await source.close()
     guardians: Any = guardian_set()["guardian_set"]
     for changes in (
@@ -110,7 +123,7 @@ async def test_updates_of_other_guardians_or_another_emitter_are_refused(publish
     ):
         other = make_source(publisher.url, **changes)
         with pytest.raises(Garbage, match="does not verify"):
-            other.decode(updates)
+            other.decode(updates, cut)
         await other.close()
 
 

@@ -30,7 +30,7 @@ from adapters.evm.vault import Vault
 from adapters.evm.wallet import Wallet
 from aggregator.domain.errors import Garbage
 from aggregator.domain.rows import AssetRow, SourceRow
-from aggregator.domain.snapshot import Subject
+from aggregator.domain.snapshot import DEBT_UNREADABLE, Subject
 
 VECTORS = Path(__file__).parent / "vectors" / "evm"
 ALL: dict[str, Any] = {
@@ -126,6 +126,7 @@ def test_an_adapter_reads_what_the_contracts_said(name: str) -> None:
     assert all(f.code == "venue-health" for f in findings)
     assert {p.account for p in positions} == {one["subjects"][0][0]}
     assert {p.venue for p in positions} == {one["venue"]}
+    assert {p.origin for p in positions} == {"" if one["adapter"] == "Wallet" else one["arguments"][0].lower()}
 
 
 def _arguments(one: dict[str, Any], assets: dict[str, AssetRow]) -> list[Any]:
@@ -157,6 +158,58 @@ def test_no_answer_cut_short_or_absent_is_read_as_a_number(name: str) -> None:
                 continue
             assert len(told) > len(findings), call
             assert set(changed) <= set(positions), call
+
+
+def test_an_unreadable_debt_names_its_account() -> None:
+    """Debts to consumers are recourse: a missing one is told apart from a missing holding, which merely counts 0."""
+    one, good = ALL["anvil_lender"], recorded("anvil_lender")
+    assets = {row["id"]: AssetRow(**row) for row in one["assets"]}
+    lost = next(call for call, returned in good.items() if returned and int.from_bytes(returned, "big") == 75_000_000)
+    flow = Lender("eip155:31337", one["arguments"][0], assets).flow([Subject(*s) for s in one["subjects"]])
+    positions, (finding,) = drive(flow, {**good, lost: None})
+    assert positions == ()
+    assert (finding.code, finding.scope) == (DEBT_UNREADABLE, one["subjects"][0][0])
+
+
+USDC_RESERVE, WETH_RESERVE = "0x" + "c0" * 20, "0x" + "ee" * 20
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("worse", [None, word(7)])
+def test_an_aave_position_is_read_whole_or_not_at_all(lost: int, worse: bytes | None) -> None:
+    """With one reserve of an address unread neither its supply nor its debt counts; other addresses are unchanged."""
+    rows = [make_asset("eip155:1", reserve) for reserve in (USDC_RESERVE, WETH_RESERVE)]
+    subjects = [Subject(ACCOUNT, "0x" + "11" * 20), Subject("0x" + "cd" * 32, "0x" + "22" * 20)]
+    flow = AaveV3("eip155:1", "0x" + "AA" * 20, "0x" + "dd" * 20, {row.id: row for row in rows}).flow(subjects)
+    next(flow)
+    flow.send([encode(["address[]"], [[USDC_RESERVE, WETH_RESERVE]])])
+    supply, owed = word(100) + bytes(8 * 32), word(0) * 2 + word(50) + bytes(6 * 32)
+    answers = [supply, supply, owed, owed, None, None]  # per reserve and subject, then the pool's own health
+    answers[2 * lost] = worse
+    with pytest.raises(StopIteration) as stopped:
+        flow.send(answers)
+    positions, (finding,) = stopped.value.value
+    assert [(p.account, p.side, p.amount) for p in positions] == [
+        (subjects[1].account, "asset", 100),
+        (subjects[1].account, "debt", 50),
+    ]
+    assert (finding.code, finding.scope) == ("unreadable", ACCOUNT)
+    assert (USDC_RESERVE, WETH_RESERVE)[lost] in finding.detail
+
+
+def test_one_address_in_two_aave_markets_has_two_netting_sets() -> None:
+    row = make_asset("eip155:1", USDC_RESERVE)
+    sets = set()
+    for pool in ("0x" + "a1" * 20, "0x" + "a2" * 20):
+        flow = AaveV3("eip155:1", pool, "0x" + "dd" * 20, {row.id: row}).flow([Subject(ACCOUNT, "0x" + "11" * 20)])
+        next(flow)
+        flow.send([encode(["address[]"], [[USDC_RESERVE]])])
+        with pytest.raises(StopIteration) as stopped:
+            flow.send([word(1) + bytes(8 * 32), None])
+        ((position,), _) = stopped.value.value
+        assert position.origin == pool
+        sets.add(position.netting)
+    assert len(sets) == 2
 
 
 def test_feeds_quote_what_the_contracts_said_and_one_without_code_is_absent() -> None:

@@ -229,7 +229,7 @@ def test_a_holding_is_seizable_and_waits_for_the_delay() -> None:
     assert not findings
     assert (position.account, position.venue, position.asset) == (ACCOUNT, "vault", ASSET.id)
     assert (position.quantity, position.amount, position.pending) == (1_000, 1_000, 400)
-    assert (position.control, position.removal_delay) == ("seizable", 300)
+    assert (position.control, position.removal_delay, position.origin) == ("seizable", 300, str(VAULT))
 
 
 def test_an_account_without_a_holding_has_nothing() -> None:

@@ -212,6 +212,43 @@ def test_a_leaf_keeps_its_promises(
         assert sum(leaf.budget > 0 for leaf in found.leaves) <= 1
 
 
+@given(
+    books(),
+    st.lists(st.builds(debt, st.integers(1, 3), assets, amounts), max_size=4),
+    KINDS,
+    views_of(),
+    st.sampled_from([EVM, SOLANA]),
+    skews,
+)
+def test_what_is_lent_and_what_may_be_lent_are_covered(
+    rows: list[Position],
+    loans: list[Position],
+    kinds: dict[int, str],
+    views: list[ChainView],
+    home: str,
+    skew: tuple[float, ...],
+) -> None:
+    """Σ over destinations of max(lent there, budget there) never exceeds what is free before consumers' debts."""
+    rows = [*rows, *loans]
+    everybody = dict.fromkeys((1, 2, 3), "risk-bearing") | kinds
+    report = compute_report(snapshot(rows, kinds=everybody, views=views, home=home), quotes(skew=skew), WORLD)
+    for index in range(3):
+        found = explain(report, index, WORLD)
+        places = zip(report.destinations, found.leaves, strict=True)
+        budget = {chain: leaf.budget for chain, leaf in places}
+        lent_at = dict.fromkeys(budget, 0)
+        for c in found.components:
+            if c.position.venue == "lender":
+                lent_at[c.position.chain] += c.counted_initial
+        free = found.free_collateral + sum(lent_at.values())
+        slack = 30 + near(found.leaves[0])
+        drawn = {chain: max(lent_at[chain], budget[chain]) for chain in budget}
+        if found.free_collateral >= 0:
+            assert sum(drawn.values()) <= free + slack
+        if budget[home]:  # even below initial margin, what may be drawn in all is covered
+            assert budget[home] + sum(lent for chain, lent in lent_at.items() if chain != home) <= free + slack
+
+
 @given(books(), st.integers(1, 3), st.sampled_from([10**80, 2**300, 10**400]))
 def test_one_account_never_touches_another(rows: list[Position], number: int, amount: int) -> None:
     before, after = report_of(rows), report_of([*rows, position(number, ETH, amount)])

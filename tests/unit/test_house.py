@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.service.cycle import CODE_VERSION
+from aggregator.service.workbench import CODE_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements.lock"

@@ -23,7 +23,9 @@ from aggregator.ports import Store
 from aggregator.service.accounts import AccountBook
 from aggregator.service.attest import Attestor, Rules
 from aggregator.service.collect import Observer
-from aggregator.service.cycle import Cycle, Workbench, recomputing
+from aggregator.service.cycle import Cycle
+from aggregator.service.examine import Examiner
+from aggregator.service.workbench import Workbench
 from aggregator.store import SqlStore
 from infra.devnet.hermes import Published, Publisher, build_update, read_feeds
 from proofs.hashing import keccak256
@@ -87,8 +89,8 @@ class SimulatedPrices:
         """Return the update bytes for the feeds that the configuration names."""
         return build_update(published, [f.feed_id for f in self.publisher.feeds if f.symbol in FEEDS])
 
-    def decode(self, updates: Sequence[bytes]) -> tuple[Quote, ...]:
-        return self.source.decode(updates)
+    def decode(self, updates: Sequence[bytes], cut_time: int) -> tuple[Quote, ...]:
+        return self.source.decode(updates, cut_time)
 
     async def close(self) -> None:
         await self.source.close()
@@ -198,7 +200,9 @@ class SimulatedWorld:
                 index,
                 self.signers[index],
                 MemoryWatermark(),
-                recomputing(self.workbench, self.observers[name], self.prices, store),
+                Examiner(
+                    self.deployment.deployment_id(), self.workbench, self.observers[name], self.prices, store
+                ).recompute,
                 rules=self.rules,
                 clock=self.clock,
                 last=previous.certificate if previous else None,
@@ -243,7 +247,7 @@ class SimulatedWorld:
         self.publisher.tick(cut_time)
         published = self.publisher.latest()
         if published is not None:  # the chains' feeds follow
-            for quote in self.prices.decode((self.prices.build(published),)):
+            for quote in self.prices.decode((self.prices.build(published),), cut_time):
                 self.levels[quote.feed] = quote.price * 10 ** (8 + quote.expo)
 
     async def epoch(self, number: int) -> EpochRecord:

@@ -28,6 +28,7 @@ import structlog
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 
 from aggregator.domain.certificate import (
+    Certificate,
     EpochRecord,
     PostedRoot,
     Posting,
@@ -55,6 +56,8 @@ class Records(Protocol):
     """The part of the Store that the relayer needs."""
 
     async def epoch(self, number: int | None = None, *, certified: bool = True) -> EpochRecord | None: ...
+
+    async def certificate(self, number: int | None = None) -> Certificate | None: ...
 
     async def save_posting(self, posting: Posting) -> None: ...
 
@@ -177,30 +180,37 @@ class Relayer:
         while True:
             await lane.moved.wait()
             lane.moved.clear()
-            record = lane.candidate
-            if lane.airborne or record is None:
-                continue
             try:
-                due = await self._is_due(lane.destination, record)
+                await self._advance(chain, lane)
                 failures = 0
-            except CrossmarginError:
+            except Exception as error:  # a node, the store, the workflows' file: a lane outlives them all
+                if not isinstance(error, SourceError):
+                    _log.warning("lane-held-up", destination=chain, kind=type(error).__name__)
                 failures += 1
                 lane.moved.set()
                 await self._clock.sleep(self._backoff(failures))
-                continue
-            if lane.candidate is not record:
-                lane.moved.set()  # a newer one came while we asked
-                continue
-            lane.candidate = None
-            if due:
-                await self._begin(chain, lane, record.header.epoch)
+
+    async def _advance(self, chain: str, lane: _Lane) -> None:
+        record = lane.candidate
+        if lane.airborne or record is None:
+            return
+        due = await self._is_due(lane.destination, record)
+        if lane.candidate is not record:
+            lane.moved.set()  # a newer one came while we asked
+            return
+        if due:
+            await self._begin(chain, lane, record.header.epoch)
+        if lane.candidate is record:
+            lane.candidate = None  # only now: what could not begin is tried again
 
     async def _is_due(self, destination: Destination, record: EpochRecord) -> bool:
         certificate = record.certificate
         if certificate is None:
             return False
         latest = await destination.read_latest()
-        posted = await self._store.epoch(latest.epoch) if latest is not None else None
+        # With no heartbeat every epoch is posted: what moved need not be known, nor a whole epoch read.
+        compare = latest is not None and self._policy.heartbeat_seconds > 0
+        posted = await self._store.epoch(latest.epoch) if latest is not None and compare else None
         return should_post(latest, certificate, measure_movement(posted, record), self._policy, self._clock.now())
 
     async def _begin(self, chain: str, lane: _Lane, epoch: int) -> None:
@@ -212,8 +222,12 @@ class Relayer:
             await self._forget_finished()
         lane.airborne.add(epoch)
         await self._save(epoch, chain, "waiting")
-        with SetWorkflowID(identity):
-            await DBOS.start_workflow_async(workflow, epoch, chain)
+        try:
+            with SetWorkflowID(identity):
+                await DBOS.start_workflow_async(workflow, epoch, chain)
+        except Exception:
+            lane.airborne.discard(epoch)
+            raise
 
     async def _forget_finished(self) -> None:
         old = await DBOS.list_workflows_async(
@@ -255,10 +269,10 @@ class Relayer:
             if signed["state"] == "signed":
                 attempts.append(signed["posting"])
                 submitted = await _step("submit", self._submit, epoch, chain, lane, attempts[-1])
-                if submitted["state"] == "failed":
-                    return submitted
                 if submitted["state"] == "again":
                     continue
+                if submitted["state"] != "submitted":
+                    return submitted
             elif signed["state"] != "keep":
                 return signed
             watched = await _step("watch", self._watch, epoch, chain, lane, attempts)
@@ -272,8 +286,7 @@ class Relayer:
         failures = 0
         while True:
             try:
-                record = await self._store.epoch(epoch)
-                certificate = record.certificate if record is not None else None
+                certificate = await self._store.certificate(epoch)
                 if certificate is None:
                     return await self._end(epoch, chain, "failed", "its certificate is not in the store")
                 expired = self._clock.now() >= certificate.header.valid_until
@@ -305,7 +318,7 @@ class Relayer:
             if error.retryable:
                 await self._clock.sleep(self._poll)
                 return {"state": "again"}
-            return await self._end(epoch, chain, "failed", str(error), posting.id)
+            return await self._resolve(epoch, chain, lane, str(error), posting.id)
         except SourceError as error:
             # It may have arrived or not; `watch` finds out and sends it again.
             await self._save(epoch, chain, "submitted", posting.id, detail=str(error))
@@ -318,8 +331,8 @@ class Relayer:
         postings = [SignedPosting(**fields) for fields in attempts]
         newest = postings[-1]
         started, failures, landed = self._clock.now(), 0, False
-        record = await self._store.epoch(epoch)
-        valid_until = record.header.valid_until if record is not None else 0
+        certificate = await self._store.certificate(epoch)
+        valid_until = certificate.header.valid_until if certificate is not None else 0
         while True:
             try:
                 found = [(posting, await lane.destination.status(posting)) for posting in postings]
@@ -332,7 +345,7 @@ class Relayer:
             if best is not None:
                 posting, status = best
                 if status.state == "final":
-                    root = record.header.root if record is not None else None
+                    root = certificate.header.root if certificate is not None else None
                     return await self._read_back(epoch, chain, lane, root, posting.id, status.cost)
                 if not landed:
                     landed = True

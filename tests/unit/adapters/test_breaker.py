@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from pydantic import SecretStr
 
-from adapters.rpc import ATTEMPTS, FIRST_DELAY, LONGEST_DELAY, OPENS_AFTER, Breaker, EvmEndpoint
+from adapters.rpc import ATTEMPTS, FIRST_DELAY, IN_FLIGHT, LONGEST_DELAY, OPENS_AFTER, Breaker, EvmEndpoint
 from aggregator.domain.errors import Garbage, NodeRefused, SourceError, Unavailable, Unreachable
 from tests.chain.evm_venues import chain_row
 
@@ -21,6 +21,9 @@ class Clock:
         return self.now
 
 
+PATIENCE = 5.0
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -28,7 +31,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def breaker(clock: Clock) -> Breaker:
-    return Breaker("alpha", clock)
+    return Breaker("alpha", PATIENCE, clock)
 
 
 def call(breaker: Breaker, outcome: BaseException | None = None) -> None:
@@ -156,15 +159,43 @@ async def test_an_endpoint_stops_asking_and_asks_once_when_it_is_time(clock: Clo
 
 async def test_calls_that_queued_while_it_opened_do_not_ask(clock: Clock) -> None:
     seen: list[int] = []
+    full = asyncio.Event()
 
-    async def down(count: int) -> object:
+    async def hangs(count: int) -> object:
         seen.append(count)
-        raise Unreachable("anvil-one", "cannot be reached")
+        if count == IN_FLIGHT:
+            full.set()
+        await asyncio.Event().wait()
+        return None
 
-    node = endpoint(clock, down)
-    results = await asyncio.gather(*(node.call("eth_chainId", []) for _ in range(100)), return_exceptions=True)
-    assert all(isinstance(r, Unreachable) for r in results)
-    assert len(seen) < 100 * ATTEMPTS / 2
+    node = endpoint(clock, hangs)
+    calls = [asyncio.create_task(node.call("eth_chainId", [])) for _ in range(100)]
+    await full.wait()
+    clock.now += 60.0  # they hung for as long as anybody waits
+    for given_up in calls[:OPENS_AFTER]:
+        given_up.cancel()
+    refused = await asyncio.gather(*calls[IN_FLIGHT:], return_exceptions=True)
+    assert all("not asked for" in str(r) for r in refused)
+    assert len(seen) == IN_FLIGHT
+    for hung in calls:
+        hung.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_calls_given_up_at_once_say_nothing_of_the_node(clock: Clock) -> None:
+    """A quorum reached without this reader's answer cancels it; that must not blind it."""
+
+    async def hangs(_: int) -> object:
+        await asyncio.Event().wait()
+        return None
+
+    node = endpoint(clock, hangs)
+    calls = [asyncio.create_task(node.call("eth_chainId", [])) for _ in range(OPENS_AFTER + 1)]
+    await asyncio.sleep(0)
+    for given_up in calls:
+        given_up.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert not node._breaker.is_open
 
 
 async def test_an_endpoint_that_is_back_answers_all(clock: Clock) -> None:

@@ -10,7 +10,7 @@ import pytest
 from aggregator.core.pipeline import compute_report, destination_id, explain, leaves
 from aggregator.domain.price import Quote
 from aggregator.domain.report import AccountMargin, Component, Flag
-from aggregator.domain.snapshot import Finding, Snapshot
+from aggregator.domain.snapshot import Finding, Position, Snapshot
 from tests.strategies import (
     CUT_TIME,
     ETH,
@@ -19,6 +19,7 @@ from tests.strategies import (
     SOL,
     SOLANA,
     STETH,
+    SUSDC,
     USDC,
     account_id,
     asset_policy,
@@ -100,11 +101,24 @@ def test_a_monitored_account_is_valued_but_gets_no_budget() -> None:
     assert "monitored" in found.components[0].reason
 
 
-def test_a_pending_withdrawal_counts_for_maintenance_only() -> None:
-    whole = margin(snapshot([position(1, ETH, 1.0)]))
-    asked = margin(snapshot([position(1, ETH, 1.0, pending=10**18)]))
-    assert whole.free_collateral > 0 == asked.free_collateral
-    assert asked.maintenance_excess.low == whole.maintenance_excess.low
+@pytest.mark.parametrize("kind", ["risk-bearing", "monitored"])
+def test_what_may_be_claimed_at_any_moment_counts_nothing_but_makes_nobody_liquidatable(kind: str) -> None:
+    owed = debt(1, USDC, 500.0)
+    whole = margin(snapshot([position(1, ETH, 1.0), owed], kinds={1: kind}))
+    asked = margin(snapshot([position(1, ETH, 1.0, pending=10**18), owed], kinds={1: kind}))
+    assert (whole.status, asked.status) == ("healthy", "unhealthy")
+    assert all(leaf.assets_initial == leaf.assets_maintenance == leaf.budget == 0 for leaf in asked.leaves)
+    assert asked.maintenance_excess.mid < -500 * USD
+    assert asked.maintenance_excess.high == whole.maintenance_excess.high > 0
+    assert Flag.LIQUIDATABLE not in asked.flags
+    assert "withdrawal request counts 0" in next(c for c in asked.components if c.position.side == "asset").reason
+
+
+def test_the_rest_of_what_is_under_withdrawal_counts() -> None:
+    half = margin(snapshot([position(1, ETH, 1.0)]))
+    asked = margin(snapshot([position(1, ETH, 2.0, pending=10**18)]))
+    assert asked.free_collateral == half.free_collateral
+    assert asked.maintenance_excess.low == half.maintenance_excess.low
 
 
 def test_limited_recourse_is_never_below_nothing() -> None:
@@ -148,6 +162,36 @@ def test_a_stale_chain_widens_the_interval(changes: dict[str, str], flags: Flag)
     assert changes["cause"] in reason
 
 
+DARK = [view(EVM), view(SOLANA, 400, status="stale", cause="halted: no block for 400 s")]
+
+
+def test_dust_from_a_stranger_on_a_dark_chain_makes_nobody_stale() -> None:
+    rows = [position(1, ETH, 1.0), debt(1, USDC, 100.0)]
+    clean = margin(snapshot(rows, views=DARK))
+    dusted = margin(snapshot([*rows, position(1, SOL, 1)], views=DARK, links={1: (f"{SOLANA}:holder",)}))
+    assert clean.flags == dusted.flags == Flag(0)
+    assert clean.as_of == dusted.as_of == CUT_TIME - 20
+    assert [leaf._replace(equity=0) for leaf in dusted.leaves] == [leaf._replace(equity=0) for leaf in clean.leaves]
+    assert next(c for c in dusted.components if c.position.asset == SOL).counted_initial == 0
+
+
+@pytest.mark.parametrize(
+    ("leg", "matters"),
+    [
+        pytest.param(position(1, SOL, 0.0012), False, id="less than a ten-thousandth"),
+        pytest.param(position(1, SOL, 0.0015), True, id="more than a ten-thousandth"),
+        pytest.param(position(1, SOL, 0.0015, pending=1_500_000), True, id="under withdrawal"),
+        pytest.param(debt(1, SOL, 1), True, id="the smallest debt"),
+        pytest.param(debt(1, SOL, 1, venue="otc"), True, id="the smallest debt elsewhere"),
+    ],
+)
+def test_only_legs_that_matter_make_an_account_stale(leg: Position, matters: bool) -> None:
+    """Gross value is 2,100 USD: a ten-thousandth is 0.21 USD, or 0.0014 SOL."""
+    found = margin(snapshot([position(1, ETH, 1.0), debt(1, USDC, 100.0), leg], views=DARK))
+    assert found.flags == (Flag.STALE | Flag.HALTED_CHAIN if matters else Flag(0))
+    assert found.as_of == CUT_TIME - (400 if matters else 20)
+
+
 def test_an_old_block_alone_makes_a_leg_stale() -> None:
     found = margin(snapshot([position(1, SOL, 1.0)], views=[view(EVM), view(SOLANA, 301)]))
     assert found.free_collateral == 0
@@ -178,6 +222,22 @@ def test_an_unknown_price_counts_nothing_and_opens_nothing() -> None:
     assert owing.status == "unknown"
     assert owing.maintenance_excess.low < 0
     assert all(leaf.budget == 0 and leaf.assets_initial == 0 for leaf in owing.leaves)
+
+
+@pytest.mark.parametrize("kind", ["risk-bearing", "monitored"])
+@pytest.mark.parametrize("owed", [0.0, 100.0])
+def test_a_debt_that_cannot_be_read_opens_nothing_and_is_never_healthy(kind: str, owed: float) -> None:
+    rows = [position(1, ETH, 1.0), position(2, ETH, 1.0), *([debt(1, USDC, owed)] if owed else [])]
+    unread = Finding("debt-unreadable", account_id(1), "debtOf failed")
+    report = compute_report(snapshot(rows, kinds={1: kind}, findings=(unread,)), quotes(), world())
+    found, other = explain(report, 0, world()), explain(report, 1, world())
+    assert found.status == "unknown"
+    assert Flag.PARTIAL in found.flags
+    assert Flag.LIQUIDATABLE not in found.flags
+    assert all(leaf.budget == leaf.assets_initial == leaf.assets_maintenance == 0 for leaf in found.leaves)
+    assert all(leaf.requirement_maintenance > 0 for leaf in found.leaves)
+    assert "could not be read" in next(c for c in found.components if c.position.side == "asset").reason
+    assert other == margin(snapshot([position(2, ETH, 1.0)]))
 
 
 def test_an_unpriced_asset_makes_nobody_liquidatable() -> None:
@@ -259,7 +319,7 @@ def by_hand(component: Component, level: str) -> Decimal:
         weight = Decimal(getattr(component, f"liability_weight_{level}"))
         return Decimal(p.amount) / scale * Decimal(price) * (1 + Decimal(cut.market)) * weight * share
     price = component.price_initial if level == "initial" else component.price_low
-    held = Decimal(p.amount - p.pending if level == "initial" else p.amount) / scale * Decimal(price)
+    held = Decimal(p.amount - p.pending) / scale * Decimal(price)
     for part in cut:
         held *= 1 - Decimal(part)
     return held * share
@@ -307,6 +367,17 @@ def test_a_budget_holds_for_the_worst_destination() -> None:
     near = compute_report(snapshot([position(1, ETH, 1.0)]), quotes(), world(bounds=(5, 30)))
     far = compute_report(snapshot([position(1, ETH, 1.0)]), quotes(), world(bounds=(5, 3_000)))
     assert max(leaf.budget for leaf in leaves(far)) < max(leaf.budget for leaf in leaves(near))
+
+
+def budget_of(rows: list[Position], home: str = EVM) -> int:
+    return max(leaf.budget for leaf in margin(snapshot(rows, home=home), where=FLAT_WORLD).leaves)
+
+
+def test_only_consumers_at_home_hold_their_debts_against_the_budget() -> None:
+    held, here, there = position(1, ETH, 1.0), debt(1, USDC, 500.0), debt(1, SUSDC, 300.0)
+    assert budget_of([held]) == budget_of([held, here]) == pytest.approx(2_000 * USD, abs=2)
+    assert budget_of([held, here, there]) == pytest.approx(1_700 * USD, abs=2)
+    assert budget_of([held, here, there], home=SOLANA) == pytest.approx(1_500 * USD, abs=2)
 
 
 def test_a_home_that_is_no_destination_gets_no_budget_and_says_so() -> None:

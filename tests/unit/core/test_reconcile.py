@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
 
@@ -118,6 +119,14 @@ def test_a_duplicate_counts_once_at_its_worst(rows: list[Position], kept: int) -
         found = seen(Reading(BLOCK, tuple(order)))
         assert found.positions == (rows[kept],)
         assert codes(found) == ["duplicate-position"]
+
+
+@pytest.mark.parametrize("make", [position, debt])
+def test_two_contracts_with_one_token_are_no_duplicates(make: Callable[..., Position]) -> None:
+    rows = tuple(make(1, ETH, amount, origin=origin) for amount, origin in ((1.0, "0x01"), (2.0, "0x02")))
+    found = seen(Reading(BLOCK, rows))
+    assert set(found.positions) == set(rows)
+    assert codes(found) == []
 
 
 def test_an_address_backs_one_account_only() -> None:

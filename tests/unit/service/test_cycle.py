@@ -11,14 +11,14 @@ from typing import NoReturn
 import pytest
 
 from aggregator.core.reconcile import reconcile
-from aggregator.domain.certificate import EpochRecord
+from aggregator.domain.certificate import EpochRecord, State
 from aggregator.domain.errors import RefusedError
 from aggregator.domain.report import AccountMargin, Flag, LeafValues
 from aggregator.domain.snapshot import Account, ChainView, Cut
-from aggregator.service.cycle import CUT_SLACK_BLOCKS, read_state
+from aggregator.service.collect import lag_allowed
 from tests.worlds.chains import inflated, unreadable
 from tests.worlds.documents import ALPHA, BETA, BETA_USDC, EPOCH_SECONDS, RPC_SECRET, SOL, WETH
-from tests.worlds.world import ETHER, FIRST_EPOCH, SimulatedWorld, vault
+from tests.worlds.world import ETHER, FIRST_EPOCH, EvmPerson, SimulatedWorld, vault
 
 MAX_AGE = 14
 
@@ -81,7 +81,9 @@ async def test_a_dead_chain_keeps_its_last_reading_and_ages(
         assert margin.as_of == seen.block.time if seen.block else None
         ages.append(view.age)
         haircuts.append(leg.initial.market)
-        if view.age <= MAX_AGE:
+        late = view.age > lag_allowed(world.readers["coordinator"][BETA].row)
+        assert view.cause.startswith("dark: ") == late
+        if not late and view.age <= MAX_AGE:
             assert not margin.flags & Flag.STALE
             assert margin.free_collateral > 0
         else:
@@ -223,17 +225,119 @@ async def test_a_cut_without_a_visible_chain_is_refused(world: SimulatedWorld, a
         assert BETA in why
 
 
-async def test_a_cut_older_than_the_slack_is_refused(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
+async def test_a_cut_that_lags_is_refused(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
     await world.epoch(FIRST_EPOCH)
     reader = world.readers["coordinator"][SOL]
-    reader.behind = CUT_SLACK_BLOCKS
-    assert (await world.epoch(FIRST_EPOCH + 30)).attestations
-    reader.behind = CUT_SLACK_BLOCKS + 1
-    record = await world.epoch(FIRST_EPOCH + 31)
+    reader.behind = int(lag_allowed(reader.row) / reader.row.block_seconds) + 2
+    record = await world.epoch(FIRST_EPOCH + 30)
     assert record.attestations == ()
     for _, why in record.refusals:
         assert why.startswith("cut-too-old: ")
         assert SOL in why
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"time": +900}, "cut-block"),  # a halted chain passed off as fresh
+        ({"time": -1}, "cut-block"),
+        ({"parent": "0x" + "66" * 32}, "cut-block"),
+        ({"height": +2}, "cut-not-final"),
+    ],
+)
+async def test_a_block_that_is_not_what_it_is_said_to_be_is_refused(
+    world: SimulatedWorld, accounts: dict[str, Account], change: dict[str, int | str], rule: str
+) -> None:
+    world.tick(FIRST_EPOCH)
+    known = await world.store.accounts()
+    seen = await world.observers["coordinator"].collect(FIRST_EPOCH, FIRST_EPOCH * EPOCH_SECONDS, known)
+    ((field, value),) = change.items()
+    blocks = [
+        b._replace(**{field: getattr(b, field) + value if isinstance(value, int) else value}) if b.chain == ALPHA else b
+        for b in seen.cut.blocks
+    ]
+    with pytest.raises(RefusedError, match=rule):
+        await world.observers["attestor-0"].collect_at(replace(seen.cut, blocks=tuple(blocks)), known)
+
+
+async def test_a_cut_older_than_what_is_certified_is_refused(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    """Going back to before a loan would hide it."""
+    known = await world.store.accounts()
+    world.tick(FIRST_EPOCH)
+    old = await world.observers["coordinator"].collect(FIRST_EPOCH, FIRST_EPOCH * EPOCH_SECONDS, known)
+    await world.epoch(FIRST_EPOCH + 1)
+    later = await world.epoch(FIRST_EPOCH + 2)
+    assert later.attestations
+    again = replace(old.cut, epoch=FIRST_EPOCH + 2, cut_time=(FIRST_EPOCH + 2) * EPOCH_SECONDS)
+    with pytest.raises(RefusedError, match="cut-regresses"):
+        await world.observers["attestor-0"].collect_at(again, known)
+
+
+async def test_a_chain_only_the_coordinator_cannot_see_stops_nobody(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    await world.epoch(FIRST_EPOCH)
+    world.readers["coordinator"][BETA].dark = True
+    lag = int(lag_allowed(world.readers["coordinator"][BETA].row) / EPOCH_SECONDS)
+    for turn in range(1, lag + 6):
+        record = await world.epoch(FIRST_EPOCH + turn)
+        assert len(record.attestations) == 4, (turn, record.refusals)
+    [beta] = [view for view in record.chains if view.chain == BETA]
+    assert beta.status == "stale"
+    assert beta.cause.startswith("dark: ")
+
+
+async def test_uncertified_epochs_do_not_make_attestors_forget(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    """However many epochs fail, a chain that goes dark is still known at its last certified block."""
+    await world.epoch(FIRST_EPOCH)
+    world.readers["coordinator"][ALPHA].lie = inflated(2)
+    for turn in range(1, 6):
+        assert not (await world.epoch(FIRST_EPOCH + turn)).attestations
+    world.readers["coordinator"][ALPHA].lie = None
+    for reader in world.everyone(BETA):
+        reader.dark = True
+    assert len((await world.epoch(FIRST_EPOCH + 6)).attestations) == 4
+
+
+async def test_an_account_opened_while_an_epoch_runs_costs_no_quorum(
+    world: SimulatedWorld, accounts: dict[str, Account], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, opened = world.store.state, []
+
+    async def state() -> State:
+        found = await honest()
+        if not opened:  # right after the coordinator looked
+            opened.append(1)
+            await world.book.open_account(EvmPerson("late").address, "0x" + "77" * 32, "risk-bearing", None, "late")
+        return found
+
+    monkeypatch.setattr(world.store, "state", state)
+    record = await world.epoch(FIRST_EPOCH)
+    assert len(record.attestations) == 4
+    assert len(record.margins) == len(accounts)
+    following = await world.epoch(FIRST_EPOCH + 1)
+    assert len(following.margins) == len(accounts) + 1
+
+
+async def test_a_link_that_nobody_signed_is_not_attested(
+    world: SimulatedWorld, accounts: dict[str, Account], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write the database cannot make four attestors believe it."""
+    honest = world.store.state
+
+    async def forged() -> State:
+        found = await honest()
+        first = found.links[0]._replace(nonce=99)
+        return replace(found, links=(first, *found.links[1:]))
+
+    monkeypatch.setattr(world.store, "state", forged)
+    record = await world.epoch(FIRST_EPOCH)
+    assert record.attestations == ()
+    assert all(why.startswith("state: link ") for _, why in record.refusals)
 
 
 async def test_a_cut_on_a_fork_is_refused(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
@@ -243,14 +347,14 @@ async def test_a_cut_on_a_fork_is_refused(world: SimulatedWorld, accounts: dict[
         FIRST_EPOCH, FIRST_EPOCH * EPOCH_SECONDS, await world.store.accounts()
     )
     world.chains[ALPHA].reorg(6)
-    with pytest.raises(RefusedError, match="unreadable-block"):
-        await world.observers["attestor-0"].collect_at(seen.cut, await world.store.accounts(), CUT_SLACK_BLOCKS)
+    with pytest.raises(RefusedError, match="cut-block"):
+        await world.observers["attestor-0"].collect_at(seen.cut, await world.store.accounts())
 
 
 async def test_a_cut_with_a_foreign_chain_is_refused(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
     cut = Cut(FIRST_EPOCH, FIRST_EPOCH * EPOCH_SECONDS, (), (("eip155:10", "never heard of"),))
     with pytest.raises(RefusedError, match=r"unknown-chain.*eip155:10"):
-        await world.observers["attestor-0"].collect_at(cut, (), CUT_SLACK_BLOCKS)
+        await world.observers["attestor-0"].collect_at(cut, ())
 
 
 async def test_after_a_reorg_the_new_chain_counts(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
@@ -306,11 +410,11 @@ async def test_one_unreadable_position_changes_no_other_leaf(
     observer = world.observers["coordinator"]
     cut_time = FIRST_EPOCH * EPOCH_SECONDS
     updates = await world.prices.fetch(cut_time)
-    state = await read_state(world.store)
+    state = await world.store.state()
 
     async def leaves(who: str) -> dict[tuple[str, str], LeafValues]:
         seen = await world.observers[who].collect(FIRST_EPOCH, cut_time, state_accounts)
-        quotes = (*world.prices.decode(updates), *seen.quotes)
+        quotes = (*world.prices.decode(updates, cut_time), *seen.quotes)
         computed = world.workbench.compute(seen, quotes, updates, state, observer.last)
         return {(leaf.account, leaf.destination): leaf for leaf in computed.leaves}
 
@@ -409,8 +513,8 @@ async def test_a_chain_called_halted_that_is_not_is_refused(
     cut_time, known = FIRST_EPOCH * EPOCH_SECONDS, await world.store.accounts()
     seen = await world.observers["coordinator"].collect(FIRST_EPOCH, cut_time, known)
     lie = replace(seen.cut, gaps=((BETA, "halted: says the proposer"),))
-    with pytest.raises(RefusedError, match="not-halted"):
-        await world.observers["attestor-0"].collect_at(lie, known, 40)
+    with pytest.raises(RefusedError, match="not-late"):
+        await world.observers["attestor-0"].collect_at(lie, known)
 
 
 async def test_after_a_restart_the_coordinator_remembers_a_dead_chain(

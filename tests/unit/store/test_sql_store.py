@@ -207,6 +207,30 @@ async def test_of_two_processes_linking_one_address_one_wins(store: SqlStore, pa
     assert [link.position for link in logged] == list(range(1, len(logged) + 1))
 
 
+async def test_the_whole_state_is_read_in_one_moment_whatever_its_size(store: SqlStore, path: Path) -> None:
+    statements: list[str] = []
+
+    def note(c: object, cursor: object, statement: str, *rest: object) -> None:
+        statements.append(statement)
+
+    event.listen(store._engine.sync_engine, "before_cursor_execute", note)
+    counts = []
+    for number in range(12):
+        name = f"trader {number}"
+        await store.add_account(make_account(name), bytes([number]) * 32)
+        await store.append_link(make_link(account_id(name), member=f"{CHAIN_A}:0x{number:040x}"))
+        statements.clear()
+        state = await store.state()
+        accounts, links, salts = state.accounts, state.links, state.salts
+        counts.append((statements.count("BEGIN"), len(statements)))
+    assert len(set(counts)) == 1
+    assert counts[0][0] == 1
+    assert accounts == await store.accounts()
+    assert links == await store.links()
+    assert len(links) == 12
+    assert salts == {account.id: await store.salt(account.id) for account in accounts}
+
+
 # readings
 
 
@@ -271,6 +295,22 @@ async def test_the_newest_certified_epoch_is_the_default(store: SqlStore) -> Non
     assert await store.epoch(2, certified=False) == await store.epoch(certified=False) == pending
     assert [(s.epoch, s.signers) for s in await store.epochs()] == [(2, ()), (1, (0, 1, 2))]
     assert [s.epoch for s in await store.epochs(limit=5, before=2)] == [1]
+
+
+async def test_a_certificate_alone_costs_one_row(store: SqlStore) -> None:
+    assert await store.certificate() is None
+    certified = make_record(1, (make_margin(ALICE.id, 1),))
+    await store.save_epoch(certified)
+    await store.save_epoch(make_record(2, (make_margin(ALICE.id, 2),), certified=False))
+    statements: list[str] = []
+    event.listen(
+        store._engine.sync_engine,
+        "before_cursor_execute",
+        lambda c, cursor, statement, *rest: statements.append(statement),
+    )
+    assert await store.certificate() == await store.certificate(1) == certified.certificate
+    assert await store.certificate(2) is None
+    assert not any("FROM leaves" in s or "FROM margin" in s or "preimage" in s for s in statements)
 
 
 async def test_an_uncertified_epoch_gives_way_and_a_certified_one_does_not(store: SqlStore) -> None:
@@ -343,6 +383,18 @@ async def test_pruning_keeps_the_log(store: SqlStore, path: Path) -> None:
         )
     with pytest.raises(InputError, match="keep at least 1"):
         await store.prune(keep_epochs=0)
+
+
+async def test_an_outage_does_not_push_the_certified_epochs_out(store: SqlStore) -> None:
+    certified = [make_record(number, (make_margin(ALICE.id, number),)) for number in (1, 2, 3)]
+    pending = [make_record(number, (make_margin(ALICE.id, number),), certified=False) for number in range(4, 10)]
+    for record in (*certified, *pending):
+        await store.save_epoch(record)
+    assert await store.prune(keep_epochs=2) == 1 + 4
+    assert await store.epoch() == certified[2]
+    assert await store.epoch(2) == certified[1]
+    kept = [number for number in range(1, 10) if (found := await store.epoch(number, certified=False)) and found.leaves]
+    assert kept == [2, 3, 8, 9]
 
 
 async def test_a_writer_killed_mid_epoch_leaves_the_epoch_before(store: SqlStore, path: Path) -> None:

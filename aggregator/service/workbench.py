@@ -1,0 +1,157 @@
+"""What one party collected, turned into a report, leaves and the digests that a statement commits to.
+
+Coordinator and attestors go through the same workbench, each with an observer of its own, so a proposal differs from a
+recomputation only in who chose the Cut and fetched the price updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aggregator.core.commitment import Commitment, build_commitment, digest_text
+from aggregator.core.pipeline import World, compute_report, leaves
+from aggregator.core.reconcile import reconcile
+from aggregator.domain.certificate import State
+from aggregator.domain.price import Quote
+from aggregator.domain.report import LeafValues, MarginReport
+from aggregator.domain.rows import PythRow, Row
+from aggregator.domain.snapshot import ChainView, Cut, Reading, Snapshot
+from aggregator.service.bundle import to_signed_link
+from aggregator.service.collect import Collected
+from proofs.bundle import encode_link
+
+CODE_VERSION = "0.1.0"
+
+
+def _texts(value: Any) -> Any:
+    """Return JSON data with floats as their shortest exact text, so that its digest does not depend on a printer."""
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {str(k): _texts(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_texts(v) for v in value]
+    return value
+
+
+def _row(row: Row, *, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+    return row.model_dump(mode="json", exclude=set(without))
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A report with the digests and leaves that a statement commits to."""
+
+    snapshot: Snapshot
+    report: MarginReport
+    leaves: tuple[LeafValues, ...]
+    commitment: Commitment
+    preimages: Mapping[str, str]
+    digests: Mapping[str, bytes]
+
+
+class Workbench:
+    """Turns what one observer collected into digests and leaves. Pure but for the observer it is given."""
+
+    def __init__(self, world: World, pyth: PythRow | None, lifetime: int) -> None:
+        self.world, self.lifetime = world, lifetime
+        # URLs and keys are an operator's own; what is committed is what decides a number.
+        secret = frozenset({"rpc", "timeout", "requests_per_second"})
+        self._policy = {
+            "code_version": CODE_VERSION,
+            "policy": _row(world.policy),
+            "chains": [_row(c, without=secret) for c in world.chains],
+            "assets": [_row(a) for _, a in sorted(world.assets.items())],
+            "sources": [_row(s) for s in world.sources],
+            "destinations": [_row(d, without=frozenset({"payer_key"})) for d in world.destinations],
+            "pyth": None if pyth is None else self._guardians(pyth),
+        }
+
+    @staticmethod
+    def _guardians(pyth: PythRow) -> dict[str, Any]:
+        return _row(pyth, without=frozenset({"url", "api_key"})) | {"emitter_address": "0x" + pyth.emitter_address}
+
+    def compute(
+        self,
+        seen: Collected,
+        quotes: Sequence[Quote],
+        updates: Sequence[bytes],
+        state: State,
+        previous: Mapping[str, Reading],
+    ) -> Computed:
+        """Reconcile, value and commit. ``previous`` holds an observer's last reading per chain."""
+        cut, accounts = seen.cut, state.accounts
+        snapshot = reconcile(
+            cut, seen.readings, previous, accounts, self.world.chains, cut.cut_time + self.lifetime, seen.causes
+        )
+        report = compute_report(snapshot, quotes, self.world)
+        committed = leaves(report)
+        preimages: dict[str, str] = {}
+        digests: dict[str, bytes] = {}
+        for name, value in (
+            ("cut", self._cut(cut, snapshot.chains)),
+            ("prices", self._prices(cut, quotes, updates)),
+            ("policy", self._policy),
+            ("risk", self._risk(report)),
+            ("state", self._state(state)),
+        ):
+            preimages[name], digests[name] = digest_text(_texts(value))
+        return Computed(snapshot, report, committed, build_commitment(committed), preimages, digests)
+
+    @staticmethod
+    def _cut(cut: Cut, chains: Sequence[ChainView]) -> dict[str, Any]:
+        return {
+            "epoch": cut.epoch,
+            "cut_time": cut.cut_time,
+            "chains": [
+                {
+                    "chain": v.chain,
+                    "status": v.status,
+                    "cause": v.cause,
+                    "age": v.age,
+                    "block": None if v.block is None else dict(zip(v.block._fields, v.block, strict=True)),
+                }
+                for v in chains
+            ],
+        }
+
+    def _prices(self, cut: Cut, quotes: Sequence[Quote], updates: Sequence[bytes]) -> dict[str, Any]:
+        ids = {(s.feed, s.name): s.id for s in self.world.sources}
+        return {
+            "cut_time": cut.cut_time,
+            "updates": ["0x" + u.hex() for u in updates],
+            "quotes": [
+                {
+                    "feed": ids[q.feed, q.source],
+                    "name": q.feed,
+                    "source": q.source,
+                    "kind": q.kind,
+                    "price": str(q.price),
+                    "conf": str(q.conf),
+                    "expo": q.expo,
+                    "publish_time": q.publish_time,
+                    "ema_price": str(q.ema_price),
+                    "ema_conf": str(q.ema_conf),
+                }
+                for q in sorted(quotes)
+            ],
+        }
+
+    @staticmethod
+    def _risk(report: MarginReport) -> dict[str, Any]:
+        return {
+            "bands": [dict(zip(b._fields, b, strict=True)) for b in report.prices],
+            "cells": [dict(zip(c._fields, c, strict=True)) for c in report.cells],
+        }
+
+    @staticmethod
+    def _state(state: State) -> dict[str, Any]:
+        return {
+            "accounts": [
+                {"id": a.id, "controller": a.controller, "kind": a.kind, "home": a.home, "links": list(a.links)}
+                for a in state.accounts
+            ],
+            "links": [encode_link(to_signed_link(link, state.salts[link.account])) for link in state.links],
+        }
