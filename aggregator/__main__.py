@@ -291,10 +291,10 @@ def _print_component(number: int, chain: str, c: Component) -> None:
             f"  value {format_usd(c.value)}  age {c.age} s  horizon {c.horizon:.0f} s",
         )
     )  # fmt: skip
-    for level, price, quantity, cut, weight, share, counted in (
-        ("IM", c.price_initial, amount if debt else free, c.initial, c.liability_weight_initial, c.share_initial,
-         c.counted_initial),
-        ("MM", c.price_high if debt else c.price_low, amount, c.maintenance, c.liability_weight_maintenance,
+    quantity = amount if debt else free
+    for level, price, cut, weight, share, counted in (
+        ("IM", c.price_initial, c.initial, c.liability_weight_initial, c.share_initial, c.counted_initial),
+        ("MM", c.price_high if debt else c.price_low, c.maintenance, c.liability_weight_maintenance,
          c.share_maintenance, c.counted_maintenance),
     ):  # fmt: skip
         if debt:

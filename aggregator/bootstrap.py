@@ -173,7 +173,7 @@ def _build_provider(settings: Settings, row: ChainRow, url: SecretStr) -> ChainR
     if row.family == "evm":
         adapters = [_evm_adapter(row, venue, assets) for venue in venues]
         feeds = [s for s in settings.sources if s.kind == "chainlink" and s.id.startswith(f"{row.id}:")]
-        return EvmReader(row, EvmEndpoint(row, url), adapters, feeds)
+        return EvmReader(row, EvmEndpoint(row, url), adapters, feeds, list(assets.values()))
     solana: list[SolanaAdapter] = []
     for venue in venues:
         match venue.kind:

@@ -233,14 +233,20 @@ def _check_prices(bundle: Bundle) -> tuple[Outcome, str]:
         prices = _verify_updates(policy.member("pyth"), updates)
     cut_time = document.optional("cut_time")
     found = [_verify_quote(quote, prices) for quote in signed]
+    _check_feeds(bundle, (*signed, *read))
     detail = f"{len(signed)} Pyth quotes are among the signed prices of {len(updates)} updates"
-    detail += "" if cut_time is None else _check_price_rule(signed, found, cut_time.integer())
+    older = 0 if cut_time is None else _check_price_rule(signed, found, cut_time.integer())
+    if cut_time is not None:
+        detail += f", {len(signed) - older} of them the first at or after the Cut's time"
     if read:
         detail += f"; {len(read)} Chainlink quotes rest on the attestors' own reads of the chain"
     if not signed:
         return "not provable yet", detail
     if cut_time is None:
         detail += "; that each is the first at or after the Cut rests on the attestors (no cut_time given)"
+    if older:
+        detail += f"; {older} are from before it: whether a newer price was to be had is not checked"
+        return "not provable yet", detail
     return "pass", detail
 
 
@@ -278,6 +284,8 @@ def _verify_quote(quote: Node, prices: Mapping[bytes, Sequence[PriceMessage]]) -
         "price": quote.member("price").decimal(),
         "conf": quote.member("conf").decimal(),
         "expo": quote.member("expo").integer(),
+        "ema_price": quote.member("ema_price").decimal(),
+        "ema_conf": quote.member("ema_conf").decimal(),
     }
     best = min(of_feed, key=lambda price: sum(getattr(price, name) != value for name, value in wanted.items()))
     for name, value in wanted.items():
@@ -286,8 +294,25 @@ def _verify_quote(quote: Node, prices: Mapping[bytes, Sequence[PriceMessage]]) -
     return best
 
 
-def _check_price_rule(quotes: Sequence[Node], prices: Sequence[PriceMessage], cut_time: int) -> str:
-    """Refuse a price from after the Cut's time that is not the first one; say how many are older, and so aged."""
+def _check_feeds(bundle: Bundle, quotes: Sequence[Node]) -> None:
+    """Refuse a quote whose feed id is not the one by which the policy's sources know the feed it is used as."""
+    policy = parse_json(bundle.preimages.policy, max_bytes=MAX_BYTES, field="preimages.policy")
+    ids: dict[tuple[str, ...], str] = {}
+    for row in policy.member("sources").items():
+        key = tuple(row.member(name).text() for name in ("feed", "name", "kind"))
+        if ids.setdefault(key, row.member("id").text()) != row.member("id").text():
+            raise FieldError(f"{row.path}.id", f"another id of {key[0]} from {key[1]}")
+    for quote in quotes:
+        key = tuple(quote.member(name).text() for name in ("name", "source", "kind"))
+        if key not in ids:
+            raise FieldError(f"{quote.path}.name", f"the policy has no {key[2]} source {key[1]!r} of {key[0]!r}")
+        feed = quote.member("feed").text()
+        if feed.removeprefix("0x") != ids[key].removeprefix("0x"):
+            raise FieldError(f"{quote.path}.feed", f"{feed} given, the policy's id of {key[0]!r} is {ids[key]}")
+
+
+def _check_price_rule(quotes: Sequence[Node], prices: Sequence[PriceMessage], cut_time: int) -> int:
+    """Refuse a price from after the Cut's time that is not the first one; return how many are from before it."""
     older = 0
     for quote, price in zip(quotes, prices, strict=True):
         older += price.publish_time < cut_time
@@ -296,8 +321,7 @@ def _check_price_rule(quotes: Sequence[Node], prices: Sequence[PriceMessage], cu
                 f"{quote.path}.publish_time",
                 f"{price.publish_time} (after {price.prev_publish_time}) is not the first since the Cut, {cut_time}",
             )
-    first = f", {len(quotes) - older} of them the first at or after the Cut's time"
-    return first + (f", {older} older: that no newer one was to be had rests on the attestors" if older else "")
+    return older
 
 
 def _check_recomputation(bundle: Bundle, recompute: Recompute | None) -> tuple[Outcome, str]:

@@ -56,6 +56,8 @@ UNITS_PER_SIGNATURE: Final = 27_000  # sol_secp256k1_recover costs 25,000
 FEE_PER_SIGNATURE: Final = 5_000  # lamports
 FUNDED_POSTS: Final = 1_000
 PACKET_SIZE: Final = 1_232
+_POST: Final = 1  # place of the registry's instruction, after the compute budget's
+_CLOCK_BEHIND: Final = (RegistryRefusal.EPOCH_AHEAD, RegistryRefusal.PRODUCED_AHEAD)  # passes as soon as its clock does
 
 
 class SolanaEndpoint(Protocol):
@@ -143,7 +145,8 @@ class SolanaRegistryDestination:
         What became of an expired one, ``status`` tells; only it may say that signing again is safe.
 
         Raises:
-            PostingError: the registry refuses (its reason is named), or the payer cannot pay; not retryable.
+            PostingError: the registry refuses (its reason is named; retryable where only its clock is behind), or the
+                payer cannot pay. Nothing was sent on: the node asks the program first.
             SourceError: the node did not answer well.
         """
         options = TxOpts(preflight_commitment=Confirmed)
@@ -154,7 +157,8 @@ class SolanaRegistryDestination:
             reason = _preflight_error(error)
             if reason in (TransactionErrorFieldless.AlreadyProcessed, TransactionErrorFieldless.BlockhashNotFound):
                 return
-            raise PostingError(self._row.chain, self._explain(reason) if reason else error.problem) from None
+            problem = self._explain(reason) if reason else error.problem
+            raise PostingError(self._row.chain, problem, retryable=_refusal(reason) in _CLOCK_BEHIND) from None
         if str(answer.value) != posting.id:
             raise Garbage(self._chain.name, f"sent {posting.id}, the node calls it {answer.value}")
 
@@ -240,6 +244,7 @@ class SolanaRegistryDestination:
             here = destination_id(chain).hex()
             expect("wrong-deployment", "destination id", state.parameters.destination.hex(), here)
             expect("wrong-threshold", "threshold", state.threshold, deployment.threshold)
+            expect("wrong-deployment", "end of the attestor set", state.not_after, deployment.not_after)
             members = ["0x" + member.hex() for member in state.members]
             expect("wrong-members", "members", members, ["0x" + member.hex() for member in deployment.members])
             derived = registry_address(program, state.deployment_id, state.parameters)
@@ -297,11 +302,11 @@ class SolanaRegistryDestination:
         return (meta.compute_units_consumed or 0) if meta is not None else 0
 
     def _explain(self, error: object) -> str:
+        refusal = _refusal(error)
+        if refusal is not None:
+            return f"the registry refuses: {refusal.name} ({refusal.value})"
         if isinstance(error, TransactionErrorInstructionError) and isinstance(error.err, InstructionErrorCustom):
-            code = error.err.code
-            if error.index == 1 and code in RegistryRefusal.__members__.values():
-                return f"the registry refuses: {RegistryRefusal(code).name} ({code})"
-            return f"instruction {error.index} ends in custom error {code}"
+            return f"instruction {error.index} ends in custom error {error.err.code}"
         if error in (TransactionErrorFieldless.InsufficientFundsForFee, TransactionErrorFieldless.AccountNotFound):
             return f"payer {self._payer.pubkey()} has insufficient funds"
         return str(error)
@@ -310,3 +315,12 @@ class SolanaRegistryDestination:
 def _preflight_error(error: NodeRefused) -> object:
     """Return the transaction error that a preflight ended in, None for any other refusal."""
     return getattr(error.data, "err", None)
+
+
+def _refusal(error: object) -> RegistryRefusal | None:
+    """Return why the registry refused a posting, None for any other error."""
+    if not isinstance(error, TransactionErrorInstructionError) or error.index != _POST:
+        return None
+    if not isinstance(error.err, InstructionErrorCustom) or error.err.code not in list(RegistryRefusal):
+        return None
+    return RegistryRefusal(error.err.code)

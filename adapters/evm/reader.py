@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
-from adapters.evm.abi import Answer, Call, Flow, Result, pack_multicall, selector, unpack_multicall
+from adapters.evm.abi import Answer, Call, Flow, Result, decode_uint, pack_multicall, selector, unpack_multicall
 from adapters.evm.chainlink import quotes_flow
 from aggregator.domain.errors import Garbage, NodeRefused, SourceError, Unavailable, WrongChain
 from aggregator.domain.price import Quote
-from aggregator.domain.rows import ChainRow, SourceRow
-from aggregator.domain.snapshot import INFORMATIONAL, Block, Finding, Position, Reading, Subject
+from aggregator.domain.rows import AssetRow, ChainRow, SourceRow
+from aggregator.domain.snapshot import DEBT_UNREADABLE, INFORMATIONAL, Block, Finding, Position, Reading, Subject
 
 CALLS_PER_BATCH = 2_500
 HEX_PER_BATCH = 1_400_000  # request bodies are capped at about 2 MB by common nodes
+DECIMALS = selector("decimals()")
 GET_BLOCK_NUMBER = selector("getBlockNumber()")  # Multicall3's own view
 
 _QUANTITY = re.compile("0x[0-9a-f]{1,16}")
@@ -82,11 +83,17 @@ class EvmReader:
     """Implements :class:`aggregator.ports.ChainReader` over one endpoint."""
 
     def __init__(
-        self, row: ChainRow, endpoint: Endpoint, adapters: Sequence[EvmAdapter], feeds: Sequence[SourceRow]
+        self,
+        row: ChainRow,
+        endpoint: Endpoint,
+        adapters: Sequence[EvmAdapter],
+        feeds: Sequence[SourceRow],
+        assets: Sequence[AssetRow] = (),
     ) -> None:
         self._row, self._endpoint = row, endpoint
-        self._adapters, self._feeds = tuple(adapters), tuple(feeds)
+        self._adapters, self._feeds, self._assets = tuple(adapters), tuple(feeds), tuple(assets)
         self._identified = False
+        self._wrong: dict[str, str] | None = None  # asset -> what is wrong; None = not looked at yet
 
     @property
     def row(self) -> ChainRow:
@@ -200,15 +207,36 @@ class EvmReader:
                 resume(i, answers)
         return [results[i] for i in range(len(flows))]
 
+    async def _misdescribed(self, block: Block) -> Mapping[str, str]:
+        """Return, once per reader, the tokens whose decimals are not the configured ones, and what was found."""
+        if self._wrong is None:
+            tokens = [a for a in self._assets if a.kind != "native"]
+            (answers,) = await self._run(block, [[(a.id.rpartition(":")[2][2:], DECIMALS) for a in tokens]])
+            found = {a.id: (a.decimals, decode_uint(answer)) for a, answer in zip(tokens, answers, strict=True)}
+            self._wrong = {
+                asset: f"decimals() is {'unreadable' if there is None else there}, configured are {here}"
+                for asset, (here, there) in found.items()
+                if here != there
+            }
+        return self._wrong
+
     async def read(self, block: Block, subjects: Sequence[Subject]) -> Reading:
-        """Read every venue of this chain for ``subjects`` at ``block``."""
+        """Read every venue of this chain for ``subjects`` at ``block``; tokens that lie about themselves count 0."""
+        wrong = await self._misdescribed(block)
         flows = [
             adapter.flow([s for s in subjects if (s.address is None) == (adapter.keyed_by == "account")])
             for adapter in self._adapters
         ]
         results: list[Result] = await self._drive(block, flows)
-        positions: list[Position] = [p for found, _ in results for p in found]
         findings: list[Finding] = [f for _, found in results for f in found]
+        positions: list[Position] = []
+        for position in (p for found, _ in results for p in found):
+            lie = wrong.get(position.asset) or wrong.get(position.unit)
+            if lie is None:
+                positions.append(position)
+                continue
+            code = DEBT_UNREADABLE if position.side == "debt" else "unreadable"
+            findings.append(Finding(code, position.account, f"{position.asset}: {lie}"))
         return Reading(block, tuple(positions), tuple(findings))
 
     async def read_quotes(self, block: Block) -> tuple[Quote, ...]:
@@ -228,6 +256,11 @@ class EvmReader:
             findings.append(Finding("ok", row.name, f"chain {row.id}, head {head.height}, final {block.height}"))
         except SourceError as error:
             return (Finding("failed", row.name, str(error)),)
+        try:
+            for asset, lie in (await self._misdescribed(block)).items():
+                findings.append(Finding("failed", asset, lie))
+        except SourceError as error:
+            findings.append(Finding("failed", f"{row.name} decimals", str(error)))
         nobody = (Subject("0x" + "00" * 32, None), Subject("0x" + "00" * 32, "0x" + "00" * 20))
         for adapter in self._adapters:
             asked = [s for s in nobody if (s.address is None) == (adapter.keyed_by == "account")]

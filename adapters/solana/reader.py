@@ -21,6 +21,7 @@ from aggregator.domain.rows import ChainRow
 from aggregator.domain.snapshot import Block, Finding, Position, Reading, Subject
 
 KEYS_PER_CALL = 100
+READS = 4  # of one round, until all its requests are answered at one slot
 MAX_STEPS_BACK = 64
 FINALIZED = {"commitment": "finalized"}
 
@@ -112,7 +113,7 @@ class SolanaReader:
             raise Unavailable(self._row.name, f"no finalized block in slot {height}")
         return block
 
-    async def _accounts(self, keys: Sequence[str], least_slot: int) -> list[RawAccount | None]:
+    async def _accounts(self, keys: Sequence[str], least_slot: int) -> tuple[int, list[RawAccount | None]]:
         config = FINALIZED | {"encoding": "base64", "minContextSlot": least_slot}
         answer = await self._endpoint.call("getMultipleAccounts", [list(keys), config])
         try:
@@ -121,7 +122,7 @@ class SolanaReader:
                 raise TypeError
             if slot < least_slot:
                 raise Garbage(self._row.name, f"read at slot {slot}, asked for {least_slot} or later")
-            return [None if row is None else self._account(row) for row in rows]
+            return slot, [None if row is None else self._account(row) for row in rows]
         except (KeyError, TypeError, ValueError, binascii.Error):
             raise Garbage(self._row.name, f"getMultipleAccounts is not {len(keys)} accounts in base64") from None
 
@@ -136,8 +137,14 @@ class SolanaReader:
     async def _fetch(self, keys: Sequence[str], least_slot: int) -> dict[str, RawAccount | None]:
         unique = list(dict.fromkeys(keys))
         chunks = [unique[i : i + KEYS_PER_CALL] for i in range(0, len(unique), KEYS_PER_CALL)]
-        answers = await asyncio.gather(*(self._accounts(chunk, least_slot) for chunk in chunks))
-        return dict(zip(unique, (a for chunk in answers for a in chunk), strict=True))
+        for _ in range(READS):
+            answers = await asyncio.gather(*(self._accounts(chunk, least_slot) for chunk in chunks))
+            slots = {slot for slot, _ in answers}
+            if len(slots) <= 1:
+                return dict(zip(unique, (a for _, chunk in answers for a in chunk), strict=True))
+            # Tokens that moved between two slots would be seen twice, or not at all.
+            least_slot = max(slots)
+        raise Unavailable(self._row.name, f"{READS} times, {len(chunks)} requests were not answered at one slot")
 
     async def _drive(
         self, block: Block, flows: Sequence[Flow]

@@ -203,7 +203,7 @@ def value_report(
     common |= matters[:, np.array(halted, dtype=np.bool_)].any(axis=1) * int(Flag.HALTED_CHAIN)
     for b in range(bounds):
         status[b], liquidatable = health.status_of(
-            assets[b], debts[b], unsure=stale | partial, unpriced=unpriced, unread=unread | isolated
+            assets[b], debts[b], unsure=stale | partial, unpriced=unpriced | book.partial, unread=unread | isolated
         )
         flags[b] = common | liquidatable * int(Flag.LIQUIDATABLE)
     barred = book.monitored | blind | unread | isolated | (book.home < 0) | ~np.isfinite(room)

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from aggregator.domain.rows import ChainRow
-from aggregator.domain.snapshot import DARK, Account, ChainView, Cut, Finding, Position, Reading, Snapshot, Subject
+from aggregator.domain.snapshot import (
+    DARK,
+    NOT_READ_YET,
+    Account,
+    ChainView,
+    Cut,
+    Finding,
+    Position,
+    Reading,
+    Snapshot,
+    Subject,
+)
 
 
 def reconcile(
@@ -84,7 +95,7 @@ def reconcile(
 
 
 def _not_covered(chain: str, reading: Reading, accounts: Sequence[Account]) -> Iterator[Finding]:
-    """Name the accounts and links that are younger than the reading: of what they hold or owe there nothing is known."""
+    """Name accounts with links younger than the reading: nothing is known of what they hold or owe there."""
     if reading.subjects is None:
         return
     read = set(reading.subjects)
@@ -93,7 +104,7 @@ def _not_covered(chain: str, reading: Reading, accounts: Sequence[Account]) -> I
         wanted += [Subject(account.id, a.removeprefix(f"{chain}:")) for a in account.links if a.startswith(f"{chain}:")]
         if not read.issuperset(wanted):
             detail = f"{chain} was last read before the account or one of its links was recorded"
-            yield Finding("not-read-yet", account.id, detail)
+            yield Finding(NOT_READ_YET, account.id, detail)
 
 
 def _accepted(cut: Cut, chain: str, reading: Reading | None) -> tuple[Reading | None, str]:

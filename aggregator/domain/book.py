@@ -21,7 +21,16 @@ import numpy as np
 import numpy.typing as npt
 
 from aggregator.domain.rows import AssetPolicyRow, AssetRow
-from aggregator.domain.snapshot import DEBT_UNREADABLE, INFORMATIONAL, Account, ChainView, Finding, Position, Snapshot
+from aggregator.domain.snapshot import (
+    DEBT_UNREADABLE,
+    INFORMATIONAL,
+    NOT_READ_YET,
+    Account,
+    ChainView,
+    Finding,
+    Position,
+    Snapshot,
+)
 from aggregator.domain.units import Floats
 
 Ints = npt.NDArray[np.int64]
@@ -248,7 +257,7 @@ def build_book(
     partial = _partial(snapshot, number, place, touches, monitored)
     partial[owner[list(trouble)]] = True
     blind = np.zeros(len(accounts), dtype=np.bool_)
-    unread = (f.scope.split(" ", 1)[0] for f in snapshot.findings if f.code == DEBT_UNREADABLE)
+    unread = (f.scope.split(" ", 1)[0] for f in snapshot.findings if f.code in (DEBT_UNREADABLE, NOT_READ_YET))
     blind[[number[account] for account in unread if account in number]] = True
     spot = {destination: i for i, destination in enumerate(destinations)}
     return assemble(

@@ -65,7 +65,9 @@ DARK = "dark"
 INFORMATIONAL = frozenset({"venue-health"})
 """Codes of findings that tell something without making anything unknown."""
 DEBT_UNREADABLE = "debt-unreadable"
-"""Code of a finding, scoped to an account, about a recourse debt that could not be read: it may be any amount."""
+NOT_READ_YET = "not-read-yet"
+"""Codes of findings, scoped to an account, after which it may owe any amount: a recourse debt that could not be read, a
+chain last read before the account or its link existed."""
 
 
 class Position(NamedTuple):

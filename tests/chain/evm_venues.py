@@ -54,11 +54,15 @@ def genesis_of(anvil: Anvil) -> str:
 
 
 def make_reader(
-    anvil: Anvil, adapters: list[EvmAdapter] | None = None, feeds: list[SourceRow] | None = None, **changes: Any
+    anvil: Anvil,
+    adapters: list[EvmAdapter] | None = None,
+    feeds: list[SourceRow] | None = None,
+    assets: list[AssetRow] | None = None,
+    **changes: Any,
 ) -> EvmReader:
     """Build a reader over a real endpoint of ``anvil``."""
     row = chain_row(anvil.url, **{"genesis": genesis_of(anvil), **changes})
-    return EvmReader(row, EvmEndpoint(row, row.rpc[0]), adapters or [], feeds or [])
+    return EvmReader(row, EvmEndpoint(row, row.rpc[0]), adapters or [], feeds or [], assets or [])
 
 
 @dataclass

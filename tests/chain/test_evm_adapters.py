@@ -37,9 +37,12 @@ def isolated(venues: Venues) -> Iterator[None]:
     venues.anvil.rpc("evm_revert", snapshot)
 
 
-async def read(venues: Venues, name: str, assets: dict[str, AssetRow] | None = None) -> Reading:
+async def read(
+    venues: Venues, name: str, assets: dict[str, AssetRow] | None = None, *, check_decimals: bool = False
+) -> Reading:
     """Read one venue for the user and a stranger at the newest block."""
-    reader = make_reader(venues.anvil, [venues.adapters(assets)[name]])
+    described = list(assets.values()) if assets and check_decimals else None
+    reader = make_reader(venues.anvil, [venues.adapters(assets)[name]], assets=described)
     other = "0x" + "77" * 32
     subjects = [
         Subject(venues.account, None),
@@ -98,6 +101,22 @@ async def test_a_token_without_code_is_a_finding_never_a_zero(venues: Venues) ->
     assert set(by_asset(reading)) == {usdc.id}
     assert {(f.code, f.scope) for f in reading.findings} == {("unreadable", p) for p in _accounts(venues)}
     assert all(absent.id in f.detail for f in reading.findings)
+
+
+async def test_a_token_described_with_other_decimals_counts_nothing(venues: Venues) -> None:
+    """Else a slip of the pen makes a holding a million million times too large."""
+    assets = venues.assets()
+    weth, usdc = venues.asset("weth"), venues.asset("usdc")
+    assets[weth] = assets[weth].model_copy(update={"decimals": 6})
+    reading = await read(venues, "wallet", assets, check_decimals=True)
+    held = by_asset(reading)
+    assert weth not in held
+    assert usdc in held
+    assert ("unreadable", venues.account, f"{weth}: decimals() is 18, configured are 6") in reading.findings
+    assets[usdc] = assets[usdc].model_copy(update={"decimals": 18})
+    reading = await read(venues, "lender", assets, check_decimals=True)
+    assert reading.positions == ()
+    assert {f.code for f in reading.findings} == {"debt-unreadable"}
 
 
 def _accounts(venues: Venues) -> set[str]:

@@ -224,6 +224,20 @@ def test_init_refuses_three_members_outside_a_devnet() -> None:
     )
 
 
+@pytest.mark.parametrize("network_class", [1, 2])
+def test_a_set_ends_within_ninety_days_outside_a_devnet(network_class: int) -> None:
+    bound = NOW + 90 * 86_400
+    assert RegistryWorld(make_deployment(network_class=network_class, not_after=bound)).state().not_after == bound
+    refuses(
+        RegistryRefusal.PARAMETER_INVALID,
+        lambda: RegistryWorld(make_deployment(network_class=network_class, not_after=bound + 1)),
+    )
+
+
+def test_a_devnets_set_may_last() -> None:
+    assert RegistryWorld(make_deployment(not_after=NOW + 10**9)).state().not_after == NOW + 10**9
+
+
 def test_init_refuses_wrong_accounts() -> None:
     world = World("registry")
     good = build_registry_init(world.ids["registry"], world.payer.pubkey(), make_deployment(), PARAMETERS)
@@ -286,6 +300,7 @@ GOOD = Statement(EPOCH, ROOT)
         (RegistryRefusal.EXPIRED, GOOD.but(validUntil=NOW)),
         (RegistryRefusal.LIFETIME_TOO_LONG, GOOD.but(validUntil=NOW + 121)),
         (RegistryRefusal.LIFETIME_TOO_LONG, GOOD.but(producedAt=NOW + 5, validUntil=NOW + 4)),
+        (RegistryRefusal.LIFETIME_TOO_LONG, GOOD.but(producedAt=NOW + 5, validUntil=NOW + 5)),
         (RegistryRefusal.FLOOR_ABOVE_EPOCH, GOOD.but(floor=EPOCH + 1)),
         (RegistryRefusal.SET_ID_WRONG, GOOD.but(setId=2)),
         (RegistryRefusal.ROOT_ZERO, GOOD.but(root=bytes(32))),

@@ -39,7 +39,7 @@ def status_of(assets: Floats, debts: Floats, *, unsure: Bools, unpriced: Bools, 
     Args:
         assets, debts: W+ and W- in USD, shape (end, level, A).
         unsure: something of the account is stale or unknown, shape (A,).
-        unpriced: an asset that counts has no price, so that ``high`` is no upper bound, shape (A,).
+        unpriced: an asset has no price or could not be read, so that ``high`` is no upper bound, shape (A,).
         unread: a chain was never read, so that neither end is a bound: debts may stand there too, shape (A,).
 
     Returns:

@@ -70,11 +70,23 @@ def test_any_answer_starts_the_count_again(breaker: Breaker, answer: SourceError
     assert not breaker.is_open
 
 
-def test_a_call_given_up_by_its_caller_counts_as_a_failure(breaker: Breaker) -> None:
+def give_up(breaker: Breaker, clock: Clock, waited: float) -> None:
+    def hang() -> None:
+        with breaker.guard():
+            clock.now += waited
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        hang()
+
+
+@pytest.mark.parametrize(("waited", "opens"), [(PATIENCE, True), (PATIENCE / 2, False)])
+def test_a_call_given_up_counts_if_it_waited_long_enough(
+    breaker: Breaker, clock: Clock, waited: float, opens: bool
+) -> None:
     for _ in range(OPENS_AFTER):
-        with pytest.raises(asyncio.CancelledError):
-            call(breaker, asyncio.CancelledError())
-    assert breaker.is_open
+        give_up(breaker, clock, waited)
+    assert breaker.is_open == opens
 
 
 def test_the_delay_doubles_with_every_failed_trial_up_to_the_longest(breaker: Breaker, clock: Clock) -> None:

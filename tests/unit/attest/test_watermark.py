@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,28 @@ async def test_the_record_outlives_the_object(tmp_path: Path) -> None:
     with pytest.raises(RefusedError):
         await second.claim(7, B)
     await second.close()
+
+
+async def test_closing_leaves_no_thread_and_no_second_file(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    mark = SqliteWatermark(tmp_path / "mark")
+    await mark.claim(7, A)
+    assert [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("watermark")]
+    await mark.close()
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("watermark")]
+    assert os.listdir(tmp_path) == ["mark"]
+
+
+async def test_a_commit_waits_for_the_folder_too(tmp_path: Path) -> None:
+    mark = SqliteWatermark(tmp_path / "mark")
+    await mark.claim(7, A)
+
+    def read() -> list[object]:
+        connection = mark._open()
+        return [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+
+    assert await asyncio.wrap_future(mark._thread.submit(read)) == ["delete", 3]  # 3 is EXTRA
+    await mark.close()
 
 
 async def test_racing_claims_admit_one_digest(tmp_path: Path) -> None:

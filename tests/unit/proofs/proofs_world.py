@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,23 +76,36 @@ class World:
         )
 
 
+def read_ema(update: bytes, feed_id: bytes) -> dict[str, str]:
+    """Read a feed's moving average at its place in the message: after price, conf, expo and both publish times."""
+    *_, price, conf = struct.unpack_from(">qQiqqqQ", update, update.index(feed_id) + 32)
+    return {"ema_price": str(price), "ema_conf": str(conf)}
+
+
 def build_preimages(price_file: dict[str, object], link: SignedLink) -> Preimages:
     signers, updates = price_file["guardian_set"], {u["name"]: u for u in price_file["updates"]}
     used = [updates["multi_gs4"]]
     quotes = [
         {
             "feed": expected["feed_id"],
+            "name": f"feed {i}",
             "source": "pyth",
             "kind": "pyth",
             "price": str(expected["price"]),
             "conf": str(expected["conf"]),
             "expo": expected["expo"],
             "publish_time": expected["publish_time"],
+            **read_ema(bytes.fromhex(update["update_hex"]), bytes.fromhex(expected["feed_id"])),
         }
         for update in used
-        for expected in update["expected"]
+        for i, expected in enumerate(update["expected"])
     ]
-    chainlink = {"feed": "0x" + "11" * 20, "source": "chainlink", "kind": "chainlink", "price": "1", "conf": "0"}
+    chainlink = {"feed": "0x" + "11" * 20, "name": "feed 0", "source": "chainlink", "kind": "chainlink"}
+    chainlink |= {"price": "1", "conf": "0", "ema_price": "0", "ema_conf": "0"}
+    sources = [
+        {"feed": quote["name"], "name": quote["source"], "kind": quote["kind"], "id": quote["feed"]}
+        for quote in (*quotes, chainlink)
+    ]
     return Preimages(
         cut=canonical_json([{"chain": "eip155:31337", "hash": "0x" + "22" * 32, "height": 9, "time": CUT_TIME}]),
         prices=canonical_json(
@@ -108,7 +122,8 @@ def build_preimages(price_file: dict[str, object], link: SignedLink) -> Preimage
                     "guardians": signers["addresses"],
                     "emitter_chain": price_file["emitter_chain"],
                     "emitter_address": f"0x{price_file['emitter_address']}",
-                }
+                },
+                "sources": sources,
             }
         ),
         risk=canonical_json({"volatility": {"ETH": 0.65}}),

@@ -149,6 +149,12 @@ def price_change(bundle: Bundle, path: tuple[Any, ...], value: object) -> str:
     [
         (("quotes", 0, "price"), "1", "preimages.prices.quotes[0].price"),
         (("quotes", 0, "conf"), "1", "preimages.prices.quotes[0].conf"),
+        (("quotes", 0, "ema_price"), "1", "preimages.prices.quotes[0].ema_price"),
+        (("quotes", 0, "ema_conf"), "1", "preimages.prices.quotes[0].ema_conf"),
+        (("quotes", 0, "name"), "feed 1", "preimages.prices.quotes[0].feed"),  # a signed price used as another feed's
+        (("quotes", 5, "feed"), "0x" + "12" * 20, "preimages.prices.quotes[5].feed"),
+        (("quotes", 0, "name"), "feed 9", "preimages.prices.quotes[0].name"),
+        (("quotes", 0, "source"), "chainlink", "preimages.prices.quotes[0].name"),
         (("quotes", 0, "expo"), -7, "preimages.prices.quotes[0].expo"),
         (("quotes", 0, "publish_time"), CUT_TIME + 1, "preimages.prices.quotes[0].publish_time"),
         (("quotes", 0, "feed"), "00" * 32, "preimages.prices.quotes[0].feed"),
@@ -170,9 +176,15 @@ def test_even_a_signed_price_that_the_guardians_did_not_sign_fails_step_6(
 def test_a_price_older_than_the_cut_is_no_failure_but_is_said(bundle: Bundle, world: World) -> None:
     aged = recertified(world, bundle, prices=price_change(bundle, ("cut_time",), CUT_TIME + 1))
     step = verify_bundle(aged)[5]
-    assert step.outcome == "pass"
-    assert "5 older" in step.detail
+    assert step.outcome == "not provable yet"
+    assert "0 of them the first" in step.detail
+    assert "5 are from before it: whether a newer price was to be had is not checked" in step.detail
     assert "5 of them the first at or after" in verify_bundle(bundle)[5].detail
+
+
+def test_a_policy_without_sources_fails_step_6(bundle: Bundle, world: World) -> None:
+    bare = canonical_json({"pyth": json.loads(bundle.preimages.policy)["pyth"]})
+    assert failures(recertified(world, bundle, policy=bare)) == {6: "preimages.policy.sources: missing"}
 
 
 def test_a_policy_without_guardians_fails_step_6(bundle: Bundle, world: World) -> None:

@@ -131,6 +131,19 @@ async def test_signing_again_replaces_the_nonce_at_a_higher_price_up_to_the_cap(
     assert caught.value.retryable
 
 
+async def test_a_replacement_has_gas_for_an_epoch_whose_ring_slot_is_empty() -> None:
+    # Three signatures took 51,807 gas in a slot in use, 68,907 in an empty one and 85,971 as the first posting ever.
+    destination = make_destination(Node(eth_estimateGas=hex(51_807)))
+    first = decode_transaction(bytes.fromhex((await destination.sign(CERTIFICATE)).raw[2:]))
+    second = decode_transaction(bytes.fromhex((await destination.sign(CERTIFICATE)).raw[2:]))
+    assert len(CERTIFICATE.attestations) == 3
+    assert first.nonce == second.nonce
+    assert first.gas < 68_907 < 85_971 < second.gas
+    dear = make_destination(Node(eth_estimateGas=hex(200_000)))
+    gas = [decode_transaction(bytes.fromhex((await dear.sign(CERTIFICATE)).raw[2:])).gas for _ in range(2)]
+    assert gas == [250_000, 250_000]
+
+
 async def test_a_new_nonce_starts_at_the_market_price_again() -> None:
     destination = make_destination(Node(eth_getTransactionCount=["0x5", "0x6"]))
     first, second = await destination.sign(CERTIFICATE), await destination.sign(CERTIFICATE)

@@ -15,6 +15,7 @@ import pytest
 from aggregator.domain.certificate import Certificate, EpochRecord, PostedRoot, Posting, PostingStatus, SignedPosting
 from aggregator.domain.errors import PostingError, Unreachable
 from aggregator.service.relayer import Relayer
+from aggregator.service.relayer import relayer as relayer_module
 from tests.unit.attest.statements import CHAIN, EPOCH_SECONDS, RealClock, make_deployment, make_record
 
 DEPLOYMENT = make_deployment(4)
@@ -29,6 +30,10 @@ class Records:
 
     async def epoch(self, number: int | None = None, *, certified: bool = True) -> EpochRecord | None:
         return self.records.get(number if number is not None else max(self.records))
+
+    async def certificate(self, number: int | None = None) -> Certificate | None:
+        record = await self.epoch(number)
+        return None if record is None else record.certificate
 
     async def save_posting(self, posting: Posting) -> None:
         self.history.append(posting)
@@ -402,6 +407,44 @@ async def test_an_attempt_mined_while_the_next_is_signed_counts_as_ours(tmp_path
         ledger.sign = sign_too_late  # type: ignore[method-assign]
         await w.reaches(epoch, "final")
         assert w.records.last(epoch).transaction == "tx0"
+
+
+async def test_an_epoch_that_another_relayer_posts_meanwhile_is_no_failure(tmp_path: Path) -> None:
+    """Where only sending tells of the registry's refusal, as on Solana."""
+    ledger = Ledger(solana=True)
+    async with world(tmp_path, ledger) as w:
+
+        async def submit_too_late(posting: SignedPosting) -> None:
+            ledger.put(w.records.records[w.first].certificate)  # type: ignore[arg-type]
+            raise PostingError(CHAIN, "the registry refuses: EPOCH_NOT_NEWER (20)")
+
+        ledger.submit = submit_too_late  # type: ignore[method-assign]
+        epoch = await w.offer(0)
+        await w.reaches(epoch, "confirmed")
+        assert "failed" not in w.records.states(epoch)
+        assert "another relayer" in w.records.last(epoch).detail
+
+
+@pytest.mark.parametrize("where", ["read_latest", "get_workflow_status", "start_workflow"])
+async def test_no_trouble_of_any_kind_ends_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    ledger = Ledger()
+    troubles: list[Exception] = [OSError("disk full"), ZeroDivisionError(), RuntimeError("the workflows' file")]
+    async with world(tmp_path, ledger) as w:
+        if where == "read_latest":
+            ledger.fail_read = list(troubles)
+        else:
+            name = f"{where}_async"
+            good = getattr(relayer_module.DBOS, name)
+
+            async def fail_at_first(*args: Any, **kwargs: Any) -> Any:
+                if troubles:
+                    raise troubles.pop()
+                return await good(*args, **kwargs)
+
+            monkeypatch.setattr(relayer_module.DBOS, name, fail_at_first)
+        epoch = await w.offer(0)
+        await w.reaches(epoch, "final")
+        assert w.ledger.effects == [epoch]
 
 
 async def test_a_defect_fails_its_epoch_and_not_the_next(tmp_path: Path) -> None:

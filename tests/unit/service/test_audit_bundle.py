@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from aggregator import bootstrap
 from aggregator.bootstrap import build_bundle
 from aggregator.domain.errors import UnknownError
+from aggregator.service.bundle import export_bundle
 from proofs import verify
 from proofs.bundle import PREIMAGES, parse_bundle
 from proofs.document import canonical_json
@@ -75,10 +78,34 @@ async def test_the_same_epoch_exports_the_same_bytes(world: SimulatedWorld, acco
     assert again == exported
 
 
+async def test_a_bundle_is_hashed_off_the_loop_and_reads_one_salt(
+    world: SimulatedWorld, accounts: Any, exported: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = await world.store.epoch(FIRST_EPOCH + 1)
+    assert record is not None
+    threads: list[threading.Thread] = []
+    salts: list[str] = []
+    read_salt = world.store.salt
+
+    def note(*arguments: Any) -> str:
+        threads.append(threading.current_thread())
+        return export_bundle(*arguments)
+
+    async def salt(account: str) -> bytes:
+        salts.append(account)
+        return await read_salt(account)
+
+    monkeypatch.setattr(bootstrap, "export_bundle", note)
+    monkeypatch.setattr(world.store, "salt", salt)
+    assert await build_bundle(world.store, world.deployment, record, accounts["ada"].id) == exported
+    assert threading.current_thread() not in threads
+    assert (len(threads), salts) == (1, [accounts["ada"].id])
+
+
 async def test_an_account_without_a_leaf_has_no_bundle(world: SimulatedWorld, exported: str) -> None:
     record = await world.store.epoch()
     assert record is not None
-    with pytest.raises(UnknownError, match="no certified leaf|is not known"):
+    with pytest.raises(UnknownError, match=r"no certified leaf|is not known"):
         await build_bundle(world.store, world.deployment, record, "0x" + "77" * 32)
 
 

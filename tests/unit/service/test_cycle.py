@@ -289,6 +289,23 @@ async def test_a_chain_only_the_coordinator_cannot_see_stops_nobody(
     assert beta.cause.startswith("dark: ")
 
 
+async def test_an_account_younger_than_the_last_reading_is_never_healthy(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    """Of what it holds or owes on a chain that has been dark since before it was opened nothing is known."""
+    await world.epoch(FIRST_EPOCH)
+    for reader in world.everyone(BETA):
+        reader.dark = True
+    late = await world.book.open_account(EvmPerson("late").address, "0x" + "77" * 32, "risk-bearing", None, "late")
+    record = await world.epoch(FIRST_EPOCH + 1)
+    assert len(record.attestations) == 4
+    margin = margin_of(record, late)
+    assert margin.status == "unknown"
+    assert margin.flags & Flag.PARTIAL
+    assert all(leaf.budget == 0 for leaf in margin.leaves)
+    assert margin_of(record, accounts["ada"]).status == "healthy"
+
+
 async def test_uncertified_epochs_do_not_make_attestors_forget(
     world: SimulatedWorld, accounts: dict[str, Account]
 ) -> None:

@@ -78,8 +78,11 @@ async def test_the_store_keeps_its_word_on_postgresql(url: str) -> None:
     assert [link.position for link in logged] == list(range(1, len(logged) + 1))
     assert len({link.account for link in logged if link.member == member}) == 1
 
-    assert await one.prune(keep_epochs=1) == 2
-    assert await other.margin(account_id("alice"), 2) is None
+    assert await one.prune(keep_epochs=1) == 1
+    assert await other.margin(account_id("alice"), 1) is None
+    assert await other.margin(account_id("alice"), 2) is not None  # the newest certified
+    assert (await other.certificate()) == make_records()[2].certificate
+    assert (await other.state()).links == logged
     assert len(await other.epochs()) == 3
     await one.close()
     await other.close()
