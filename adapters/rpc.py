@@ -30,6 +30,7 @@ from aggregator.domain.rows import ChainRow
 T = TypeVar("T")
 ATTEMPTS = 3
 IN_FLIGHT = 8
+PATIENCE = 4  # a call given up after this part of the timeout counts as not answered
 OPENS_AFTER = 3  # calls that failed in a row, each with all its attempts
 FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0  # seconds until an open breaker lets one call through
 RATE_LIMITED = (-32005, 429)
@@ -51,11 +52,11 @@ class Breaker:
 
     Opens after ``OPENS_AFTER`` calls in a row that could not reach the node. While it is open every call fails at once,
     but for one trial when the delay is over: if that reaches the node the breaker closes, if not the delay doubles.
-    A call that its caller gives up on counts too, but only if it waited as long as the node has to answer.
+    A call that its caller gives up on counts too, but only if it waited for a good part of the time that the node has.
 
     Args:
         name: what errors call the chain.
-        patience: seconds the node has to answer.
+        patience: seconds after which a call given up says something of the node.
         clock: seconds that never go back.
     """
 
@@ -134,7 +135,7 @@ class _Endpoint:
         self.row = row
         self._gate = asyncio.Semaphore(IN_FLIGHT)
         self._throttle = Throttler(rate_limit=row.requests_per_second, period=1.0)
-        self._breaker = Breaker(row.name, row.timeout, clock)
+        self._breaker = Breaker(row.name, row.timeout / PATIENCE, clock)
 
     async def _attempt(self, once: Callable[[], Awaitable[T]]) -> T:
         with self._breaker.guard() as trial:

@@ -6,18 +6,30 @@ A broken or missing key raises :class:`ConfigError`, which names the file, the k
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from aggregator.domain.errors import ConfigError
+from aggregator.domain.ids import (
+    canonical_address,
+    canonical_feed_address,
+    canonical_genesis,
+    canonical_pyth_id,
+    family_of,
+    kinds_of,
+    parse_asset_id,
+    parse_chain_id,
+)
 from aggregator.domain.rows import (
     AssetRow,
     ChainRow,
     DeploymentRow,
     DestinationRow,
+    Family,
     Name,
     PolicyRow,
     PythRow,
@@ -25,6 +37,9 @@ from aggregator.domain.rows import (
     SourceRow,
     VenueRow,
 )
+from proofs.errors import FieldError
+from proofs.quorum import minimal_threshold
+from proofs.statement import DEVNET
 
 EXAMPLES: Mapping[str, str] = {
     "service": "{data = ..., epoch_seconds = 12, listen = ..., attestor_keys = [...], passphrase_file = ...}",
@@ -89,8 +104,8 @@ EXAMPLES: Mapping[str, str] = {
     "venues": '{chain = "eip155:1", kind = "wallet"}',
     "venues.chain": '"eip155:1"',
     "venues.kind": '"wallet", "vault", "lender" or "aave-v3"',
-    "venues.addresses": '{vault = "0x..."}',
-    "venues.addresses.*": '"0x..."',
+    "venues.addresses": '{vault = "0x5fbdb2315678afecb367f032d93f642f64180aa3"}',
+    "venues.addresses.*": '"0x5fbdb2315678afecb367f032d93f642f64180aa3"',
     "destinations": '{chain = "eip155:1", kind = "evm-registry", address = ..., clock_bound = 5, payer_key = ...}',
     "destinations.chain": '"eip155:1"',
     "destinations.kind": '"evm-registry" or "solana-registry"',
@@ -130,6 +145,14 @@ LISTS = frozenset(
 )
 NAMED = frozenset({"policy.assets", "venues.addresses"})
 """Tables whose keys the user chooses."""
+SOLANA_EXAMPLE = '"4uhcVJyU9pJkvQyS88uRDiswHXSCkY3zQawwpjk2NsNY"'
+"""An example of 32 bytes in base58, where EXAMPLES has the EVM form."""
+VENUES: Mapping[Family, Mapping[str, tuple[str, ...]]] = {
+    "evm": {"wallet": (), "vault": ("vault",), "lender": ("lender",), "aave-v3": ("pool", "data_provider")},
+    "solana": {"wallet": (), "vault": ("program", "vault")},
+}
+"""Kinds of venue by family of chain, each with the addresses it needs."""
+REGISTRIES: Mapping[Family, str] = {"evm": "evm-registry", "solana": "solana-registry"}
 
 
 class ServiceRow(Row):
@@ -179,59 +202,198 @@ def _key(location: Iterable[int | str]) -> tuple[str, str]:
     return shown, f"[{example}]" if example and plain in LISTS and not element else example
 
 
-def _unique(file: str, table: str, key: str, values: Iterable[str]) -> None:
-    seen: set[str] = set()
+def _refusal(file: str, place: Iterable[int | str], problem: str, example: str = "") -> ConfigError:
+    key, usual = _key(place)
+    return ConfigError(file, key, problem, example or usual)
+
+
+def _require_unique(file: str, table: str, key: str, values: Iterable[Hashable], problem: str = "") -> None:
+    """Check that no row of ``table`` repeats another's value; ``key`` is where the user would change it."""
+    seen: set[Hashable] = set()
     for i, value in enumerate(values):
         if value in seen:
-            raise ConfigError(file, f"{table}[{i}].{key}", f"{value!r} is given twice")
+            raise _refusal(
+                file, (*table.split("."), i, *([key] if key else [])), problem or f"{value!r} is given twice"
+            )
         seen.add(value)
 
 
+def _canonical(file: str, s: Settings) -> Settings:
+    """Return the settings with every id and address checked by itself and in canonical form."""
+
+    @contextmanager
+    def at(*place: int | str, example: str = "") -> Iterator[None]:
+        try:
+            yield
+        except FieldError as error:
+            raise _refusal(file, place, error.reason, example) from None
+
+    def address(family: Family, text: str, *place: int | str) -> str:
+        with at(*place, example=SOLANA_EXAMPLE if family == "solana" else ""):
+            return canonical_address(family, text)
+
+    def chain(i: int, row: ChainRow) -> ChainRow:
+        with at("chains", i, "id"):
+            id = parse_chain_id(row.id)
+        if family_of(id) != row.family:
+            raise _refusal(file, ("chains", i, "family"), f"{row.family!r} does not fit {id}", f'"{family_of(id)}"')
+        with at("chains", i, "genesis", example=SOLANA_EXAMPLE if row.family == "solana" else ""):
+            genesis = canonical_genesis(row.family, row.genesis)
+        multicall = address("evm", row.multicall, "chains", i, "multicall")
+        return row.model_copy(update={"id": id, "genesis": genesis, "multicall": multicall})
+
+    def asset(i: int, row: AssetRow) -> AssetRow:
+        with at("assets", i, "id"):
+            id = parse_asset_id(row.id)
+        if row.kind not in (fitting := kinds_of(id)):
+            problem = f"{row.kind!r} does not fit {id}: {' or '.join(fitting)} expected"
+            raise _refusal(file, ("assets", i, "kind"), problem, f'"{fitting[0]}"')
+        if row.underlying is None:
+            return row.model_copy(update={"id": str(id)})
+        with at("assets", i, "underlying"):
+            underlying = parse_asset_id(row.underlying)
+        if underlying.chain != id.chain:
+            problem = f"is on {underlying.chain}, the receipt on {id.chain}; a receipt redeems where it is"
+            raise _refusal(file, ("assets", i, "underlying"), problem)
+        return row.model_copy(update={"id": str(id), "underlying": str(underlying)})
+
+    def source(i: int, row: SourceRow) -> SourceRow:
+        pyth = row.kind == "pyth"
+        with at("sources", i, "id", example="" if pyth else '"eip155:1:0x5f4ec3df9cbd43714fe2740f5e3616155c5b8419"'):
+            return row.model_copy(update={"id": (canonical_pyth_id if pyth else canonical_feed_address)(row.id)})
+
+    def venue(i: int, row: VenueRow) -> VenueRow:
+        with at("venues", i, "chain"):
+            family = family_of(row.chain)
+        kinds = VENUES[family]
+        if row.kind not in kinds:
+            problem = f"{row.kind!r} cannot be read on {row.chain}; known there: {', '.join(kinds)}"
+            raise _refusal(file, ("venues", i, "kind"), problem, '"wallet"')
+        needed = kinds[row.kind]
+        value = SOLANA_EXAMPLE if family == "solana" else EXAMPLES["venues.addresses.*"]
+        for name in needed:
+            if name not in row.addresses:
+                raise _refusal(file, ("venues", i, "addresses", name), "is missing", value)
+        if surplus := sorted(row.addresses.keys() - set(needed)):
+            expected = ", ".join(needed) or "none"
+            problem = f"{surplus[0]!r} is no address of a {row.kind} on {row.chain}: {expected} expected"
+            example = "{" + ", ".join(f"{name} = {value}" for name in needed) + "}"
+            raise _refusal(file, ("venues", i, "addresses"), problem, example)
+        addresses = {n: address(family, row.addresses[n], "venues", i, "addresses", n) for n in needed}
+        return row.model_copy(update={"addresses": addresses})
+
+    def destination(i: int, row: DestinationRow) -> DestinationRow:
+        with at("destinations", i, "chain"):
+            family = family_of(row.chain)
+        if row.kind != REGISTRIES[family]:
+            problem = f"{row.kind!r} cannot be on {row.chain}"
+            raise _refusal(file, ("destinations", i, "kind"), problem, f'"{REGISTRIES[family]}"')
+        return row.model_copy(update={"address": address(family, row.address, "destinations", i, "address")})
+
+    members = tuple(address("evm", m, "deployment", "members", i) for i, m in enumerate(s.deployment.members))
+    tables: dict[str, Any] = {
+        "deployment": s.deployment.model_copy(update={"members": members}),
+        "chains": tuple(chain(i, row) for i, row in enumerate(s.chains)),
+        "assets": tuple(asset(i, row) for i, row in enumerate(s.assets)),
+        "sources": tuple(source(i, row) for i, row in enumerate(s.sources)),
+        "venues": tuple(venue(i, row) for i, row in enumerate(s.venues)),
+        "destinations": tuple(destination(i, row) for i, row in enumerate(s.destinations)),
+    }
+    if s.pyth is not None:
+        guardians = tuple(address("evm", g, "pyth", "guardians", i) for i, g in enumerate(s.pyth.guardians))
+        tables["pyth"] = s.pyth.model_copy(update={"guardians": guardians})
+    return s.model_copy(update=tables)
+
+
+def _check_duplicates(file: str, s: Settings) -> None:
+    """Check that nothing is given twice: it would count twice, vote twice, or hide the other."""
+    _require_unique(file, "chains", "id", (c.id for c in s.chains))
+    _require_unique(file, "chains", "name", (c.name for c in s.chains))
+    _require_unique(file, "assets", "id", (a.id for a in s.assets))
+    natives = (a.id.partition("/")[0] if a.kind == "native" else a.id for a in s.assets)
+    _require_unique(file, "assets", "id", natives, "is a second native coin of its chain; the first counts already")
+    _require_unique(file, "sources", "name", (f"{x.feed} {x.name}" for x in s.sources))
+    ids = ((x.feed, x.id) for x in s.sources)
+    _require_unique(file, "sources", "id", ids, "is another source of this feed; it would vote twice")
+    pyth = ((x.id,) if x.kind == "pyth" else (x.feed, x.name) for x in s.sources)
+    _require_unique(file, "sources", "id", pyth, "is the Pyth id of another feed")
+    venues = ((v.chain, v.kind, tuple(sorted(v.addresses.items()))) for v in s.venues)
+    _require_unique(file, "venues", "", venues, "is an earlier venue again; its positions would count twice")
+    _require_unique(file, "destinations", "chain", (d.chain for d in s.destinations))
+    _require_unique(file, "service.attestor_keys", "", s.service.attestor_keys)
+    _require_unique(file, "deployment.members", "", s.deployment.members)
+    if s.pyth is not None:
+        _require_unique(file, "pyth.guardians", "", s.pyth.guardians)
+
+
 def _check_references(file: str, s: Settings) -> None:
-    """Check what one row alone cannot know: every reference leads somewhere."""
-    _unique(file, "chains", "id", (c.id for c in s.chains))
-    _unique(file, "chains", "name", (c.name for c in s.chains))
-    _unique(file, "assets", "id", (a.id for a in s.assets))
-    _unique(file, "destinations", "chain", (d.chain for d in s.destinations))
-    _unique(file, "sources", "feed and name", (f"{x.feed} {x.name}" for x in s.sources))
+    """Check that every reference leads somewhere."""
     chains, feeds = {c.id for c in s.chains}, {x.feed for x in s.sources}
     assets = {a.id: a for a in s.assets}
 
     def known(table: str, i: int, key: str, value: str, among: Iterable[str]) -> None:
         names = sorted(among)
         if value not in names:
-            raise ConfigError(file, f"{table}[{i}].{key}", f"{value!r} is not among those configured", repr(names[0]))
+            example = f'"{names[0]}"' if names else ""
+            raise _refusal(file, (table, i, key), f"{value!r} is not among those configured", example)
 
     for i, a in enumerate(s.assets):
-        known("assets", i, "id", a.id.partition("/")[0], chains)
+        if (chain := a.id.partition("/")[0]) not in chains:
+            raise _refusal(file, ("assets", i, "id"), f"its chain {chain!r} is not among those configured")
         known("assets", i, "feed", a.feed, feeds)
         known("assets", i, "policy", a.policy, s.policy.assets)
         if a.underlying is not None:
             known("assets", i, "underlying", a.underlying, assets)
             if assets[a.underlying].underlying is not None:
-                raise ConfigError(file, f"assets[{i}].underlying", "is itself a receipt: name the final asset")
-            if assets[a.underlying].feed != a.feed:
-                raise ConfigError(file, f"assets[{i}].feed", "must be the feed of the underlying asset", repr(a.feed))
+                raise _refusal(file, ("assets", i, "underlying"), "is itself a receipt: name the final asset")
+            if (feed := assets[a.underlying].feed) != a.feed:
+                raise _refusal(file, ("assets", i, "feed"), "must be the feed of the underlying asset", f'"{feed}"')
     for i, x in enumerate(s.sources):
-        if x.kind == "chainlink":
-            known("sources", i, "id", x.id.rpartition(":")[0], chains)
-        elif s.pyth is None:
-            raise ConfigError(
-                file, "pyth", "is missing, and a pyth source is configured", "[pyth] with url and guardians"
+        if x.kind == "chainlink" and (chain := x.id.rpartition(":")[0]) not in chains:
+            raise _refusal(
+                file,
+                ("sources", i, "id"),
+                f"its chain {chain!r} is not among those configured",
+                f'"{min(chains)}:0x5f4ec3df9cbd43714fe2740f5e3616155c5b8419"',
             )
+        if x.kind == "pyth" and s.pyth is None:
+            raise _refusal(file, ("pyth",), "is missing, and a pyth source is configured")
     for i, v in enumerate(s.venues):
         known("venues", i, "chain", v.chain, chains)
     for i, d in enumerate(s.destinations):
         known("destinations", i, "chain", d.chain, chains)
-    if len(s.service.attestor_keys) > len(s.deployment.members):
-        raise ConfigError(file, "service.attestor_keys", "names more keys than deployment.members has members")
+
+
+def _check_rules(file: str, s: Settings) -> None:
+    """Check what registries, attestors and clocks demand of several keys together."""
+    n, d = len(s.deployment.members), s.deployment
+    for i, member in enumerate(d.members):
+        if int(member, 16) == 0:
+            raise _refusal(file, ("deployment", "members", i), "is the zero address, which nobody can sign for")
+    if n < 4 and d.network_class != DEVNET:
+        problem = f"has {n}; outside a devnet (network_class 3) at least 4 are needed to bear one that is faulty"
+        raise _refusal(file, ("deployment", "members"), problem)
+    if not minimal_threshold(n) <= d.threshold <= n:
+        problem = f"is {d.threshold}; with {n} members it must be from {minimal_threshold(n)} to {n}"
+        raise _refusal(file, ("deployment", "threshold"), problem, str(minimal_threshold(n)))
+    if len(s.service.attestor_keys) > n:
+        raise _refusal(file, ("service", "attestor_keys"), "names more keys than deployment.members has members")
+    for i, destination in enumerate(s.destinations):
+        if destination.payer_key in s.service.attestor_keys:
+            problem = f"{destination.payer_key!r} is also in service.attestor_keys; a payer needs a key of its own"
+            raise _refusal(file, ("destinations", i, "payer_key"), problem)
+    if int(s.service.listen.rpartition(":")[2]) > 65535:
+        raise _refusal(file, ("service", "listen"), f"{s.service.listen!r} has a port above 65535")
     if s.policy.lifetime > s.service.max_lifetime:
-        raise ConfigError(
-            file,
-            "policy.lifetime",
-            "is above service.max_lifetime; the registries would refuse it",
-            str(s.service.max_lifetime),
-        )
+        problem = "is above service.max_lifetime; the registries would refuse it"
+        raise _refusal(file, ("policy", "lifetime"), problem, str(s.service.max_lifetime))
+    for i, c in enumerate(s.chains):
+        if c.timeout >= s.policy.lifetime / 2:
+            problem = (
+                f"is {c.timeout:g} s; it must be below half of policy.lifetime ({s.policy.lifetime} s), "
+                "or one slow node outlasts a statement"
+            )
+            raise _refusal(file, ("chains", i, "timeout"), problem, f"{min(5.0, s.policy.lifetime / 4):g}")
 
 
 def parse_settings(document: Mapping[str, Any], file: str = "configuration") -> Settings:
@@ -247,7 +409,9 @@ def parse_settings(document: Mapping[str, Any], file: str = "configuration") -> 
         shown, example = _key(first["loc"])
         problem = {"missing": "is missing", "extra_forbidden": "is not a known key"}.get(first["type"], first["msg"])
         raise ConfigError(file, shown or "document", problem, example) from None
-    _check_references(file, settings)
+    settings = _canonical(file, settings)
+    for check in (_check_duplicates, _check_references, _check_rules):
+        check(file, settings)
     return settings
 
 

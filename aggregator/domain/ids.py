@@ -83,15 +83,9 @@ def parse_asset_id(text: str) -> AssetId:
     return AssetId(chain, namespace, reference)
 
 
-def verify_asset_kind(asset: AssetId, kind: str) -> None:
-    """Check that ``kind`` (of an asset row) is one the id's namespace can name.
-
-    Raises:
-        FieldError: it is not.
-    """
-    if asset.namespace != _ASSET_NAMESPACE[kind]:
-        fitting = " or ".join(k for k, namespace in _ASSET_NAMESPACE.items() if namespace == asset.namespace)
-        raise FieldError("kind", f"{kind!r} does not fit an id of namespace {asset.namespace}: {fitting} expected")
+def kinds_of(asset: AssetId) -> tuple[str, ...]:
+    """Return the kinds of an asset row that fit the id: spl for a token, erc20 and its receipts for a contract."""
+    return tuple(kind for kind, namespace in _ASSET_NAMESPACE.items() if namespace == asset.namespace)
 
 
 def canonical_address(family: Family, text: str) -> str:
@@ -101,7 +95,9 @@ def canonical_address(family: Family, text: str) -> str:
         FieldError: malformed, or mixed case with a wrong EIP-55 checksum.
     """
     if family == "evm":
-        return f"0x{decode_evm_address(text).hex()}"
+        digits = text[2:]
+        one_case = digits in (digits.lower(), digits.upper())  # then there is no checksum in it to verify
+        return f"0x{decode_evm_address(text[:2] + digits.lower() if one_case else text).hex()}"
     decode_base58(text, 32)  # has one spelling only
     return text
 
@@ -137,10 +133,13 @@ def canonical_feed_address(text: str) -> str:
     Raises:
         FieldError: malformed, or on Solana, where no such feed is read.
     """
-    feed = parse_caip10(text, "id")
-    if feed.namespace != "eip155":
-        raise FieldError("id", f"{feed.chain} is no EVM chain; Chainlink feeds are read on EVM chains only")
-    return str(feed)
+    chain, _, address = text.rpartition(":")
+    if ":" not in chain:
+        raise FieldError("id", f"{_quoted(text)} is not CAIP-10: <chain>:<aggregator address> expected")
+    chain = parse_chain_id(chain)
+    if family_of(chain) != "evm":
+        raise FieldError("id", f"{chain} is no EVM chain; Chainlink feeds are read on EVM chains only")
+    return f"{chain}:{canonical_address('evm', address)}"
 
 
 def _quoted(text: str) -> str:

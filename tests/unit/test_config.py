@@ -17,9 +17,26 @@ from pydantic import BaseModel
 from aggregator.bootstrap import deployment_of
 from aggregator.config import EXAMPLES, Settings, load_settings, parse_settings
 from aggregator.domain.errors import ConfigError
-from tests.worlds.documents import ALPHA, MAX_LIFETIME, PYTH_SECRET, RPC_SECRET, USDC, make_document
+from tests.worlds.documents import (
+    ALPHA,
+    BETA,
+    LIFETIME,
+    MAX_LIFETIME,
+    PYTH_SECRET,
+    RPC_SECRET,
+    SOL,
+    USDC,
+    make_document,
+)
 
 FILE = "prod.toml"
+EXAMPLE = Path(__file__).parents[2] / "infra" / "config" / "example.toml"
+OTHER = "0x" + "07" * 20
+# USD Coin on Ethereum as block explorers print it, with its EIP-55 checksum; then with one letter's case wrong.
+CHECKSUMMED = "0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48"
+MISSPELT = "0xa0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48"
+MINT = "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v"  # USD Coin on Solana
+SHORT_MINT = MINT[:-2]
 Document = dict[str, Any]
 Place = tuple[str | int, ...]
 
@@ -50,6 +67,22 @@ def twice(table: str, index: int = 0) -> Callable[[Document], None]:
         document[table].append(copy.deepcopy(document[table][index]))
 
     return change
+
+
+def both(*changes: Callable[[Document], None]) -> Callable[[Document], None]:
+    def change(document: Document) -> None:
+        for each in changes:
+            each(document)
+
+    return change
+
+
+def venue(chain: str, kind: str, **addresses: str) -> Callable[[Document], None]:
+    return lambda document: document["venues"].append({"chain": chain, "kind": kind, "addresses": addresses})
+
+
+def asset_id(value: str, index: int = 0) -> Callable[[Document], None]:
+    return put("assets", index, "id", value=value)
 
 
 def shown(place: Place) -> str:
@@ -157,13 +190,18 @@ BROKEN: tuple[tuple[str, Callable[[Document], None], str, str], ...] = (
     ("a name given twice", put("chains", 1, "name", value="alpha"), "chains[1].name", "'alpha' is given twice"),
     ("an asset given twice", twice("assets"), "assets[6].id", "given twice"),
     ("a destination given twice", twice("destinations", 1), "destinations[3].chain", "given twice"),
-    ("a source given twice", twice("sources"), "sources[9].feed and name", "given twice"),
-    ("an asset of no chain", put("assets", 0, "id", value="eip155:9/erc20:0x1"), "assets[0].id", "not among"),
+    ("a source given twice", twice("sources"), "sources[9].name", "given twice"),
+    ("an asset of no chain", put("assets", 0, "id", value=f"eip155:9/erc20:{OTHER}"), "assets[0].id", "not among"),
     ("an asset of no feed", put("assets", 0, "feed", value="DOGE/USD"), "assets[0].feed", "not among"),
     ("an asset of no policy", put("assets", 0, "policy", value="odd"), "assets[0].policy", "not among"),
-    ("a receipt of the unknown", put("assets", 2, "underlying", value="x"), "assets[2].underlying", "not among"),
+    (
+        "a receipt of the unknown",
+        put("assets", 2, "underlying", value=f"{ALPHA}/erc20:{OTHER}"),
+        "assets[2].underlying",
+        "not among",
+    ),
     ("a receipt with its own feed", put("assets", 2, "feed", value="ETH/USD"), "assets[2].feed", "underlying"),
-    ("a feed of no chain", put("sources", 1, "id", value="eip155:9:0x1"), "sources[1].id", "not among"),
+    ("a feed of no chain", put("sources", 1, "id", value=f"eip155:9:{OTHER}"), "sources[1].id", "not among"),
     ("a pyth source without pyth", drop("pyth"), "pyth", "a pyth source is configured"),
     ("a venue of no chain", put("venues", 0, "chain", value="eip155:9"), "venues[0].chain", "not among"),
     ("a destination of no chain", put("destinations", 0, "chain", value="eip155:9"), "destinations[0].chain", "not"),
@@ -179,6 +217,75 @@ BROKEN: tuple[tuple[str, Callable[[Document], None], str, str], ...] = (
         "policy.lifetime",
         "above service.max_lifetime",
     ),
+    # ids and addresses
+    ("a chain without a number", put("chains", 0, "id", value="eip155"), "chains[0].id", "not CAIP-2"),
+    ("a chain by two names", put("chains", 0, "id", value="eip155:031337"), "chains[0].id", "EVM chain id in decimal"),
+    ("a short genesis reference", put("chains", 2, "id", value=SOL[:-1]), "chains[2].id", "first 32 characters"),
+    ("a family of another chain", put("chains", 0, "family", value="solana"), "chains[0].family", "does not fit"),
+    ("a short block hash", put("chains", 0, "genesis", value="0x11"), "chains[0].genesis", "64 hex digits"),
+    ("a short genesis on Solana", put("chains", 2, "genesis", value=SHORT_MINT), "chains[2].genesis", "32 expected"),
+    ("a misspelt multicall", put("chains", 0, "multicall", value=MISSPELT), "chains[0].multicall", "EIP-55 checksum"),
+    ("an asset that is no id", asset_id(USDC.replace("/", ":")), "assets[0].id", "not CAIP-19"),
+    ("an asset of a foreign kind", asset_id(f"{ALPHA}/erc721:{OTHER}"), "assets[0].id", "slip44 or erc20 expected"),
+    ("a short contract", asset_id(f"{ALPHA}/erc20:0x12"), "assets[0].id", "40 hex digits"),
+    ("a short mint", asset_id(f"{SOL}/token:{SHORT_MINT}", 5), "assets[5].id", "32 expected"),
+    ("ether on Solana", asset_id(f"{SOL}/slip44:60", 5), "assets[5].id", "slip44:501"),
+    ("a contract that is native", put("assets", 0, "kind", value="native"), "assets[0].kind", "erc20 or erc4626"),
+    (
+        "an asset in two spellings",
+        both(twice("assets"), asset_id(f"{ALPHA}/erc20:0x{'E1' * 20}", 6)),
+        "assets[6]",
+        "twice",
+    ),
+    ("two native coins", both(twice("assets", 3), asset_id(f"{BETA}/slip44:61", 6)), "assets[6].id", "second native"),
+    (
+        "a receipt of another chain",
+        put("assets", 2, "underlying", value=f"{BETA}/erc20:{OTHER}"),
+        "assets[2].underlying",
+        "is on",
+    ),
+    ("a Pyth id with 0x", put("sources", 0, "id", value="0x" + "ff" * 32), "sources[0].id", "without 0x"),
+    ("a feed without chain", put("sources", 1, "id", value=OTHER), "sources[1].id", "not CAIP-10"),
+    ("a feed on Solana", put("sources", 1, "id", value=f"{SOL}:{MINT}"), "sources[1].id", "EVM chains only"),
+    (
+        "a Pyth id of two feeds",
+        both(put("sources", 0, "id", value="ff" * 32), put("sources", 3, "id", value="FF" * 32)),
+        "sources[3].id",
+        "another feed",
+    ),
+    ("one source by two names", both(twice("sources"), put("sources", 9, "name", value="x")), "sources[9].id", "vote"),
+    ("a guardian without 0x", put("pyth", "guardians", 0, value="12" * 20), "pyth.guardians[0]", "40 hex digits"),
+    ("a guardian twice", put("pyth", "guardians", value=[OTHER, OTHER]), "pyth.guardians[1]", "twice"),
+    # venues, destinations, parties
+    ("a venue nobody reads", venue(ALPHA, "casino"), "venues[2].kind", "wallet, vault, lender, aave-v3"),
+    ("an EVM venue on Solana", venue(SOL, "lender", lender=OTHER), "venues[2].kind", "wallet, vault"),
+    ("a vault without program", venue(SOL, "vault", vault=MINT), "venues[2].addresses.program", "is missing"),
+    ("a pool without data", venue(ALPHA, "aave-v3", pool=OTHER), "venues[2].addresses.data_provider", "is missing"),
+    ("a wallet's address", venue(ALPHA, "wallet", wallet=OTHER), "venues[2].addresses", "none expected"),
+    ("a short vault", venue(ALPHA, "vault", vault="0x7a"), "venues[2].addresses.vault", "40 hex digits"),
+    ("a vault twice", venue(ALPHA, "vault", vault="0x" + "7A" * 20), "venues[2]", "earlier venue again"),
+    ("a short registry", put("destinations", 0, "address", value="0x9e"), "destinations[0].address", "40 hex digits"),
+    ("a foreign registry", put("destinations", 2, "kind", value="evm-registry"), "destinations[2].kind", "cannot be"),
+    (
+        "a payer that attests",
+        put("destinations", 1, "payer_key", value="attestor-2"),
+        "destinations[1].payer_key",
+        "own",
+    ),
+    ("one key twice", put("service", "attestor_keys", 3, value="attestor-0"), "service.attestor_keys[3]", "twice"),
+    ("a port too high", put("service", "listen", value="127.0.0.1:65536"), "service.listen", "above 65535"),
+    ("a slow node", put("chains", 1, "timeout", value=LIFETIME / 2), "chains[1].timeout", "half of policy.lifetime"),
+    ("a low threshold", put("deployment", "threshold", value=2), "deployment.threshold", "from 3 to 4"),
+    ("a high threshold", put("deployment", "threshold", value=5), "deployment.threshold", "from 3 to 4"),
+    ("a member twice", put("deployment", "members", value=[OTHER] * 4), "deployment.members[1]", "given twice"),
+    ("a short member", put("deployment", "members", 1, value="0x12"), "deployment.members[1]", "40 hex digits"),
+    ("nobody", put("deployment", "members", 0, value="0x" + "00" * 20), "deployment.members[0]", "zero"),
+    (
+        "too few",
+        both(put("deployment", "network_class", value=2), put("deployment", "members", value=[OTHER])),
+        "deployment.members",
+        "at least 4",
+    ),
 )
 
 
@@ -190,6 +297,7 @@ def test_a_broken_key_is_named(change: Callable[[Document], None], key: str, say
     assert error.file == FILE
     assert error.key.startswith(key)
     assert says in str(error)
+    assert error.example
     assert RPC_SECRET not in str(error)
 
 
@@ -281,6 +389,23 @@ def test_a_deployment_that_cannot_be_is_named(changes: Document, says: str) -> N
     with pytest.raises(ConfigError, match=r"^.*deployment") as caught:
         deployment_of(parse_settings(document))
     assert says in str(caught.value)
+
+
+def test_every_spelling_of_an_address_becomes_one() -> None:
+    document, lower = make_document(), CHECKSUMMED.lower()
+    put("deployment", "members", 0, value=CHECKSUMMED)(document)
+    put("venues", 0, "addresses", "vault", value=CHECKSUMMED)(document)
+    put("assets", 1, "id", value=f"{ALPHA}/erc20:{CHECKSUMMED}")(document)
+    put("assets", 2, "underlying", value=f"{ALPHA}/erc20:0x{CHECKSUMMED[2:].upper()}")(document)
+    put("sources", 1, "id", value=f"{ALPHA}:{CHECKSUMMED}")(document)
+    s = parse_settings(document)
+    assert s.deployment.members[0] == s.venues[0].addresses["vault"] == lower
+    assert s.assets[1].id == s.assets[2].underlying == f"{ALPHA}/erc20:{lower}"
+    assert s.sources[1].id == f"{ALPHA}:{lower}"
+
+
+def test_the_example_is_a_valid_configuration() -> None:
+    assert len(load_settings(EXAMPLE).destinations) == 1
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

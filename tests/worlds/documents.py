@@ -10,6 +10,8 @@ from infra.devnet import hermes
 from infra.devnet.world import PYTH_IDS
 
 ALPHA, BETA, SOL = "eip155:31337", "eip155:31338", "solana:4uhcVJyU9pJkvQyS88uRDiswHXSCkY3z"
+SOL_GENESIS = "4uhcVJyU9pJkvQyS88uRDiswHXSCkY3zQawwpjk2NsNY"
+SOL_REGISTRY = "BgBhcaacS7vo3JXBvCYAyJwXa6EoR3UZHUJgD45f3dxh"
 RPC_SECRET = "rpc-key-5e0f2a"
 PYTH_SECRET = "hermes-key-77b1"
 LIFETIME, MAX_LIFETIME = 60, 600
@@ -30,7 +32,7 @@ def chain(id: str, name: str, **changes: Any) -> dict[str, Any]:
         "name": name,
         "family": "solana" if id.startswith("solana") else "evm",
         "rpc": [f"https://rpc.example.org/v2/{RPC_SECRET}"],
-        "genesis": "0x" + "11" * 32,
+        "genesis": SOL_GENESIS if id == SOL else "0x" + "11" * 32,
         "block_seconds": 1,
         "finality_depth": 2,
         "max_age": 14,
@@ -130,7 +132,7 @@ def make_document(
             {
                 "chain": id,
                 "kind": "solana-registry" if id == SOL else "evm-registry",
-                "address": "0x" + "9e" * 20,
+                "address": SOL_REGISTRY if id == SOL else "0x" + "9e" * 20,
                 "clock_bound": 5,
                 "payer_key": f"payer-{i}",
             }
