@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -30,7 +31,7 @@ from aggregator.domain.report import AccountMargin, Component, Flag
 from aggregator.domain.units import format_amount, format_usd
 from aggregator.service.accounts import AccountBook, link_message
 from aggregator.service.telemetry import configure_logging
-from proofs.bundle import parse_bundle
+from proofs.bundle import Bundle, parse_bundle
 from proofs.document import parse_json
 from proofs.errors import ProofError
 from proofs.pyth import verify_price_file
@@ -543,6 +544,11 @@ def _read_file(path: Path) -> str:
         fail(f"{path} is not UTF-8 text", 2)
 
 
+def _given(stored: dict[str, bytes], _: Bundle) -> dict[str, bytes]:
+    """Return roots that were read already, as the verifier's reader of roots."""
+    return stored
+
+
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle written by crossmargin export.")],
@@ -570,12 +576,12 @@ def verify(
                 trusted = b""
             if len(trusted) != 32:
                 raise InputError("--deployment", "is not 32 bytes in hex", "give 0x and 64 hex digits")
-        roots = None
+        stored: dict[str, bytes] | None = None
         if online:
             settings = settings_of(config)
             trusted = trusted or bootstrap.deployment_of(settings).deployment_id()
             stored = asyncio.run(bootstrap.stored_roots(settings, parsed.statement.header.epoch))
-            roots = lambda _: stored  # noqa: E731 (the port wants a callable)
+        roots = None if stored is None else partial(_given, stored)
         steps = verify_bundle(parsed, now=int(time.time()), roots=roots, deployment_id=trusted)
         if json_output:
             print_json([{"step": s.number, "title": s.title, "outcome": s.outcome, "detail": s.detail} for s in steps])

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-import rlp  # type: ignore[import-untyped]  # it ships no types
+import rlp
 from eth_abi.abi import decode as abi_decode
 from eth_abi.abi import encode as abi_encode
+from eth_abi.exceptions import DecodingError
 
 from adapters.destinations import destination_id
 from aggregator.domain.certificate import Certificate, PostedRoot, PostingStatus, SignedPosting, to_leaf
@@ -28,6 +29,8 @@ HEADER_TYPE: Final = "(uint64,bytes32,uint64,uint32,uint64,uint64,bytes32)"
 LEAF_TYPE: Final = "(bytes32,bytes32,uint64,int256,uint256,uint256,uint256,uint256,uint256,uint64,uint64,uint32)"
 LATEST_TYPES: Final = ("uint64", "bytes32", "uint64", "uint64", "uint64", "uint64")
 MAX_INDICES: Final = 32  # of eight bits each in one word
+
+MALFORMED: Final = (DecodingError, ValueError, TypeError, OverflowError)  # how a decoder refuses bytes from outside
 
 GWEI: Final = 10**9
 GAS_HEADROOM: Final = (5, 4)  # the estimate is exact on the state it saw; a post from another relayer may come between
@@ -305,7 +308,7 @@ class EvmRegistryDestination:
         answer = await self._endpoint.call("eth_call", [request, "latest"])
         try:
             return tuple(abi_decode(list(types), bytes.fromhex(answer[2:])))
-        except Exception:
+        except MALFORMED:
             name = signature.partition("(")[0]
             raise Garbage(self._chain.name, f"{name}() of {self._row.address} answers {str(answer)[:80]!r}") from None
 
@@ -373,7 +376,7 @@ def decode_revert(data: object) -> str | None:
         return None
     try:
         (reason,) = abi_decode(["string"], bytes.fromhex(data[10:]))
-    except Exception:  # malformed revert data only costs us the reason
+    except MALFORMED:  # which only costs us the reason
         return None
     return str(reason)
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,7 +47,7 @@ class Stage:
     desk: Desk
     service: subprocess.Popen[bytes]
     tell: Callable[[str], None]
-    events: list[str] = field(default_factory=list)
+    on_look: Callable[[], None] = lambda: None  # called with every poll
 
     def until(self, what: str, look: Callable[[], T | None], seconds: float = 30) -> T:
         """Poll ``look`` until it returns something.
@@ -60,6 +60,7 @@ class Stage:
             if self.service.poll() is not None:
                 raise DemoError(f"the service stopped (exit {self.service.returncode}) while waiting for: {what}")
             with contextlib.suppress(httpx.HTTPError):
+                self.on_look()
                 if (found := look()) is not None:
                     return found
             time.sleep(0.25)
@@ -354,16 +355,7 @@ def _live(console: Console, stage: Stage) -> None:
         while True:
             time.sleep(1)
     with Live(console=console, refresh_per_second=2, screen=False) as live:
-        original = stage.until
-
-        def until(what: str, look: Callable[[], T | None], seconds: float = 30) -> T:
-            def looked() -> T | None:
-                live.update(_picture(stage, events))
-                return look()
-
-            return original(what, looked, seconds)
-
-        stage.until = until  # type: ignore[method-assign]
+        stage.on_look = lambda: live.update(_picture(stage, events))
         for phase in PHASES:
             phase(stage)
         tell("the scenario is over; everything keeps running until Ctrl-C")

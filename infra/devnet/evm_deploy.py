@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rlp  # type: ignore[import-untyped]
+import rlp
 from web3 import Web3
 from web3.contract import Contract
 from web3.types import RPCEndpoint

@@ -15,11 +15,12 @@ from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 from web3 import Web3
 from web3.contract import Contract
+from web3.exceptions import Web3Exception
 
 from aggregator.domain.snapshot import Account
 from aggregator.service.accounts import link_message
 from infra.devnet.aave import load_aave
-from infra.devnet.anvil import MNEMONIC, transact
+from infra.devnet.anvil import MNEMONIC, AnvilError, transact
 from infra.devnet.evm_deploy import at
 from infra.devnet.svm_deploy import SolanaUser
 from infra.devnet.world import EvmChain, World
@@ -286,7 +287,7 @@ class Desk:
             try:
                 transact(w3, lender.functions.borrow(leaf, path, amount), who)
                 return amount
-            except Exception as error:  # a leaf may expire while the transaction waits for its block
+            except (Web3Exception, AnvilError) as error:  # a leaf may expire while the transaction waits for its block
                 problem = error
                 wait()
         raise RuntimeError(f"{trader.label} could not borrow: {problem}")
