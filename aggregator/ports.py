@@ -7,7 +7,7 @@ default in place of an answer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from aggregator.domain.certificate import (
     Certificate,
@@ -20,10 +20,15 @@ from aggregator.domain.certificate import (
     SignedPosting,
     State,
 )
+from aggregator.domain.latency import Sample
 from aggregator.domain.price import Quote
 from aggregator.domain.report import AccountMargin, LeafValues
 from aggregator.domain.rows import ChainRow, DestinationRow
 from aggregator.domain.snapshot import Account, Block, Finding, Reading, Subject
+
+
+HEADERS_LIMIT = 256
+"""Blocks whose parents are followed one by one; a longer gap is compared at its ends."""
 
 
 class Clock(Protocol):
@@ -51,7 +56,39 @@ class ChainReader(Protocol):
         ...
 
     async def block_at(self, height: int) -> Block:
-        """Return the canonical final block at ``height``, as this reader's own node has it."""
+        """Return the canonical block at ``height``, as this reader's own node has it.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        ...
+
+    async def headers(self, first: int, last: int) -> tuple[Block, ...]:
+        """Return canonical blocks from ``first`` to ``last``, each checked to be its successor's parent by hash.
+
+        Where a chain skips heights, or the range is longer than ``HEADERS_LIMIT``, only both ends are returned.
+
+        Raises:
+            Garbage: the blocks do not link.
+            Unavailable: an end is missing.
+        """
+        ...
+
+    async def irreversible(self) -> Block:
+        """Return the newest block below which the chain promises no reorganisation (``row.irreversible``)."""
+        ...
+
+    async def changes(self, first: int, last: int) -> frozenset[str] | None:
+        """Return every 32-byte word (0x, lower case) in logs of watched contracts from ``first`` to ``last``.
+
+        A hint about who changed: addresses are padded to 32 bytes on the left. None where it cannot be told, so that
+        everybody must be read.
+        """
+        ...
+
+    @property
+    def finality_lag(self) -> float | None:
+        """Seconds between head and newest final block at the last pin, None before the first."""
         ...
 
     async def read(self, block: Block, subjects: Sequence[Subject]) -> Reading:
@@ -240,6 +277,57 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class Halt(NamedTuple):
+    """One entry of the durable, append-only log of chains halted by a reorganisation and resumed by hand."""
+
+    id: int
+    party: str  # who halted it: coordinator, an attestor
+    chain: str  # CAIP-2
+    cause: str  # begins with REORGED
+    halted_at: int
+    resumed_at: int | None = None  # None: it stands
+    resumed_by: str = ""
+    reason: str = ""  # the operator's, for the resume
+
+
+class Halts(Protocol):
+    """Durable flags on chains that were reorganised below their finality."""
+
+    async def standing(self, party: str) -> Mapping[str, Halt]:
+        """Return the halts in force for ``party``, by chain."""
+        ...
+
+    async def halt(self, party: str, chain: str, cause: str, now: int) -> Halt:
+        """Set the flag durably; one that stands already is returned unchanged."""
+        ...
+
+    async def resume(self, chain: str, reason: str, by: str, now: int) -> tuple[Halt, ...]:
+        """Clear every party's flag on ``chain``; return what was cleared, as logged.
+
+        Raises:
+            InputError: ``reason`` is empty. UnknownError: no halt stands on ``chain``.
+        """
+        ...
+
+    async def log(self, limit: int = 100) -> tuple[Halt, ...]:
+        """Return halts, newest first."""
+        ...
+
+
+class Latencies(Protocol):
+    """Measured legs, remembered over a rolling window."""
+
+    async def record(self, samples: Sequence[Sample]) -> None: ...
+
+    async def window(self, since: int) -> tuple[Sample, ...]:
+        """Return samples measured at or after ``since``, oldest first."""
+        ...
+
+    async def forget(self, before: int) -> int:
+        """Drop samples measured before; return how many."""
+        ...
 
 
 class Accounts(Protocol):

@@ -22,6 +22,25 @@ class Block(NamedTuple):
     time: int
 
 
+class Carried(NamedTuple):
+    """Accounts not read anew at a chain's newest pinned block: what was read of them at an older one still stands.
+
+    Nothing was seen to touch them since. That is a hint and no proof, so their positions keep the age of ``block``.
+    """
+
+    block: Block  # older than the chain's block of the Cut
+    accounts: tuple[str, ...]  # ascending
+
+
+class Reorg(NamedTuple):
+    """A block that a certified Cut names and that is not canonical any more: statements below a new floor are void."""
+
+    chain: str  # CAIP-2
+    height: int
+    was: str  # hash in the certified Cut
+    now: str  # hash of the canonical block at this height
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """One block per chain, fixed before the first read of an epoch.
@@ -34,6 +53,8 @@ class Cut:
     cut_time: int  # Unix seconds
     blocks: tuple[Block, ...]  # ascending by chain
     gaps: tuple[tuple[str, str], ...] = ()  # (chain, cause)
+    carried: tuple[Carried, ...] = ()  # ascending by chain and height: what was not read anew at the chain's block
+    reorgs: tuple[Reorg, ...] = ()  # ascending: certified blocks that are no longer canonical
 
     def block(self, chain: str) -> Block | None:
         """Return the block pinned for ``chain``, or None."""
@@ -48,6 +69,7 @@ class Subject(NamedTuple):
 
     account: str  # 0x + 64 hex
     address: str | None  # without the chain prefix
+    seal: str = ""  # what shows on the chain itself that a member without a key still agrees: see proofs.links
 
 
 class Finding(NamedTuple):
@@ -60,9 +82,12 @@ class Finding(NamedTuple):
 
 HALTED = "halted"
 DARK = "dark"
-"""How a cause begins when the chain itself does not advance, and when it has not been read for too long."""
+REORGED = "reorged"
+FROZEN = "frozen"
+"""How a cause begins when the chain itself does not advance; when it has not been read for too long; when a block below
+its finality was replaced, until an operator resumes it; when its sequencer is down or just back."""
 
-INFORMATIONAL = frozenset({"venue-health"})
+INFORMATIONAL = frozenset({"venue-health", "link-ending"})
 """Codes of findings that tell something without making anything unknown."""
 DEBT_UNREADABLE = "debt-unreadable"
 NOT_READ_YET = "not-read-yet"
@@ -92,6 +117,7 @@ class Position(NamedTuple):
     netting: str = ""
     address: str = ""  # the linked address it was read for, "" where keyed by account
     origin: str = ""  # the contract, program account or market that keeps it, "" for wallets
+    seen: int = 0  # height of the older block it was read at and is carried from; 0 = the chain's block of the Cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +129,8 @@ class Reading:
     findings: tuple[Finding, ...] = ()
     quotes: tuple[Quote, ...] = ()
     subjects: tuple[Subject, ...] | None = None  # whom it was read for, None = everybody; of others it says nothing
+    carried: tuple[Carried, ...] = ()  # ascending by height; their positions have ``seen``
+    frozen: str = ""  # why the chain must not be acted on though it answers (sequencer down, or back for too short)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +143,7 @@ class Account:
     home: str  # CAIP-2 of the destination that holds its budget
     label: str = ""
     links: tuple[str, ...] = ()  # CAIP-10, ascending
+    ending: tuple[str, ...] = ()  # those of ``links`` that are revoked and not ended: assets count 0, debts stand
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +168,4 @@ class Snapshot:
     chains: tuple[ChainView, ...]  # ascending by chain
     positions: tuple[Position, ...]  # ascending
     findings: tuple[Finding, ...] = field(default=())
+    carried: tuple[ChainView, ...] = ()  # older blocks that positions with ``seen`` rest on, ascending by chain, height
