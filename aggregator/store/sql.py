@@ -117,6 +117,11 @@ class SqlStore:
             raise
         return cls(engine)
 
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine, for the other ports that live in the same database."""
+        return self._engine
+
     async def close(self) -> None:
         await self._engine.dispose()
 

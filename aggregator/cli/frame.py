@@ -1,0 +1,140 @@
+"""What all commands share: the application, options, errors, printing.
+
+Every command takes ``--json``; errors go to stderr and exit with 1 (refused, failed) or 2 (unusable input).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from aggregator.config import Settings, load_settings
+from aggregator.domain.errors import CrossmarginError, InputError
+from proofs.errors import ProofError
+
+T = TypeVar("T")
+CONFIG_PLACES = ("crossmargin.toml", ".run/devnet.toml")
+BUNDLE_LIMIT = 8 << 20
+
+app = typer.Typer(
+    help="Cross-chain collateral, one attested margin account.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="CROSSMARGIN_CONFIG",
+        help="The TOML file; default: crossmargin.toml here, else a running demo's.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+AccountArgument = Annotated[str, typer.Argument(help="Account id, its beginning (0x + 8 digits or more), or label.")]
+
+if TYPE_CHECKING:
+    from aggregator import bootstrap as bootstrap
+    from aggregator.ports import Store
+else:
+
+    class _Lazy:
+        """The composition root, imported by the first command that needs it: it loads every adapter."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(importlib.import_module("aggregator.bootstrap"), name)
+
+    bootstrap = _Lazy()
+
+PIPED_WIDTH = 160  # a pipe has no width of its own; rich would assume 80 and fold every table
+out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Print one line to stderr and leave with ``code``."""
+    err.print(Text("error: ", style="bold red") + Text(message))
+    raise typer.Exit(code)
+
+
+def guarded(work: Callable[[], T]) -> T:
+    """Run a command's work; turn errors raised on purpose into one clear line and an exit code."""
+    try:
+        return work()
+    except InputError as error:
+        fail(str(error), 2)
+    except (CrossmarginError, ProofError) as error:
+        fail(str(error))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise typer.Exit(130) from None
+
+
+def run_async(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine function as a command's work."""
+    return guarded(lambda: asyncio.run(work()))
+
+
+def settings_of(config: Path | None) -> Settings:
+    """Load the configuration named, or the first found in the usual places."""
+    path = config or next((Path(p) for p in CONFIG_PLACES if Path(p).is_file()), Path(CONFIG_PLACES[0]))
+    return load_settings(path)
+
+
+@asynccontextmanager
+async def opened(config: Path | None) -> AsyncIterator[tuple[Settings, Store]]:
+    """Open what a configuration names: its settings and its store."""
+    settings = settings_of(config)
+    store = await bootstrap.open_store(settings)
+    try:
+        yield settings, store
+    finally:
+        await store.close()
+
+
+def print_json(value: object) -> None:
+    """Print JSON to stdout, exact integers kept."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def table(title: str, *columns: str) -> Table:
+    """Return an empty table; columns that begin with ``>`` align right."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(
+            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+        )
+    return made
+
+
+STYLES = {"healthy": "green", "unhealthy": "bold red", "unknown": "yellow", "ok": "green", "failed": "bold red"}
+
+
+def styled(word: str) -> Text:
+    """Return a status word in its colour."""
+    return Text(word, style=STYLES.get(word, ""))
+
+
+def read_file(path: Path) -> str:
+    """Return a text file's content; leave with a clear line if it cannot be read."""
+    try:
+        if path.stat().st_size > BUNDLE_LIMIT:
+            fail(f"{path} is larger than {BUNDLE_LIMIT} bytes", 2)
+        return path.read_text("utf-8")
+    except OSError as error:
+        fail(f"{path} cannot be read: {error.strerror}", 2)
+    except UnicodeDecodeError:
+        fail(f"{path} is not UTF-8 text", 2)

@@ -1,0 +1,60 @@
+"""``crossmargin run`` and ``check``."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import typer
+
+from aggregator.cli.frame import (
+    ConfigOption,
+    JsonOption,
+    app,
+    bootstrap,
+    err,
+    out,
+    print_json,
+    run_async,
+    settings_of,
+    styled,
+    table,
+)
+from aggregator.service.telemetry import configure_logging
+
+
+@app.command()
+def run(config: ConfigOption = None, json_output: JsonOption = False) -> None:
+    """Run the service: epochs, attestors, relayer and API, until interrupted."""
+    configure_logging(json_lines=json_output)
+
+    async def work() -> None:
+        settings = settings_of(config)
+        async with bootstrap.build_service(settings) as service:
+            stop = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            for name in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(name, stop.set)
+            err.print(f"crossmargin serves on http://{settings.service.listen} (docs at /docs); Ctrl-C stops it")
+            await service.run(stop)
+
+    run_async(work)
+
+
+@app.command()
+def check(config: ConfigOption = None, json_output: JsonOption = False) -> None:
+    """Probe chains, venues, feeds, keys and destinations with the methods really used."""
+
+    async def work() -> bool:
+        findings = await bootstrap.preflight(settings_of(config))
+        if json_output:
+            print_json([f._asdict() for f in findings])
+        else:
+            shown = table("", "", "what", "found")
+            for f in findings:
+                shown.add_row(styled(f.code), f.scope, f.detail)
+            out.print(shown)
+        return all(f.code == "ok" for f in findings)
+
+    if not run_async(work):
+        raise typer.Exit(1)
