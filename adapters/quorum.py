@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from statistics import median
+from typing import Any, NamedTuple, TypeVar
 
-import orjson
-
-from aggregator.domain.errors import Garbage, SourceError, WrongChain
+from adapters.disputes import TEXT_LIMIT, Dispute
+from aggregator.domain.errors import Garbage, SourceError, Unavailable, WrongChain
 from aggregator.domain.price import Quote
 from aggregator.domain.rows import ChainRow
-from aggregator.domain.snapshot import INFORMATIONAL, Block, Finding, Position, Reading, Subject
+from aggregator.domain.snapshot import FROZEN, INFORMATIONAL, Block, Finding, Position, Reading, Subject
 from aggregator.ports import ChainReader
 
 PIN_SHARE, BLOCK_SHARE, READ_SHARE, REREAD_SHARE = 0.5, 0.25, 0.9, 0.1
@@ -35,12 +31,19 @@ STALE_BLOCKS, STALE_SECONDS = 8, 2
 """A final block further behind another provider's than this many block times, and seconds for rounding, is stale."""
 REREADS = 2
 """Solana nodes answer at their newest slot: two honest ones can differ by it, for a moment."""
-TEXT_LIMIT, LINE_LIMIT = 200, 4096
+
+FROZEN_KEY = ("frozen", "")
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
 Table = Mapping[tuple[str, ...], tuple[Row, ...]]
 """What one provider says, by what it is about; an absent key says "nothing there"."""
+
+
+class Frozen(NamedTuple):
+    """What one provider says about the sequencer at a block; absent where it is well."""
+
+    cause: str
 
 
 class NoQuorum(SourceError):
@@ -51,48 +54,6 @@ class NoQuorum(SourceError):
 
 class Disputed(NoQuorum):
     """Enough providers answered, but they contradict each other."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dispute:
-    """One provider's answer that differs from the others', as kept for evidence. Digests are SHA-256, hex."""
-
-    chain: str  # CAIP-2
-    height: int
-    block: str  # hash of the pinned block
-    about: str  # what is compared first among all that differs, e.g. "position 0x… wallet eip155:1/slip44:60 asset"
-    provider: str  # who differs
-    others: tuple[str, ...]  # who says what is expected
-    agreed: bool  # whether those are enough
-    field: str
-    value: str
-    expected: str
-    count: int  # how many things differ
-    digests: tuple[tuple[str, str], ...]  # (provider, digest of its whole answer)
-
-
-class DisputeFile:
-    """Appends disputes to a file, one JSON object of at most ``LINE_LIMIT`` bytes per line, durable on return."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def append(self, dispute: Dispute) -> None:
-        """Write one line.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        record: dict[str, Any] = {"seen_at": int(time.time()), **asdict(dispute)}
-        line = orjson.dumps(record)
-        if len(line) >= LINE_LIMIT:
-            line = orjson.dumps(record | {"digests": [], "others": [], "about": dispute.about[:TEXT_LIMIT]})
-        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(file, line + b"\n")
-            os.fsync(file)
-        finally:
-            os.close(file)
 
 
 class QuorumReader:
@@ -212,23 +173,85 @@ class QuorumReader:
         if self._alone is not None:
             return await self._alone.block_at(height)
 
-        def most(held: Mapping[int, Block]) -> tuple[Block, int]:
+        async def ask(i: int) -> tuple[Block, ...]:
+            return (await self._readers[i].block_at(height),)
+
+        (block,) = await self._agreed(ask, f"block {height}")
+        return block
+
+    async def headers(self, first: int, last: int) -> tuple[Block, ...]:
+        """Return the blocks from ``first`` to ``last`` that enough providers hold; of a long range, its ends.
+
+        Raises:
+            NoQuorum, Disputed: there are none.
+        """
+        if self._alone is not None:
+            return await self._alone.headers(first, last)
+        return await self._agreed(lambda i: self._readers[i].headers(first, last), f"blocks {first} to {last}")
+
+    async def _agreed(self, ask: Callable[[int], Awaitable[tuple[Block, ...]]], what: str) -> tuple[Block, ...]:
+        """Return the blocks that enough providers hold; put on record who holds others."""
+
+        def most(held: Mapping[int, tuple[Block, ...]]) -> tuple[tuple[Block, ...], int]:
             return Counter(held.values()).most_common(1)[0]
 
         held, failed = await self._ask(
-            lambda i: self._readers[i].block_at(height),
-            lambda held: bool(held) and most(held)[1] >= self._need,
-            BLOCK_SHARE,
-            self._strangers,
+            ask, lambda held: bool(held) and most(held)[1] >= self._need, BLOCK_SHARE, self._strangers
         )
-        self._verify_enough(held, failed, f"have block {height}")
-        block, votes = most(held)
-        contrary = {i: other for i, other in held.items() if other != block}
-        self._report_blocks(block, contrary, agreed=votes >= self._need)
+        self._verify_enough(held, failed, f"have {what}")
+        blocks, votes = most(held)
+        for height, block in sorted({b.height: b for b in blocks}.items()):
+            others = {i: b for i, theirs in held.items() for b in theirs if b.height == height and b != block}
+            self._report_blocks(block, others, agreed=votes >= self._need)
+            if others:
+                break  # all that follows differs too
         if votes < self._need:
-            said = {i: f"holds {_shown(other)}" for i, other in held.items()}
+            said = {i: f"holds {_shown(theirs[-1])}" for i, theirs in held.items()}
             raise Disputed(self._row.name, self._shortfall("hold one block", failed, said))
-        return block
+        return blocks
+
+    async def irreversible(self) -> Block:
+        """Return the newest block that enough providers call irreversible and hold as canonical.
+
+        Raises:
+            NoQuorum, Disputed: there is none.
+        """
+        if self._alone is not None:
+            return await self._alone.irreversible()
+
+        def enough(said: Mapping[int, Block]) -> bool:
+            return bool(said) and Counter(said.values()).most_common(1)[0][1] >= self._need
+
+        said, failed = await self._ask(lambda i: self._readers[i].irreversible(), enough, BLOCK_SHARE, self._strangers)
+        self._verify_enough(said, failed, "say what is irreversible")
+        # As many as are needed call this height or one above it irreversible, at least one of them an honest one.
+        ranked = sorted(said.values(), key=lambda b: -b.height)[: self._need]
+        lowest = ranked[-1]
+        return lowest if len(set(ranked)) == 1 else await self.block_at(lowest.height)
+
+    async def changes(self, first: int, last: int) -> frozenset[str] | None:
+        """Return what any provider saw change, so that one which omits logs hides nothing.
+
+        None if fewer than needed can tell.
+        """
+        if self._alone is not None:
+            return await self._alone.changes(first, last)
+
+        async def ask(i: int) -> frozenset[str]:
+            words = await self._readers[i].changes(first, last)
+            if words is None:
+                raise Unavailable(self._row.name, "cannot tell what changed")
+            return words
+
+        seen, _ = await self._ask(ask, lambda seen: len(seen) >= self._need, BLOCK_SHARE, self._strangers)
+        return frozenset[str]().union(*seen.values()) if len(seen) >= self._need else None
+
+    @property
+    def finality_lag(self) -> float | None:
+        """Median over the providers that took part in the last pin, seconds; None before the first."""
+        lags = [r.finality_lag for i, r in enumerate(self._readers) if i not in self._failed]
+        known = [lag for lag in lags if lag is not None]
+        return median(known) if known else None
 
     async def _holders(
         self, candidate: Block, pins: Mapping[int, Block], until: float
@@ -381,8 +404,12 @@ class QuorumReader:
         rows = [row for rows in agreed.values() for row in rows]
         positions = [row for row in rows if isinstance(row, Position)]
         findings = {row for row in rows if isinstance(row, Finding)}
+        frozen = next((row.cause for row in rows if isinstance(row, Frozen)), "")
         open_questions: dict[str, list[str]] = {}
         for key, said in disputed.items():
+            if key == FROZEN_KEY:
+                frozen = f"{FROZEN}: fewer than {self._need} of {len(self._readers)} providers agree on the sequencer"
+                continue
             claims = [row for rows in said.values() for row in rows]
             noted = [row for row in claims if isinstance(row, Finding)]
             claimed = [row for row in claims if isinstance(row, Position)]
@@ -406,7 +433,7 @@ class QuorumReader:
             more = f"; and {len(questions) - 1} more" if len(questions) > 1 else ""
             rule = f"{self._need} of {len(self._readers)} providers of {self._row.name} must agree"
             findings.add(Finding("disputed", scope, f"{questions[0]}{more}; {rule}"))
-        return Reading(block, tuple(sorted(positions)), tuple(sorted(findings)))
+        return Reading(block, tuple(sorted(positions)), tuple(sorted(findings)), frozen=frozen)
 
     async def read_quotes(self, block: Block) -> tuple[Quote, ...]:
         """Read the chain's price feeds at ``block``; a feed on which too few providers agree is absent.
@@ -453,7 +480,11 @@ class QuorumReader:
         nobody = (Subject("0x" + "00" * 32, None),)
         try:
             block = await self.pin(2**62)
+            below = max(0, block.height - 1)
             await asyncio.gather(self.read(block, nobody), self.read_quotes(block))
+            await asyncio.gather(
+                self.irreversible(), self.headers(below, block.height), self.changes(below, block.height)
+            )
         except SourceError as error:
             return (*findings, Finding("failed", scope, f"{rule}; {error.problem}"))
         out = "".join(f"; {who}: {why}" for who, why in self.failed.items())
@@ -577,7 +608,7 @@ def _shown(block: Block) -> str:
 
 
 def _same(one: Reading, other: Reading) -> bool:
-    return one is other or (one.positions == other.positions and one.findings == other.findings)
+    return one is other or (one.positions, one.findings, one.frozen) == (other.positions, other.findings, other.frozen)
 
 
 def _grouped(rows: Iterable[tuple[tuple[str, ...], Row]]) -> dict[tuple[str, ...], tuple[Row, ...]]:
@@ -590,10 +621,12 @@ def _grouped(rows: Iterable[tuple[tuple[str, ...], Row]]) -> dict[tuple[str, ...
 def _table(reading: Reading) -> Table:
     """Return a reading by what each row is about; the second part of every key is the account or other scope."""
     positions = (
-        (("position", p.account, p.chain, p.venue, p.asset, p.side, p.netting, p.address), p) for p in reading.positions
+        (("position", p.account, p.chain, p.venue, p.asset, p.side, p.netting, p.address, p.origin), p)
+        for p in reading.positions
     )
     findings = ((("finding", f.scope, f.code), f) for f in reading.findings)
-    return _grouped([*positions, *findings])
+    frozen = [(FROZEN_KEY, Frozen(reading.frozen))] if reading.frozen else []
+    return _grouped([*positions, *findings, *frozen])
 
 
 def _differing(tables: Mapping[int, Table], expected: Table) -> list[tuple[str, ...]]:

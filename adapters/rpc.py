@@ -6,6 +6,8 @@ No URL leaves this module in a message: it may carry a key.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +21,9 @@ from asyncio_throttle.throttler import Throttler
 from pydantic import SecretStr
 from solana.exceptions import SolanaRpcException
 from solana.rpc.async_api import AsyncClient
+from solana.rpc.async_http_provider import AsyncHTTPProvider as SolanaHTTPProvider
 from solana.rpc.core import RPCException
-from solana.rpc.jsonrpc import JsonRpcRequest, SolanaJsonRpcError
+from solana.rpc.jsonrpc import JsonRpcRequest, JsonRpcRequestSerializer, SolanaJsonRpcError
 from web3 import AsyncHTTPProvider
 from web3.types import RPCEndpoint, RPCRequest
 
@@ -44,6 +47,7 @@ UNKNOWN_STATE_WORDS = (
     "not been reached",
     "canonical",
 )
+TOO_MUCH_WORDS = ("more than", "results", "range")  # some nodes refuse a large log query by the rate limit's code
 BODY_LIMIT = 32 << 20  # bytes, unpacked: ten times the largest batch of returns
 
 
@@ -176,8 +180,39 @@ class _CappedResponse(aiohttp.ClientResponse):
         return bytes(body)
 
 
+class _Foreign(ValueError):
+    """A node answered another request than the one it was sent, or in two ways at once."""
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a key is given twice")
+    return table
+
+
+def _decode(raw: bytes | str) -> Any:
+    """Decode JSON; raise ValueError for NaN, deep nesting and keys given twice, of which readers differ on what counts.
+
+    orjson goes first: it bounds nesting, so that a hostile answer cannot exhaust the stack of the slower decoder.
+    """
+    orjson.loads(raw)
+    return json.loads(raw, object_pairs_hook=_each_key_once)
+
+
+def _verify_answers(response: Any, id: object) -> None:
+    """Raise _Foreign unless ``response`` answers the request ``id``: by a result or by an error, not by both."""
+    if not isinstance(response, dict):
+        return  # told apart later
+    error, got = response.get("error"), response.get("id")
+    if (type(got), got) != (type(id), id) and (error is None or got is not None):
+        raise _Foreign("answers another request")
+    if error is not None and response.get("result") is not None:
+        raise _Foreign("is both a result and an error")
+
+
 class _Provider(AsyncHTTPProvider):
-    """web3's provider with orjson, which bounds nesting and refuses NaN: a hostile answer cannot exhaust the stack."""
+    """web3's provider, strict about what it decodes."""
 
     @staticmethod
     def encode_rpc_dict(rpc_dict: RPCRequest) -> bytes:
@@ -185,7 +220,13 @@ class _Provider(AsyncHTTPProvider):
 
     @staticmethod
     def decode_rpc_response(raw_response: bytes) -> Any:
-        return orjson.loads(raw_response)
+        return _decode(raw_response)
+
+    async def make_request(self, method: RPCEndpoint, params: Any) -> Any:
+        request = self.form_request(method, params)
+        response = self.decode_rpc_response(await self._make_request(method, self.encode_rpc_dict(request)))
+        _verify_answers(response, request["id"])
+        return response
 
 
 class EvmEndpoint(_Endpoint):
@@ -227,6 +268,8 @@ class EvmEndpoint(_Endpoint):
             raise Unreachable(name, f"cannot be reached ({type(error).__name__})") from None
         except _TooLarge:
             raise Garbage(name, f"the answer to {method} is larger than {BODY_LIMIT} bytes") from None
+        except _Foreign as error:
+            raise Garbage(name, f"the answer to {method} {error}") from None
         except (ValueError, TypeError):
             raise Garbage(name, f"the answer to {method} is not JSON-RPC") from None
         if not isinstance(response, dict):
@@ -242,7 +285,7 @@ class EvmEndpoint(_Endpoint):
         if not isinstance(body, dict) or not isinstance(body.get("code"), int):
             return Garbage(self.row.name, f"the error answered to {method} has no code")
         code, message = body["code"], str(body.get("message", ""))[:300]
-        if code in RATE_LIMITED:
+        if code in RATE_LIMITED and not (method == "eth_getLogs" and any(w in message.lower() for w in TOO_MUCH_WORDS)):
             return Unreachable(self.row.name, f"rate limit at {method}")
         if code in UNKNOWN_STATE and any(w in message.lower() for w in UNKNOWN_STATE_WORDS):
             return Unavailable(self.row.name, f"{method}: {message}")
@@ -280,12 +323,25 @@ async def _cap(response: httpx2.Response) -> None:
     response.stream = _CappedStream(response.stream)
 
 
+class _SolanaProvider(SolanaHTTPProvider):
+    """solana-py's provider, strict about what it decodes."""
+
+    async def make_request_unparsed(self, body: JsonRpcRequestSerializer) -> str:
+        raw = await super().make_request_unparsed(body)
+        _verify_answers(_decode(raw), orjson.loads(body.to_json())["id"])
+        return raw
+
+
 class SolanaEndpoint(_Endpoint):
     """solana-py's client to one Solana node, behind the same gates and errors."""
 
     def __init__(self, row: ChainRow, url: SecretStr, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(row, clock)
-        self._client = AsyncClient(url.get_secret_value(), timeout=row.timeout, http2=False, max_transport_retries=0)
+        self._client = AsyncClient(http2=False)
+        self._client._provider = _SolanaProvider(
+            url.get_secret_value(), timeout=row.timeout, http2=False, max_transport_retries=0
+        )
+        self._ids = itertools.count(1)
         session = self._client._provider.session
         session.headers["accept-encoding"] = "identity"
         session.event_hooks = {"request": [], "response": [_cap]}
@@ -296,7 +352,7 @@ class SolanaEndpoint(_Endpoint):
         Raises:
             Unreachable, Garbage, Unavailable, NodeRefused: as :meth:`EvmEndpoint.call`.
         """
-        request = JsonRpcRequest(method=method, params=list(params))
+        request = JsonRpcRequest(id=next(self._ids), method=method, params=list(params))
         return await self.ask(method, lambda client: client.send_rpc_request(request, Any))
 
     async def ask(self, what: str, request: Callable[[AsyncClient], Awaitable[T]]) -> T:
@@ -322,6 +378,8 @@ class SolanaEndpoint(_Endpoint):
             raise Garbage(name, f"the answer to {what} is larger than {BODY_LIMIT} bytes") from None
         except _Packed:
             raise Garbage(name, f"the answer to {what} is packed, which was not asked for") from None
+        except _Foreign as error:
+            raise Garbage(name, f"the answer to {what} {error}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise Garbage(name, f"the answer to {what} cannot be decoded ({type(error).__name__})") from None
 

@@ -9,6 +9,8 @@ import os
 
 from aggregator.cli import accounts as _accounts
 from aggregator.cli import audit as _audit
+from aggregator.cli import chains as _chains
+from aggregator.cli import disputes as _disputes
 from aggregator.cli import epochs as _epochs
 from aggregator.cli import keys as _keys
 from aggregator.cli import margin as _margin
@@ -18,7 +20,7 @@ from aggregator.cli.frame import app
 
 __all__ = ["app", "main"]
 
-_COMMANDS = (_service, _margin, _accounts, _epochs, _audit, _keys, _prices)
+_COMMANDS = (_service, _margin, _accounts, _epochs, _chains, _disputes, _audit, _keys, _prices)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
@@ -18,14 +19,15 @@ from pydantic import SecretStr
 
 from adapters.destinations.evm import EvmRegistryDestination
 from adapters.destinations.solana import SolanaRegistryDestination
+from adapters.disputes import Dispute, DisputeFile, Entry, read_disputes
 from adapters.evm.aave_v3 import AaveV3
 from adapters.evm.lender import Lender
 from adapters.evm.reader import EvmAdapter, EvmReader
 from adapters.evm.vault import Vault
 from adapters.evm.wallet import Wallet
-from adapters.keys import create_key, create_solana_key, load_key, load_solana_key, show_key
+from adapters.keys import KeySigner, create_key, create_solana_key, load_key, load_solana_key, show_key
 from adapters.prices.pyth import PythSource
-from adapters.quorum import Dispute, DisputeFile, QuorumReader
+from adapters.quorum import QuorumReader
 from adapters.rpc import EvmEndpoint, SolanaEndpoint
 from adapters.solana.native import NativeWallet
 from adapters.solana.reader import SolanaAdapter, SolanaReader
@@ -34,12 +36,13 @@ from adapters.solana.vault import CollateralVault as SolanaVault
 from aggregator.config import Settings
 from aggregator.core.pipeline import World
 from aggregator.domain.certificate import EpochRecord
-from aggregator.domain.errors import ConfigError, CrossmarginError, SourceError
+from aggregator.domain.errors import ConfigError, CrossmarginError, InputError, SourceError
 from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, VenueRow
 from aggregator.domain.snapshot import Finding, Reading
 from aggregator.ports import ChainReader, Destination, Store
 from aggregator.service.bundle import export_bundle, leaf_proof
 from aggregator.service.collect import Observer
+from aggregator.store.halts import SqlHalts
 from aggregator.store.sql import SqlStore
 from proofs.statement import DEVNET, Deployment
 
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
 
     from aggregator.service.cycle import Cycle
     from aggregator.service.relayer import Relayer
+
+DISPUTES, EVIDENCE_KEY = "disputes.jsonl", "evidence"
+"""In the data folder: the log of disputes, and the name of the key that signs it."""
 
 
 class SystemClock:
@@ -110,6 +116,40 @@ def key_path(settings: Settings, name: str) -> Path:
     return Path(settings.service.data) / "keys" / f"{name}.json"
 
 
+def evidence_signer(settings: Settings) -> KeySigner:
+    """Return the key that signs disputes, made at its first use; it signs nothing else.
+
+    Raises:
+        ConfigError: an attestor or a payer is configured to use this key. InputError: its file cannot be used.
+    """
+    used = {*settings.service.attestor_keys, *(d.payer_key for d in settings.destinations)}
+    if EVIDENCE_KEY in used:
+        problem = f"{EVIDENCE_KEY!r} is the key that signs disputes; an attestor or payer needs one of its own"
+        raise ConfigError("configuration", "service.attestor_keys, destinations.payer_key", problem, '"attestor-0"')
+    return _evidence_signer(key_path(settings, EVIDENCE_KEY), passphrase_of(settings))
+
+
+@functools.cache  # decrypting takes a third of a second, and every reader of the process signs with it
+def _evidence_signer(path: Path, passphrase: str) -> KeySigner:
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_key(path, passphrase)
+    return load_key(path, passphrase)
+
+
+def list_disputes(settings: Settings) -> list[Entry]:
+    """Return what providers were found to dispute, newest first, each with what is wrong with its line, if anything.
+
+    Raises:
+        InputError: the log or the key file cannot be read.
+    """
+    path, key = Path(settings.service.data) / DISPUTES, key_path(settings, EVIDENCE_KEY)
+    try:
+        return read_disputes(path, show_key(key) if key.exists() else None)
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read: {error.strerror}", "check its owner") from None
+
+
 def store_url(settings: Settings) -> str:
     """Return the database URL of the embedded store; its folder is made if need be."""
     folder = Path(settings.service.data).resolve()
@@ -120,6 +160,11 @@ def store_url(settings: Settings) -> str:
 async def open_store(settings: Settings) -> SqlStore:
     """Open the store, bringing its schema up to date."""
     return await SqlStore.open(store_url(settings))
+
+
+def open_halts(store: SqlStore) -> SqlHalts:
+    """Return the log of halted chains in an open store."""
+    return SqlHalts(store)
 
 
 def _required(venue: VenueRow, name: str) -> str:
@@ -148,12 +193,13 @@ def _evm_adapter(row: ChainRow, venue: VenueRow, assets: dict[str, AssetRow]) ->
 def build_reader(settings: Settings, row: ChainRow) -> ChainReader:
     """Return a reader of one chain with all its configured venues; a missing adapter stops start-up.
 
-    Several providers in ``rpc`` make a quorum; what they dispute goes to ``<data>/disputes.jsonl`` and to a metric.
+    Several providers in ``rpc`` make a quorum; what they dispute goes, signed, to ``<data>/disputes.jsonl`` and to a
+    metric.
     """
     readers = [_build_provider(settings, row, url) for url in row.rpc]
     if len(readers) == 1:
         return readers[0]
-    record = DisputeFile(Path(settings.service.data) / "disputes.jsonl")
+    record = DisputeFile(Path(settings.service.data) / DISPUTES, functools.partial(evidence_signer, settings))
 
     def dispute(seen: Dispute) -> None:
         from aggregator.service import telemetry
@@ -161,8 +207,8 @@ def build_reader(settings: Settings, row: ChainRow) -> ChainReader:
         telemetry.DISPUTES.labels(row.name, seen.provider).inc()
         try:
             record.append(seen)
-        except OSError as error:  # a full disk must not stop the reading; the metric and this line tell of it
-            structlog.get_logger().error("dispute not recorded", provider=seen.provider, reason=error.strerror)
+        except (OSError, InputError) as error:  # a full disk must not stop the reading; metric and line tell of it
+            structlog.get_logger().error("dispute not recorded", provider=seen.provider, reason=str(error))
 
     return QuorumReader(row, readers, [f"{row.name}[{i}]" for i in range(len(readers))], row.quorum, dispute)
 
@@ -309,6 +355,7 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
         source = PythSource(settings.pyth, settings.sources) if settings.pyth else None
         if source is not None:
             closing.push_async_callback(source.close)
+        evidence_signer(settings)  # now, since it takes a moment
         destinations: dict[str, Destination] = {}
         for row in settings.destinations:
             destinations[row.chain] = build_destination(settings, row)
@@ -380,6 +427,7 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
         chains = [c.id for c in settings.chains]
         api = ApiService(
             store=store,
+            halts=SqlHalts(store),
             accounts=AccountBook(store, clock, deployment.deployment_id(), chains, list(destinations)),
             chains=settings.chains,
             assets=settings.assets,

@@ -30,6 +30,7 @@ from aggregator.domain.rows import (
     DeploymentRow,
     DestinationRow,
     Family,
+    FinalityRow,
     Name,
     PolicyRow,
     PythRow,
@@ -52,6 +53,9 @@ EXAMPLES: Mapping[str, str] = {
     "service.max_lifetime": "3600",
     "service.keep_epochs": "5000",
     "service.heartbeat_seconds": "0",
+    "service.reread_epochs": "64",
+    "service.full_read_below": "2000",
+    "service.link_cooldown": "7200",
     "deployment": "{network_class = 1, members = [...], threshold = 3, not_after = 1900000000, salt = ...}",
     "deployment.members": '"0x70997970c51812dc3a010c7d01b50e0d17dc79c8"',
     "deployment.threshold": "3",
@@ -65,7 +69,24 @@ EXAMPLES: Mapping[str, str] = {
     "chains.rpc": '"https://rpc.example.org"',
     "chains.genesis": '"0xd4e56740f876aef8c010b86a40d5f56745a118d0906a34e69aec8c0db1cb8fa3"',
     "chains.block_seconds": "12",
-    "chains.finality_depth": "64",
+    "chains.ws": '"wss://rpc.example.org"',
+    "chains.finality": "{depth = 64}",
+    "chains.irreversible": '{tag = "finalized", typical = 900}',
+    **{
+        f"chains.{rule}.{key}": example
+        for rule in ("finality", "irreversible")
+        for key, example in (
+            ("depth", "64"),
+            ("tag", '"finalized"'),
+            ("l1", '"eip155:1"'),
+            ("origin", '"0x4200000000000000000000000000000000000015"'),
+            ("typical", "900"),
+        )
+    },
+    "chains.sequencer": '{feed = "0xfdb631f5ee196f0ed6faa767959853a9f217697d", grace = 3600}',
+    "chains.sequencer.feed": '"0xfdb631f5ee196f0ed6faa767959853a9f217697d"',
+    "chains.sequencer.grace": "3600",
+    "chains.prove": "true",
     "chains.multicall": '"0xca11bde05977b3631167028862be2a173976ca11"',
     "chains.max_age": "120",
     "chains.hold": "{typical = 60, outage = 3600, outage_probability = 0.001}",
@@ -140,7 +161,16 @@ EXAMPLES: Mapping[str, str] = {
 }
 """An example for every key; of a list, one element."""
 LISTS = frozenset(
-    {"service.attestor_keys", "deployment.members", "chains", "chains.rpc", "chains.hold", "assets", "sources"}
+    {
+        "service.attestor_keys",
+        "deployment.members",
+        "chains",
+        "chains.rpc",
+        "chains.ws",
+        "chains.hold",
+        "assets",
+        "sources",
+    }
     | {"pyth.guardians", "venues", "destinations", "policy.assets.*.jumps"}
 )
 NAMED = frozenset({"policy.assets", "venues.addresses"})
@@ -167,6 +197,9 @@ class ServiceRow(Row):
     max_lifetime: Annotated[int, Field(gt=0)] = 3600  # as the registries were deployed with
     keep_epochs: Annotated[int, Field(ge=10)] = 5000
     heartbeat_seconds: Annotated[int, Field(ge=0)] = 0  # 0 = post every epoch
+    reread_epochs: Annotated[int, Field(ge=1)] = 64  # every account is read anew at least this often
+    full_read_below: Annotated[int, Field(ge=0)] = 2000  # with fewer accounts, all are read anew every epoch
+    link_cooldown: Annotated[int, Field(ge=0)] = 7200  # seconds from the end of a link until its address is free
 
 
 class Settings(Row):
@@ -240,7 +273,26 @@ def _canonical(file: str, s: Settings) -> Settings:
         with at("chains", i, "genesis", example=SOLANA_EXAMPLE if row.family == "solana" else ""):
             genesis = canonical_genesis(row.family, row.genesis)
         multicall = address("evm", row.multicall, "chains", i, "multicall")
-        return row.model_copy(update={"id": id, "genesis": genesis, "multicall": multicall})
+        given = [k for k in ("finality", "irreversible", "sequencer", "prove") if k in row.model_fields_set]
+        if row.family == "solana":
+            if given:
+                problem = "is for EVM chains; on Solana what validators finalized is the rule: leave it out"
+                raise _refusal(file, ("chains", i, given[0]), problem)
+            return row.model_copy(update={"id": id, "genesis": genesis})
+        if "finality" not in given:
+            raise _refusal(file, ("chains", i, "finality"), "is missing")
+        rules: dict[str, Row] = {k: rule(i, k, getattr(row, k)) for k in ("finality", "irreversible")}
+        if row.sequencer is not None:
+            feed = address("evm", row.sequencer.feed, "chains", i, "sequencer", "feed")
+            rules["sequencer"] = row.sequencer.model_copy(update={"feed": feed})
+        return row.model_copy(update={"id": id, "genesis": genesis, "multicall": multicall, **rules})
+
+    def rule(i: int, key: str, row: FinalityRow) -> FinalityRow:
+        if row.l1 is None or row.origin is None:
+            return row
+        with at("chains", i, key, "l1"):
+            l1 = parse_chain_id(row.l1)
+        return row.model_copy(update={"l1": l1, "origin": address("evm", row.origin, "chains", i, key, "origin")})
 
     def asset(i: int, row: AssetRow) -> AssetRow:
         with at("assets", i, "id"):
@@ -337,6 +389,28 @@ def _check_references(file: str, s: Settings) -> None:
             example = f'"{names[0]}"' if names else ""
             raise _refusal(file, (table, i, key), f"{value!r} is not among those configured", example)
 
+    def known_parent(i: int, key: str, chain: ChainRow, l1: str) -> None:
+        """Check that ``l1`` is an EVM chain that does not settle, through others, on ``chain`` itself."""
+        parent = s.chain(l1)
+        if parent is None or parent.family != "evm":
+            others = [c.id for c in s.chains if c.family == "evm" and c.id != chain.id]
+            problem = f"its L1 {l1!r} is not among the EVM chains configured"
+            raise _refusal(file, ("chains", i, key, "l1"), problem, f'"{others[0]}"' if others else "")
+        above: set[str] = set()
+        waiting: list[str | None] = [l1]
+        while waiting:
+            row = s.chain(waiting.pop() or "")
+            if row is None or row.id in above:
+                continue
+            if row.id == chain.id:
+                raise _refusal(file, ("chains", i, key, "l1"), f"{l1!r} is, in the end, settled on {chain.id} itself")
+            above.add(row.id)
+            waiting += [row.finality.l1, row.irreversible.l1]
+
+    for i, c in enumerate(s.chains):
+        for key, rule in (("finality", c.finality), ("irreversible", c.irreversible)):
+            if rule.l1 is not None:
+                known_parent(i, key, c, rule.l1)
     for i, a in enumerate(s.assets):
         if (chain := a.id.partition("/")[0]) not in chains:
             raise _refusal(file, ("assets", i, "id"), f"its chain {chain!r} is not among those configured")
@@ -387,6 +461,13 @@ def _check_rules(file: str, s: Settings) -> None:
     if s.policy.lifetime > s.service.max_lifetime:
         problem = "is above service.max_lifetime; the registries would refuse it"
         raise _refusal(file, ("policy", "lifetime"), problem, str(s.service.max_lifetime))
+    lag = max(d.clock_bound for d in s.destinations)
+    if s.service.link_cooldown < (least := s.service.max_lifetime + lag):
+        problem = (
+            f"is {s.service.link_cooldown}; it must be at least service.max_lifetime plus the largest clock_bound "
+            f"({least}), or a statement that still counts an address could outlive its link"
+        )
+        raise _refusal(file, ("service", "link_cooldown"), problem, str(least))
     for i, c in enumerate(s.chains):
         if c.timeout >= s.policy.lifetime / 2:
             problem = (

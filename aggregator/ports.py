@@ -26,7 +26,6 @@ from aggregator.domain.report import AccountMargin, LeafValues
 from aggregator.domain.rows import ChainRow, DestinationRow
 from aggregator.domain.snapshot import Account, Block, Finding, Reading, Subject
 
-
 HEADERS_LIMIT = 256
 """Blocks whose parents are followed one by one; a longer gap is compared at its ends."""
 
@@ -104,6 +103,26 @@ class ChainReader(Protocol):
 
     async def check(self) -> tuple[Finding, ...]:
         """Probe with the methods really used: identity, finality, a pinned read of every venue and feed."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Watcher(Protocol):
+    """Hints from a subscription about who changed. A wrong hint costs a read or freshness, never a number."""
+
+    async def start(self) -> None: ...
+
+    def covered(self) -> int:
+        """Return the height up to which every change has been seen, 0 while that is not known."""
+        ...
+
+    def words(self, after: int, upto: int) -> frozenset[str] | None:
+        """Return the 32-byte words (0x, lower case) named by changes in (after, upto]; None: not covered."""
+        ...
+
+    def forget(self, upto: int) -> None:
+        """Drop what was told up to this height."""
         ...
 
     async def close(self) -> None: ...
@@ -228,12 +247,19 @@ class Store(Protocol):
         """Return accounts with their links, the whole links log, and salts by account id: one moment, few queries."""
         ...
 
-    # readings: the last good one per chain survives a restart
+    # readings: the last good ones per chain survive a restart
     async def save_readings(self, reader: str, readings: Iterable[Reading]) -> None:
-        """Remember a party's newest reading of each chain, in one transaction."""
+        """Remember what a party read anew of each chain, in one transaction.
+
+        Args:
+            readings: one per chain, holding only what was read at its block; of older parts only those at blocks that
+                ``carried`` names are kept.
+        """
         ...
 
-    async def readings(self, reader: str) -> Mapping[str, Reading]: ...
+    async def readings(self, reader: str) -> Mapping[str, Sequence[Reading]]:
+        """Return, by chain, the parts that are kept, the newest first."""
+        ...
 
     # epochs
     async def save_epoch(self, record: EpochRecord) -> None: ...
@@ -325,8 +351,8 @@ class Latencies(Protocol):
         """Return samples measured at or after ``since``, oldest first."""
         ...
 
-    async def forget(self, before: int) -> int:
-        """Drop samples measured before; return how many."""
+    async def forget(self, before: int, keep: int) -> int:
+        """Drop samples measured before, and all but the ``keep`` newest of every (leg, chain); return how many."""
         ...
 
 

@@ -11,7 +11,10 @@ USD as decimal text, times and counts as integers. Fields of signed structures b
     leaves       [{leaf: {…}, proof: [siblings], accounts_index, accounts_path: [nodes]}]
     neighbours   [{account, destination, leaf_hash, accounts_index, accounts_path}]   optional: they prove uniqueness
     preimages    {cut, prices, policy, risk, state}: the exact texts whose keccak256 the body commits to, each JSON
-    links        [{account, controller, member, nonce, expiry, salt?, invite, accept, accepted_at}]
+    links        [{kind?, account, controller, member, nonce, expiry, salt?, invite?, accept?, accepted_at}]
+                 in the order of the log. kind: absent (a link, signed by both), "revoke" (signed by the controller, in
+                 invite, or by the member, in accept) or "end" (of the revoke with the same nonce; signed by nobody).
+                 A signature is 0x hex, or eip1271:0x… or pda:<base58> of an address without a key.
     history      [{header, body, signatures}]   optional: the statements before this one, newest first
 """
 
@@ -20,17 +23,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from proofs.document import Node, canonical_json, parse_json
 from proofs.errors import BundleError, FieldError
 from proofs.leaf import Leaf
-from proofs.links import LinkTerms
+from proofs.links import ChainConsent, Consent, LinkTerms, parse_chain_consent
 from proofs.quorum import IndexedSignature
 from proofs.statement import Deployment, Header, StatementBody
 
 FORMAT = "crossmargin-bundle/1"
 MAX_BYTES = 8 * 1024 * 1024
 PREIMAGES = ("cut", "prices", "policy", "risk", "state")
+
+LinkKind = Literal["link", "revoke", "end"]
+_CONSENTS: Mapping[LinkKind, int] = {"link": 2, "revoke": 1, "end": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +83,23 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class SignedLink:
-    """A link's terms and both signatures; `accepted_at` (Unix seconds) is when the service took it."""
+    """An entry of the links log; `accepted_at` (Unix seconds) is when the service took it.
+
+    A link has both consents, a revoke the one of the side that revokes, an end none.
+    """
 
     terms: LinkTerms
     salt: bytes | None
-    invite: bytes
-    accept: bytes
+    invite: Consent | None
+    accept: Consent | None
     accepted_at: int
+    kind: LinkKind = "link"
+
+    @property
+    def chain_consents(self) -> tuple[str, ...]:
+        """The addresses (CAIP-10) whose consent only their chain can confirm."""
+        given = ((self.terms.controller, self.invite), (self.terms.member, self.accept))
+        return tuple(who for who, consent in given if isinstance(consent, ChainConsent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +191,15 @@ def encode_link(link: SignedLink) -> dict[str, object]:
         "member": link.terms.member,
         "nonce": link.terms.nonce,
         "expiry": link.terms.expiry,
-        "invite": _hex(link.invite),
-        "accept": _hex(link.accept),
         "accepted_at": link.accepted_at,
     }
+    if link.kind != "link":
+        encoded["kind"] = link.kind
     if link.salt is not None:
         encoded["salt"] = _hex(link.salt)
+    for name, consent in (("invite", link.invite), ("accept", link.accept)):
+        if consent is not None:
+            encoded[name] = _hex(consent) if isinstance(consent, bytes) else str(consent)
     return encoded
 
 
@@ -337,7 +357,7 @@ def _decode_preimages(node: Node) -> Preimages:
 
 def _decode_link(node: Node) -> SignedLink:
     node.only(
-        *("account", "controller", "member", "nonce", "expiry", "salt", "invite", "accept", "accepted_at"),
+        *("kind", "account", "controller", "member", "nonce", "expiry", "salt", "invite", "accept", "accepted_at"),
     )
     salt = node.optional("salt")
     with _fields_of(node):
@@ -348,13 +368,43 @@ def _decode_link(node: Node) -> SignedLink:
             nonce=node.member("nonce").integer(),
             expiry=node.member("expiry").integer(),
         )
+    kind = _decode_kind(node)
+    invite, accept = (_decode_consent(node.optional(name)) for name in ("invite", "accept"))
+    if sum(consent is not None for consent in (invite, accept)) != _CONSENTS[kind]:
+        raise FieldError(node.path, f"a {kind} carries {_CONSENTS[kind]} of invite and accept")
     return SignedLink(
         terms=terms,
         salt=None if salt is None else salt.hex_bytes(32),
-        invite=node.member("invite").hex_bytes(),
-        accept=node.member("accept").hex_bytes(),
+        invite=invite,
+        accept=accept,
         accepted_at=node.member("accepted_at").integer(),
+        kind=kind,
     )
+
+
+def _decode_kind(node: Node) -> LinkKind:
+    given = node.optional("kind")
+    if given is None:
+        return "link"
+    kinds: Mapping[str, LinkKind] = {"revoke": "revoke", "end": "end"}
+    text = given.text()
+    if text not in kinds:
+        raise FieldError(given.path, f"{text[:40]!r} given, revoke, end or nothing expected")
+    return kinds[text]
+
+
+def _decode_consent(node: Node | None) -> Consent | None:
+    if node is None:
+        return None
+    text = node.text()
+    return node.hex_bytes() if text.startswith("0x") else _decode_chain_consent(node, text)
+
+
+def _decode_chain_consent(node: Node, text: str) -> ChainConsent:
+    consent = parse_chain_consent(text, node.path)
+    if consent is None or str(consent) != text:
+        raise FieldError(node.path, f"{text[:40]!r} is not 0x hex, eip1271:0x… or pda:<base58>")
+    return consent
 
 
 @contextmanager

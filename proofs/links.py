@@ -2,7 +2,11 @@
 
 A link says that one address (the member) backs an account. The account's controller invites, the member accepts; each
 signs the same terms, on EVM chains as EIP-712 in the deployment's domain, on Solana as text with Ed25519. The account
-id commits to its controller, so that only that controller can invite.
+id commits to its controller, so that only that controller can invite. Either side alone may revoke.
+
+Two kinds of address have no key: a contract answers for itself (EIP-1271), and a program-derived address signs inside
+a transaction, which leaves a record on its chain. Their word is a :class:`ChainConsent`, which only the chain can
+confirm.
 """
 
 from __future__ import annotations
@@ -17,13 +21,17 @@ from proofs.hashing import keccak256
 from proofs.signing import recover_rsv
 from proofs.statement import typed_digest
 
-Verb = Literal["invite", "accept"]
+Verb = Literal["invite", "accept", "revoke"]
+Side = Literal["controller", "member"]
 
 _TERMS = "(bytes32 account,string controller,string member,uint64 nonce,uint64 expiry)"
 _TYPEHASH: dict[Verb, bytes] = {
     "invite": keccak256(f"LinkInvite{_TERMS}".encode()),
     "accept": keccak256(f"LinkAccept{_TERMS}".encode()),
+    "revoke": keccak256(f"LinkRevoke{_TERMS}".encode()),
 }
+CONTRACT_SIGNATURE_LIMIT = 4096
+"""Bytes an EIP-1271 contract may be asked to accept."""
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _SOLANA_REFERENCE_LENGTH = 32
 
@@ -162,8 +170,60 @@ class LinkTerms:
         require_uint("expiry", self.expiry, 64)
 
 
+@dataclass(frozen=True, slots=True)
+class ChainConsent:
+    """Consent of an address without a key, which its chain confirms and no bundle proves.
+
+    Args:
+        kind: `eip1271`, or `pda` for a program-derived address.
+        data: What the contract is asked to accept (at most 4096 bytes), or the 32-byte address of the record that the
+            links program keeps.
+
+    Raises:
+        FieldError: Naming `signature`: too long, or not an address.
+    """
+
+    kind: Literal["eip1271", "pda"]
+    data: bytes
+
+    def __post_init__(self) -> None:
+        if self.kind == "pda":
+            require_bytes("signature", self.data, 32)
+        elif len(self.data) > CONTRACT_SIGNATURE_LIMIT:
+            raise FieldError(
+                "signature", f"{len(self.data)} bytes for a contract, at most {CONTRACT_SIGNATURE_LIMIT} are taken"
+            )
+
+    def __str__(self) -> str:
+        """Return the text by which people and logs write it: eip1271:0x… or pda:<base58>."""
+        return f"pda:{encode_base58(self.data)}" if self.kind == "pda" else f"eip1271:0x{self.data.hex()}"
+
+
+Consent = bytes | ChainConsent
+"""A key's signature (65 bytes r‖s‖v on EVM chains, 64 bytes Ed25519 on Solana), or the word of an address without."""
+
+
+def parse_chain_consent(text: str, field: str = "signature") -> ChainConsent | None:
+    """Read eip1271:0x… or pda:<base58>; return None where the text begins with neither.
+
+    Raises:
+        FieldError: Naming `field`: malformed or too long.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "pda":
+        return ChainConsent("pda", decode_base58(rest, 32, field))
+    if kind != "eip1271":
+        return None
+    digits = rest[2:]
+    if rest[:2] != "0x" or len(digits) % 2 or any(c not in "0123456789abcdefABCDEF" for c in digits):
+        raise FieldError(field, f"{_quoted(text)} is not eip1271:0x and hex digits in pairs")
+    if len(digits) > 2 * CONTRACT_SIGNATURE_LIMIT:
+        raise FieldError(field, f"longer than {CONTRACT_SIGNATURE_LIMIT} bytes")
+    return ChainConsent("eip1271", bytes.fromhex(digits))
+
+
 def link_digest(deployment_id: bytes, verb: Verb, terms: LinkTerms) -> bytes:
-    """Return the EIP-712 digest of LinkInvite or LinkAccept that an EVM side signs."""
+    """Return the EIP-712 digest of LinkInvite, LinkAccept or LinkRevoke that an EVM side signs."""
     return typed_digest(
         deployment_id,
         keccak256(
@@ -195,46 +255,87 @@ def link_text(deployment_id: bytes, verb: Verb, terms: LinkTerms) -> bytes:
 def verify_link(
     deployment_id: bytes,
     terms: LinkTerms,
-    invite_sig: bytes,
-    accept_sig: bytes,
+    invite: Consent,
+    accept: Consent,
     now: int,
     *,
     salt: bytes | None = None,
+    ask_chain: bool = False,
 ) -> None:
     """Check that controller and member both signed the terms, and that they are accepted before their expiry.
 
     Args:
         deployment_id: 32 bytes.
         terms: What was signed.
-        invite_sig: The controller's signature: 65 bytes r‖s‖v on EVM chains, 64 bytes Ed25519 on Solana.
-        accept_sig: The member's signature, likewise.
+        invite: The controller's consent.
+        accept: The member's consent.
         now: Unix seconds at which the link is accepted. A link once accepted outlives its expiry.
         salt: The account's salt, if at hand: proves that `controller` is the account's. A caller who leaves it out
             must know the account's controller otherwise, else anyone could invite in the account's name.
+        ask_chain: The caller asks the chain about each `ChainConsent`; without that promise they are refused.
 
     Raises:
         LinkError: Naming `invite`, `accept`, `expiry` or `account`.
     """
+    _verify_terms(terms, now, salt)
+    _verify_side(deployment_id, "invite", "invite", terms, terms.controller, invite, ask_chain)
+    _verify_side(deployment_id, "accept", "accept", terms, terms.member, accept, ask_chain)
+
+
+def verify_revoke(
+    deployment_id: bytes,
+    terms: LinkTerms,
+    by: Side,
+    consent: Consent,
+    now: int,
+    *,
+    salt: bytes | None = None,
+    ask_chain: bool = False,
+) -> None:
+    """Check that one side of a link signed its end; the other arguments are those of `verify_link`.
+
+    Raises:
+        LinkError: Naming `signature`, `expiry` or `account`.
+    """
+    _verify_terms(terms, now, salt)
+    signer = terms.controller if by == "controller" else terms.member
+    _verify_side(deployment_id, "revoke", "signature", terms, signer, consent, ask_chain)
+
+
+def _verify_terms(terms: LinkTerms, now: int, salt: bytes | None) -> None:
     if now >= terms.expiry:
         raise LinkError(
             "expiry", f"must be accepted before {terms.expiry}, it is {now}: sign again with a later expiry"
         )
     if salt is not None and account_id(terms.controller, salt) != terms.account:
         raise LinkError("account", f"0x{terms.account.hex()} is not the account of {terms.controller} with this salt")
-    _verify_side(deployment_id, "invite", terms, parse_caip10(terms.controller, "controller"), invite_sig)
-    _verify_side(deployment_id, "accept", terms, parse_caip10(terms.member, "member"), accept_sig)
 
 
-def _verify_side(deployment_id: bytes, verb: Verb, terms: LinkTerms, signer: Caip10, signature: bytes) -> None:
+def _verify_side(
+    deployment_id: bytes, verb: Verb, field: str, terms: LinkTerms, who: str, consent: Consent, ask_chain: bool
+) -> None:
+    signer = parse_caip10(who)
+    if isinstance(consent, ChainConsent):
+        _verify_form(field, signer, consent)
+        if not ask_chain:
+            raise LinkError(field, f"rests on the state of {signer.chain}, which was not asked")
+        return
     try:
         if signer.namespace == "eip155":
-            recovered = recover_rsv(link_digest(deployment_id, verb, terms), signature)
+            recovered = recover_rsv(link_digest(deployment_id, verb, terms), consent)
             if recovered != signer.address:
                 raise SignatureError("signature", f"recovers to 0x{recovered.hex()}")
         else:
-            verify_ed25519(signer.address, link_text(deployment_id, verb, terms), signature)
+            verify_ed25519(signer.address, link_text(deployment_id, verb, terms), consent)
     except SignatureError as error:
-        raise LinkError(verb, f"not signed by {signer} over these terms ({error})") from error
+        raise LinkError(field, f"not signed by {signer} over these terms ({error})") from error
+
+
+def _verify_form(field: str, signer: Caip10, consent: ChainConsent) -> None:
+    """Refuse a contract's word for a Solana address, and a record on Solana for an EVM address."""
+    expected = "eip155" if consent.kind == "eip1271" else "solana"
+    if signer.namespace != expected:
+        raise LinkError(field, f"{consent.kind} is for addresses of {expected}, the signer is {signer}")
 
 
 def _checksummed(lower: str) -> str:

@@ -10,19 +10,20 @@ rests on. A bundle vouches for its own deployment id only: compare that with one
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Literal
 
 from proofs import statement as eip712
-from proofs.bundle import MAX_BYTES, PREIMAGES, Bundle, ProvenLeaf, Statement, encode_link
+from proofs.bundle import MAX_BYTES, PREIMAGES, Bundle, ProvenLeaf, SignedLink, Statement, encode_link
 from proofs.document import Node, canonical_json, parse_json
 from proofs.errors import FieldError, MerkleError, PriceError, ProofError
 from proofs.fields import require_uint
 from proofs.hashing import keccak256
 from proofs.leaf import Leaf, hash_leaf
-from proofs.links import verify_link
+from proofs.links import Side, verify_link, verify_revoke
 from proofs.merkle import accounts_entry, verify_accounts_inclusion, verify_proof
 from proofs.pyth import GuardianSet, PriceMessage, verify_update
 from proofs.quorum import verify_quorum
@@ -340,7 +341,8 @@ def _check_recomputation(bundle: Bundle, recompute: Recompute | None) -> tuple[O
             same = _within_tolerance(attested, recomputed) if field.name in _AMOUNTS else attested == recomputed
             if not same:
                 raise FieldError(f"{here}.{field.name}", f"{attested!r} attested, {recomputed!r} recomputed")
-    return "pass", f"{links}; {len(bundle.leaves)} leaves recomputed within 1e-8 USD and 1e-12 relative"
+    detail = f"{links}; {len(bundle.leaves)} leaves recomputed within 1e-8 USD and 1e-12 relative"
+    return ("not provable yet" if _keyless(bundle) else "pass"), detail
 
 
 def _check_links(bundle: Bundle) -> str:
@@ -350,16 +352,47 @@ def _check_links(bundle: Bundle) -> str:
     committed = state.optional("links") if isinstance(state.value, dict) else None
     logged = None if committed is None else {canonical_json(node.value) for node in committed.items()}
     deployment_id = bundle.deployment.deployment_id()
+    revoked: dict[tuple[bytes, str], int] = {}
     for i, link in enumerate(bundle.links):
         try:
-            verify_link(deployment_id, link.terms, link.invite, link.accept, link.accepted_at, salt=link.salt)
+            _verify_entry(deployment_id, link, revoked)
         except ProofError as error:
             raise type(error)(f"links[{i}].{error.field}", error.reason) from error
         if logged is not None and canonical_json(encode_link(link)) not in logged:
             raise FieldError(f"links[{i}]", "not in the links that preimages.state commits to")
+    count = Counter(link.kind for link in bundle.links)
+    detail = f"{count['link']} {'' if logged is None else 'committed '}links signed by both sides"
+    if count["revoke"]:
+        detail += f", {count['revoke']} revoked by one of them, {count['end']} ended"
     if logged is None:
-        return f"{len(bundle.links)} links signed by both sides (preimages.state lists none to compare)"
-    return f"{len(bundle.links)} committed links signed by both sides"
+        detail += " (preimages.state lists none to compare)"
+    if lacking := _keyless(bundle):
+        detail += f"; consent of {', '.join(lacking)} rests on chain state, not provable offline"
+    return detail
+
+
+def _verify_entry(deployment_id: bytes, link: SignedLink, revoked: dict[tuple[bytes, str], int]) -> None:
+    """Check one entry of the log; `revoked` holds the nonces of the revokes that nothing followed so far."""
+    terms, pair = link.terms, (link.terms.account, link.terms.member)
+    invite, accept = link.invite, link.accept
+    if link.kind == "end":
+        if revoked.pop(pair, None) != terms.nonce:
+            raise FieldError("nonce", f"{terms.nonce} ends no revoke of {terms.member} before it")
+        return
+    if link.kind == "link" and invite is not None and accept is not None:
+        verify_link(deployment_id, terms, invite, accept, link.accepted_at, salt=link.salt, ask_chain=True)
+        revoked.pop(pair, None)
+        return
+    consent = accept if invite is None else invite
+    if consent is None:
+        raise FieldError("accept", "missing: nobody signed")
+    side: Side = "member" if invite is None else "controller"
+    verify_revoke(deployment_id, terms, side, consent, link.accepted_at, salt=link.salt, ask_chain=True)
+    revoked[pair] = terms.nonce
+
+
+def _keyless(bundle: Bundle) -> list[str]:
+    return sorted({who for link in bundle.links for who in link.chain_consents})
 
 
 def _within_tolerance(attested: int, recomputed: int) -> bool:

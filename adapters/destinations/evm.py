@@ -76,7 +76,7 @@ class EvmRegistryDestination:
 
     Args:
         row: the destination; ``address`` is the registry.
-        chain: its chain; ``finality_depth`` blocks on top of a posting make it final.
+        chain: its chain; its ``finality`` says when a posting is final.
         endpoint: a node of that chain.
         payer: pays the gas; never an attestor's key.
         deployment: what the registry must have been deployed with.
@@ -166,9 +166,18 @@ class EvmRegistryDestination:
         if self._quantity(receipt, "status") == 0:
             reason = await self._revert_reason(posting, height)
             return PostingStatus("failed", height, gas, reason)
-        head = self._number("eth_blockNumber", await self._endpoint.call("eth_blockNumber", []))
-        final = head - height >= self._chain.finality_depth
-        return PostingStatus("final" if final else "confirmed", height, gas)
+        return PostingStatus("final" if height <= await self._final_height() else "confirmed", height, gas)
+
+    async def _final_height(self) -> int:
+        """Return the height of the newest final block, -1 if there is none.
+
+        What L1 finalized of a rollup is its node's own ``finalized``: a posting is a message, not an input of a sum.
+        """
+        rule = self._chain.finality
+        if rule.depth is not None:
+            return self._number("eth_blockNumber", await self._endpoint.call("eth_blockNumber", [])) - rule.depth
+        block = await self._endpoint.call("eth_getBlockByNumber", [rule.tag or "finalized", False])
+        return self._quantity(block, "number") if isinstance(block, dict) else -1
 
     async def read_latest(self) -> PostedRoot | None:
         """Return the newest root at the chain's head, None before the first posting."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from adapters.evm.abi import Answer, Flow, decode_address_list, decode_uint, selector, word_of_address
+from adapters.evm.erc4626 import contract_of
 from adapters.evm.wallet import unreadable
 from aggregator.domain.errors import Garbage
 from aggregator.domain.rows import AssetRow
@@ -35,6 +36,11 @@ class AaveV3:
         self.pool = pool.removeprefix("0x").lower()
         self.provider = data_provider.removeprefix("0x").lower()
         self.receipts = {a.underlying: a for a in assets.values() if a.kind == "atoken"}
+
+    @property
+    def watched(self) -> frozenset[str]:
+        """Contracts whose logs name whose positions changed: the pool, and aTokens, which move by themselves."""
+        return frozenset({f"0x{self.pool}", *(f"0x{contract_of(row.id)}" for row in self.receipts.values())})
 
     def flow(self, subjects: Sequence[Subject]) -> Flow:
         """Yield the reserve list, then one call per (reserve, address); return positions.

@@ -27,6 +27,11 @@ class Lender:
         self.chain, self.assets = chain, assets
         self.target = address.removeprefix("0x").lower()
 
+    @property
+    def watched(self) -> frozenset[str]:
+        """Contracts whose logs name whose positions changed: the lender."""
+        return frozenset({f"0x{self.target}"})
+
     def flow(self, subjects: Sequence[Subject]) -> Flow:
         """Yield the token and one call per account; return debts, and a finding per debt that cannot be read.
 

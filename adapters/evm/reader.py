@@ -9,21 +9,28 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from itertools import chain, islice, pairwise
 from typing import Any, Protocol, TypeVar
 
-from adapters.evm.abi import Answer, Call, Flow, Result, decode_uint, pack_multicall, selector, unpack_multicall
-from adapters.evm.chainlink import quotes_flow
+from adapters.evm.abi import WORD, Answer, Call, Flow, Result, decode_uint, pack_multicall, selector, unpack_multicall
+from adapters.evm.chainlink import quotes_flow, sequencer_flow
 from aggregator.domain.errors import Garbage, NodeRefused, SourceError, Unavailable, WrongChain
 from aggregator.domain.price import Quote
-from aggregator.domain.rows import AssetRow, ChainRow, SourceRow
+from aggregator.domain.rows import AssetRow, ChainRow, FinalityRow, SourceRow
 from aggregator.domain.snapshot import DEBT_UNREADABLE, INFORMATIONAL, Block, Finding, Position, Reading, Subject
+from aggregator.ports import HEADERS_LIMIT, ChainReader
 
 CALLS_PER_BATCH = 2_500
 HEX_PER_BATCH = 1_400_000  # request bodies are capped at about 2 MB by common nodes
 DECIMALS = selector("decimals()")
 GET_BLOCK_NUMBER = selector("getBlockNumber()")  # Multicall3's own view
+ORIGIN_NUMBER, ORIGIN_HASH = selector("number()"), selector("hash()")  # of the L1Block contract of OP-stack chains
+FOREVER = 2**62
+
+LOG_BLOCKS, LOG_QUERIES = 10_000, 64  # what is asked at most about changes: beyond it, reading everybody is cheaper
+LOG_LIMIT, WORD_LIMIT = 20_000, 100_000  # and what is taken as an answer
+LOG_REFUSALS = ("range", "limit", "results", "too many", "exceed", "more than", "large", "timed out", "timeout")
 
 _QUANTITY = re.compile("0x[0-9a-f]{1,16}")
 _HASH = re.compile("0x[0-9a-fA-F]{64}")
@@ -48,6 +55,11 @@ class EvmAdapter(Protocol):
     @property
     def keyed_by(self) -> str:
         """``address``: asked per linked address. ``account``: asked once per account."""
+        ...
+
+    @property
+    def watched(self) -> frozenset[str]:
+        """Contracts (0x, lower case) whose logs name whose positions changed."""
         ...
 
     def flow(self, subjects: Sequence[Subject]) -> Flow: ...
@@ -79,8 +91,53 @@ def decode_block(caip2: str, name: str, body: Any) -> Block:
     return Block(caip2, height, block_hash.lower(), parent.lower(), time)
 
 
+def decode_log_words(name: str, logs: Any, watched: frozenset[str], first: int, last: int) -> set[str]:
+    """Decode an ``eth_getLogs`` result strictly; return every 32-byte word (0x, lower case) of topics and data.
+
+    Args:
+        name: what errors call the chain. watched: the contracts asked about. first, last: the heights asked about.
+
+    Raises:
+        Garbage: a log is malformed, was removed by a reorganisation, or is none that was asked for.
+    """
+    if not isinstance(logs, list):
+        raise Garbage(name, "eth_getLogs is not a list")
+    words: set[str] = set()
+    for log in logs:
+        try:
+            address, topics, data, height = log["address"].lower(), log["topics"], log["data"], log["blockNumber"]
+            if log.get("removed") not in (False, None):
+                raise ValueError("removed")
+            if address not in watched:
+                raise ValueError("not of a contract that was asked for")
+            if not first <= _decode_quantity(height) <= last:
+                raise ValueError("not of a block that was asked for")
+            if not (isinstance(topics, list) and len(topics) <= 4 and all(_HASH.fullmatch(t) for t in topics)):
+                raise ValueError("without well-formed topics")
+            if not data.startswith("0x"):
+                raise ValueError("without well-formed data")
+            body = bytes.fromhex(data[2:])
+        except ValueError as error:
+            raise Garbage(name, f"eth_getLogs has a log that is malformed or unasked for: {error}") from None
+        except (KeyError, TypeError, AttributeError):
+            raise Garbage(name, "eth_getLogs has a log without its fields") from None
+        words.update(t.lower() for t in topics)
+        words.update("0x" + body[i : i + WORD].hex() for i in range(0, len(body) - WORD + 1, WORD))
+    return words
+
+
 class EvmReader:
-    """Implements :class:`aggregator.ports.ChainReader` over one endpoint."""
+    """Implements :class:`aggregator.ports.ChainReader` over one endpoint.
+
+    Args:
+        row: the chain.
+        endpoint: one node of it.
+        adapters: what is read.
+        feeds: the chain's own price feeds.
+        assets: what is configured on the chain.
+        parent: a reader of the chain that ``row.finality`` or ``row.irreversible`` names as L1. Shared: not closed
+            here.
+    """
 
     def __init__(
         self,
@@ -89,8 +146,16 @@ class EvmReader:
         adapters: Sequence[EvmAdapter],
         feeds: Sequence[SourceRow],
         assets: Sequence[AssetRow] = (),
+        *,
+        parent: ChainReader | None = None,
     ) -> None:
-        self._row, self._endpoint = row, endpoint
+        for rule in (row.finality, row.irreversible):
+            if rule.l1 is not None and (parent is None or parent.row.id != rule.l1):
+                raise ValueError(f"parent: a reader of {rule.l1} is needed for {row.name}")
+        self._row, self._endpoint, self._parent = row, endpoint, parent
+        self._watched = frozenset[str]().union(*(adapter.watched for adapter in adapters))
+        self._lag: float | None = None
+        self._frozen_at: tuple[Block, str] | None = None
         self._adapters, self._feeds, self._assets = tuple(adapters), tuple(feeds), tuple(assets)
         self._identified = False
         self._wrong: dict[str, str] | None = None  # asset -> what is wrong; None = not looked at yet
@@ -129,12 +194,13 @@ class EvmReader:
         """Return the last final block with timestamp ≤ ``cut_time`` (protocol.md, the Cut rule).
 
         Raises:
-            Unavailable: the chain's first block is already later.
+            Unavailable: the chain's first block is already later, or nothing is final yet.
         """
         if not self._identified:
             await self.verify_identity()
         head = await self._block("latest")
-        block = await self._block(max(0, head.height - self._row.finality_depth))
+        block = await self._newest(self._row.finality, head)
+        self._lag = float(max(0, head.time - block.time))
         step, later = max(1, math.floor((block.time - cut_time) / self._row.block_seconds)), block.height + 1
         while block.time > cut_time:
             if block.height == 0:
@@ -150,6 +216,70 @@ class EvmReader:
                 later = middle.height
         return block
 
+    async def _newest(self, rule: FinalityRow, head: Block | None = None, *, for_good: bool = False) -> Block:
+        """Return the newest block that counts by ``rule``; ``for_good``: what it rests on must be irreversible.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        if rule.depth is not None:
+            head = head or await self._block("latest")
+            return await self._block(max(0, head.height - rule.depth))
+        # What the node calls finalized of a rollup is where the search begins; what the L1 says is where it ends.
+        block = await self._block(rule.tag or "finalized")
+        if rule.origin is None:
+            return block
+        assert self._parent is not None
+        final = await (self._parent.irreversible() if for_good else self._parent.pin(FOREVER))
+        return await self._settled(block, rule.origin, final)
+
+    async def _settled(self, block: Block, origin: str, final: Block) -> Block:
+        """Return the newest block, ``block`` or older, derived from an ancestor of the parent's block ``final``.
+
+        Origins never decrease along a chain, so that the search may halve what is left.
+        """
+        good, bad = block, block.height + 1
+        step = 1
+        while not await self._is_settled(good, origin, final):
+            if good.height == 0:
+                problem = f"no block up to {block.height} comes from an L1 block that is final"
+                raise Unavailable(self._row.name, problem)
+            bad = good.height
+            good = await self._block(max(0, bad - step))
+            step *= 2
+        while bad - good.height > 1:
+            middle = await self._block((good.height + bad) // 2)
+            if await self._is_settled(middle, origin, final):
+                good = middle
+            else:
+                bad = middle.height
+        return good
+
+    async def _is_settled(self, block: Block, origin: str, final: Block) -> bool:
+        assert self._parent is not None
+        target = origin.removeprefix("0x")
+        ((number, digest),) = await self._run(block, [[(target, ORIGIN_NUMBER), (target, ORIGIN_HASH)]])
+        height = decode_uint(number)
+        if height is None or digest is None or len(digest) != WORD:
+            raise Garbage(self._row.name, f"{origin} does not tell number() and hash() of an L1 block")
+        if height > final.height:
+            return False
+        canonical = final if height == final.height else await self._parent.block_at(height)
+        return canonical.hash == "0x" + digest.hex()
+
+    async def irreversible(self) -> Block:
+        """Return the newest block by ``row.irreversible``.
+
+        Raises:
+            Unavailable: there is none yet.
+        """
+        return await self._newest(self._row.irreversible, for_good=True)
+
+    @property
+    def finality_lag(self) -> float | None:
+        """Seconds between head and newest final block at the last pin, None before the first."""
+        return self._lag
+
     async def block_at(self, height: int) -> Block:
         """Return the node's canonical block at ``height``.
 
@@ -157,6 +287,67 @@ class EvmReader:
             Unavailable: it has none.
         """
         return await self._block(height)
+
+    async def headers(self, first: int, last: int) -> tuple[Block, ...]:
+        """Return canonical blocks from ``first`` to ``last``; above ``HEADERS_LIMIT`` only both ends.
+
+        Raises:
+            Garbage: one is not its successor's parent. ValueError: ``first`` is above ``last``.
+            Unavailable: an end is missing.
+        """
+        if not 0 <= first <= last:
+            raise ValueError(f"first: {first} to {last} is no range of heights")
+        span = range(first, last + 1)
+        heights = span if len(span) <= HEADERS_LIMIT else (first, last)
+        blocks = await asyncio.gather(*(self._block(height) for height in heights))
+        for block, after in pairwise(blocks):
+            if after.height == block.height + 1 and after.parent != block.hash:
+                raise Garbage(self._row.name, f"block {after.height} does not link to block {block.height}")
+            if after.time < block.time:
+                raise Garbage(self._row.name, f"block {after.height} is {block.time - after.time} s before its parent")
+        return tuple(blocks)
+
+    async def changes(self, first: int, last: int) -> frozenset[str] | None:
+        """Return every word in logs of watched contracts from ``first`` to ``last``, None where there are too many.
+
+        Native coins move without logs: that they did shows when their holder is read anew for another reason.
+
+        Raises:
+            Garbage: a log is malformed, or none that was asked for.
+        """
+        if not self._watched or last - first >= LOG_BLOCKS:
+            return None
+        words: set[str] = set()
+        waiting, asked, logs = [(first, last)], 0, 0
+        while waiting:
+            low, high = waiting.pop()
+            if (asked := asked + 1) > LOG_QUERIES:
+                return None
+            question = {"fromBlock": hex(low), "toBlock": hex(high), "address": sorted(self._watched)}
+            try:
+                found = await self._endpoint.call("eth_getLogs", [question])
+            except NodeRefused as error:
+                if not any(word in error.problem.lower() for word in LOG_REFUSALS):
+                    raise
+                if low == high:
+                    return None
+                middle = (low + high) // 2
+                waiting += [(middle + 1, high), (low, middle)]
+                continue
+            words |= decode_log_words(self._row.name, found, self._watched, low, high)
+            logs += len(found)
+            if logs > LOG_LIMIT or len(words) > WORD_LIMIT:
+                return None
+        return frozenset(words)
+
+    async def _frozen(self, block: Block) -> str:
+        """Return why nothing may be relied on at ``block``, "" where it may; remembers the last answer."""
+        if self._row.sequencer is None:
+            return ""
+        if self._frozen_at is None or self._frozen_at[0] != block:
+            (cause,) = await self._drive(block, [sequencer_flow(self._row.sequencer, block)])
+            self._frozen_at = block, cause
+        return self._frozen_at[1]
 
     async def _aggregate(self, block: Block, calls: Sequence[Call]) -> list[Answer]:
         anchored = [(self._row.multicall.removeprefix("0x").lower(), GET_BLOCK_NUMBER), *calls]
@@ -227,7 +418,8 @@ class EvmReader:
             adapter.flow([s for s in subjects if (s.address is None) == (adapter.keyed_by == "account")])
             for adapter in self._adapters
         ]
-        results: list[Result] = await self._drive(block, flows)
+        reading: Awaitable[list[Result]] = self._drive(block, flows)
+        frozen, results = await asyncio.gather(self._frozen(block), reading)
         findings: list[Finding] = [f for _, found in results for f in found]
         positions: list[Position] = []
         for position in (p for found, _ in results for p in found):
@@ -237,25 +429,56 @@ class EvmReader:
                 continue
             code = DEBT_UNREADABLE if position.side == "debt" else "unreadable"
             findings.append(Finding(code, position.account, f"{position.asset}: {lie}"))
-        return Reading(block, tuple(positions), tuple(findings))
+        return Reading(block, tuple(positions), tuple(findings), frozen=frozen)
 
     async def read_quotes(self, block: Block) -> tuple[Quote, ...]:
-        """Read this chain's price feeds at ``block``."""
-        if not self._feeds:
+        """Read this chain's price feeds at ``block``; none answers for a sequencer that is down or just back."""
+        if not self._feeds or await self._frozen(block):
             return ()
         (quotes,) = await self._drive(block, [quotes_flow(self._feeds)])
         return quotes
 
     async def check(self) -> tuple[Finding, ...]:
-        """Probe identity, finality and a pinned read of every venue and feed, each reported on its own."""
-        row, findings = self._row, []
+        """Probe identity, finality, headers, logs and a pinned read of every venue and feed, each on its own."""
+        row, findings = self._row, list[Finding]()
         try:
             await self.verify_identity()
             head = await self._block("latest")
-            block = await self._block(max(0, head.height - row.finality_depth))
+            block = await self._newest(row.finality, head)
             findings.append(Finding("ok", row.name, f"chain {row.id}, head {head.height}, final {block.height}"))
         except SourceError as error:
             return (Finding("failed", row.name, str(error)),)
+
+        async def probe(what: str, ask: Callable[[], Awaitable[str]]) -> None:
+            try:
+                findings.append(Finding("ok", f"{row.name} {what}", await ask()))
+            except SourceError as error:
+                findings.append(Finding("failed", f"{row.name} {what}", str(error)))
+
+        async def finality() -> str:
+            held = await self.irreversible()
+            behind = f"{row.finality_text}, {max(0, head.time - block.time)} s behind the head"
+            return f"{behind}; irreversible ({row.irreversible.text}) is block {held.height}"
+
+        async def headers() -> str:
+            return f"{len(await self.headers(max(0, block.height - 1), block.height))} blocks link"
+
+        async def logs() -> str:
+            words = await self.changes(max(0, block.height - 1), block.height)
+            return "too many to take: everybody is read anew" if words is None else "answered"
+
+        async def sequencer() -> str:
+            cause = await self._frozen(block)
+            if "cannot be read" in cause:
+                raise Unavailable(row.name, cause)
+            return cause or "up"
+
+        await probe("finality", finality)
+        await probe("headers", headers)
+        if self._watched:
+            await probe("logs", logs)
+        if row.sequencer is not None:
+            await probe("sequencer", sequencer)
         try:
             for asset, lie in (await self._misdescribed(block)).items():
                 findings.append(Finding("failed", asset, lie))

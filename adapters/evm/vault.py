@@ -29,6 +29,11 @@ class Vault:
         self.target = address.removeprefix("0x").lower()
         self.rows = [a for a in assets.values() if a.kind in ("erc20", "erc4626", "atoken")]
 
+    @property
+    def watched(self) -> frozenset[str]:
+        """Contracts whose logs name whose positions changed: the vault."""
+        return frozenset({f"0x{self.target}"})
+
     def flow(self, subjects: Sequence[Subject]) -> Flow:
         """Yield the delay and one call per (token, account), then the conversions of receipts; return positions."""
         pairs = [(row, s) for row in self.rows for s in subjects]

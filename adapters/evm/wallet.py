@@ -29,6 +29,11 @@ class Wallet:
         self.multicall = multicall.removeprefix("0x").lower()
         self.rows = [a for a in assets.values() if a.kind in ("native", "erc20", "erc4626")]
 
+    @property
+    def watched(self) -> frozenset[str]:
+        """Contracts whose logs name whose positions changed: the tokens. Native coins move without logs."""
+        return frozenset(f"0x{contract_of(row.id)}" for row in self.rows if row.kind != "native")
+
     def flow(self, subjects: Sequence[Subject]) -> Flow:
         """Yield one balance call per (asset, address), then the conversions of shares; return positions."""
         words = [word_of_address(s.address or "") for s in subjects]
@@ -52,7 +57,7 @@ class Wallet:
                     if is_share:
                         shares.append((subject, row, amount))
                         continue
-                    account, address = subject
+                    account, address, _ = subject
                     positions.append(
                         Position(account, chain, venue, asset, amount, asset, amount, address=address or "")
                     )
@@ -61,7 +66,7 @@ class Wallet:
             if worth is None:
                 findings.append(unreadable(row.id, subject, "the share conversion failed"))
                 continue
-            account, address = subject
+            account, address, _ = subject
             positions.append(Position(account, chain, venue, row.id, quantity, unit, worth, address=address or ""))
         return tuple(positions), tuple(findings)
 

@@ -11,7 +11,7 @@ import asyncio
 import base64
 import binascii
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from adapters.solana.layouts import Flow, RawAccount
@@ -23,7 +23,7 @@ from aggregator.domain.snapshot import Block, Finding, Position, Reading, Subjec
 KEYS_PER_CALL = 100
 READS = 4  # of one round, until all its requests are answered at one slot
 MAX_STEPS_BACK = 64
-FINALIZED = {"commitment": "finalized"}
+FINALIZED, CONFIRMED = {"commitment": "finalized"}, {"commitment": "confirmed"}
 
 
 class Endpoint(Protocol):
@@ -52,6 +52,7 @@ class SolanaReader:
     def __init__(self, row: ChainRow, endpoint: Endpoint, adapters: Sequence[SolanaAdapter]) -> None:
         self._row, self._endpoint, self._adapters = row, endpoint, tuple(adapters)
         self._identified = False
+        self._lag: float | None = None
 
     @property
     def row(self) -> ChainRow:
@@ -83,8 +84,8 @@ class SolanaReader:
             raise Garbage(self._row.name, problem) from None
         return Block(self._row.id, slot, block_hash, parent, time)
 
-    async def _slot(self) -> int:
-        slot = await self._endpoint.call("getSlot", [FINALIZED])
+    async def _slot(self, commitment: Mapping[str, str] = FINALIZED) -> int:
+        slot = await self._endpoint.call("getSlot", [commitment])
         if not isinstance(slot, int) or slot < 0:
             raise Garbage(self._row.name, "getSlot is not a number")
         return slot
@@ -93,7 +94,8 @@ class SolanaReader:
         """Return the last finalized block with time ≤ ``cut_time``."""
         if not self._identified:
             await self.verify_identity()
-        slot = await self._slot()
+        slot, head = await asyncio.gather(self._slot(), self._slot(CONFIRMED))
+        self._lag = max(0, head - slot) * self._row.block_seconds
         for _ in range(MAX_STEPS_BACK):
             block = await self._block(slot)
             if block is not None and block.time <= cut_time:
@@ -112,6 +114,45 @@ class SolanaReader:
         if block is None:
             raise Unavailable(self._row.name, f"no finalized block in slot {height}")
         return block
+
+    async def headers(self, first: int, last: int) -> tuple[Block, ...]:
+        """Return the finalized blocks in slots ``first`` and ``last``: slots between may be empty, and need no proof.
+
+        Raises:
+            Garbage: time runs backwards, or neighbours do not link. ValueError: ``first`` is above ``last``.
+            Unavailable: a slot was skipped, or is not finalized here.
+        """
+        if not 0 <= first <= last:
+            raise ValueError(f"first: {first} to {last} is no range of slots")
+        if first == last:
+            return (await self.block_at(first),)
+        one, other = await asyncio.gather(self.block_at(first), self.block_at(last))
+        if other.time < one.time:
+            raise Garbage(self._row.name, f"slot {last} is {one.time - other.time} s before slot {first}")
+        if last == first + 1 and other.parent != one.hash:
+            raise Garbage(self._row.name, f"slot {last} does not link to slot {first}")
+        return one, other
+
+    async def irreversible(self) -> Block:
+        """Return the newest finalized block: what more than two thirds of the stake voted on for good."""
+        slot = await self._slot()
+        for _ in range(MAX_STEPS_BACK):
+            block = await self._block(slot)
+            if block is not None or slot == 0:
+                break
+            slot -= 1
+        if block is None:
+            raise Unavailable(self._row.name, f"no finalized block within {MAX_STEPS_BACK} slots")
+        return block
+
+    async def changes(self, first: int, last: int) -> frozenset[str] | None:
+        """Return None: no log tells what changed here; subscriptions may."""
+        return None
+
+    @property
+    def finality_lag(self) -> float | None:
+        """Seconds that the slots between the confirmed and the finalized one take, None before the first pin."""
+        return self._lag
 
     async def _accounts(self, keys: Sequence[str], least_slot: int) -> tuple[int, list[RawAccount | None]]:
         config = FINALIZED | {"encoding": "base64", "minContextSlot": least_slot}
@@ -194,6 +235,11 @@ class SolanaReader:
             findings.append(Finding("ok", row.name, f"chain {row.id}, finalized slot {slot}"))
         except SourceError as error:
             return (Finding("failed", row.name, str(error)),)
+        try:
+            await asyncio.gather(self.headers(slot, slot), self.irreversible(), self._slot(CONFIRMED))
+            findings.append(Finding("ok", f"{row.name} finality", row.finality_text))
+        except SourceError as error:
+            findings.append(Finding("failed", f"{row.name} finality", str(error)))
         nobody = (Subject("0x" + "00" * 32, None), Subject("0x" + "00" * 32, "1" * 32))
         for adapter in self._adapters:
             asked = [s for s in nobody if (s.address is None) == (adapter.keyed_by == "account")]

@@ -12,10 +12,11 @@ from fastapi import Depends, Request
 from aggregator.domain.certificate import EpochRecord, EpochSummary
 from aggregator.domain.rows import AssetRow, ChainRow, DeploymentRow, DestinationRow, SourceRow
 from aggregator.domain.snapshot import Finding
-from aggregator.ports import Accounts, Clock, Store
+from aggregator.ports import Accounts, Clock, Halt, Halts, Store
 from proofs.statement import Deployment
 
 _RECENT = 20  # epochs looked through for the newest certified one before the store is asked outright
+_HALTS = 1_000  # newest log entries among which a standing halt is looked for
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ApiService:
 
     store: Store
     accounts: Accounts
+    halts: Halts
     clock: Clock
     chains: tuple[ChainRow, ...]
     assets: tuple[AssetRow, ...]
@@ -52,6 +54,10 @@ class ApiService:
     def chain_name(self, chain: str) -> str:
         """Return the configured name of a CAIP-2 chain, or the id itself."""
         return next((row.name for row in self.chains if row.id == chain), chain)
+
+    async def standing_halts(self) -> tuple[Halt, ...]:
+        """Return the halts in force, of every party."""
+        return tuple(halt for halt in await self.halts.log(_HALTS) if halt.resumed_at is None)
 
     async def newest(self, *, certified: bool) -> EpochRecord | None:
         """Return the newest epoch whole; read it from the store only when it is another one than last time."""

@@ -6,7 +6,7 @@ Every amount is a string (JavaScript rounds integers beyond 2**53): ``exact`` as
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from aggregator.domain.report import AccountMargin, Component, Flag, Haircuts, L
 from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow
 from aggregator.domain.snapshot import Account, ChainView, Finding
 from aggregator.domain.units import format_amount, format_usd
+from aggregator.ports import Halt
 from proofs import leaf as leaves
 from proofs.hashing import keccak256
 from proofs.merkle import verify_proof
@@ -379,6 +380,14 @@ class StatementView(BaseModel):
     signatures: list[SignatureView]
 
 
+class HaltView(BaseModel):
+    """A chain halted because a block below its finality was replaced; only an operator resumes it."""
+
+    cause: str
+    since: int = Field(description="Unix seconds")
+    parties: list[str] = Field(description="Who halted it: the coordinator, attestors")
+
+
 class ChainStateView(ChainLeg):
     """One configured chain in the newest epoch."""
 
@@ -386,6 +395,7 @@ class ChainStateView(ChainLeg):
     max_age: int = Field(description="Seconds; an older leg counts 0 at the low end")
     age_now: int | None = Field(description="Age of its block by now, seconds")
     epoch: int | None
+    halt: HaltView | None = Field(description="Null where none stands")
 
 
 class PriceBandView(BaseModel):
@@ -584,8 +594,21 @@ def build_leg(service: ApiService, view: ChainView) -> ChainLeg:
     )
 
 
-def build_chain_state(service: ApiService, row: ChainRow, record: EpochRecord | None) -> ChainStateView:
-    """Build one configured chain's state in the newest epoch, ``record``; missing where it says nothing."""
+def build_halt(halts: Iterable[Halt]) -> HaltView | None:
+    """Build from the halts that stand on one chain, the first one's cause for all; None where there are none."""
+    found = sorted(halts, key=lambda halt: (halt.halted_at, halt.id))
+    if not found:
+        return None
+    return HaltView(cause=found[0].cause, since=found[0].halted_at, parties=sorted(halt.party for halt in found))
+
+
+def build_chain_state(
+    service: ApiService, row: ChainRow, record: EpochRecord | None, halts: Iterable[Halt] = ()
+) -> ChainStateView:
+    """Build one configured chain's state in the newest epoch, ``record``; missing where it says nothing.
+
+    ``halts`` are those that stand, on any chain.
+    """
     seen = next((view for view in record.chains if view.chain == row.id), None) if record else None
     leg = build_leg(service, seen or ChainView(row.id, "missing", "no epoch has read it yet"))
     age = max(0, math.floor(service.clock.now()) - leg.block.time) if leg.block else None
@@ -598,6 +621,7 @@ def build_chain_state(service: ApiService, row: ChainRow, record: EpochRecord | 
         max_age=row.max_age,
         age_now=age,
         epoch=record.header.epoch if record else None,
+        halt=build_halt(halt for halt in halts if halt.chain == row.id),
     )
 
 
@@ -872,11 +896,7 @@ def _parse_type(text: str) -> tuple[str, list[TypedField]]:
 
 
 def _finality(row: ChainRow | None) -> str:
-    if row is None:
-        return "not configured any more"
-    if row.family == "solana":
-        return "finalized by its validators"
-    return f"{row.finality_depth} blocks deep" if row.finality_depth else "the newest block"
+    return "not configured any more" if row is None else row.finality_text
 
 
 def _finite(value: float | None) -> float | None:

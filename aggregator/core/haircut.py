@@ -8,18 +8,22 @@ shortfall, never its value at risk, which is not monotone in σ.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import gammaln, ndtr, ndtri, xlogy
 
+from aggregator.domain.latency import Law
 from aggregator.domain.rows import AssetPolicyRow, JumpRow, LatencyLeg
 from aggregator.domain.units import SECONDS_PER_YEAR, Floats
 
 DECIMALS = 12
 """Published haircuts have this many decimals, rounded up; ``riskDigest`` commits to them."""
 LARGEST_IMPACT = 7.0
+SUM_BITS = 9
+"""Sums of measured legs are exact up to 511 s and at most 1/256 too long beyond."""
 _NEGLIGIBLE = 1e-18  # jump counts less likely than this are counted as total loss instead of being enumerated
 _MAX_STEPS = 200
 
@@ -131,20 +135,31 @@ def liquidity_coefficient(daily_volume: float, impact: float, sigma: float) -> f
     return impact * sigma / math.sqrt(365 * daily_volume)
 
 
-def hold_law(hold: Sequence[LatencyLeg]) -> Mapping[int, float]:
-    """Convolve independent legs {typical, typical + outage} into the full law of their sum (seconds → chance)."""
-    law = {0: 1.0}
-    for leg in hold:
-        longer: dict[int, float] = {}
-        for seconds, chance in law.items():
-            usual, outage = seconds + leg.typical, seconds + leg.typical + leg.outage
-            longer[usual] = longer.get(usual, 0.0) + chance * (1 - leg.outage_probability)
-            longer[outage] = longer.get(outage, 0.0) + chance * leg.outage_probability
-        law = longer
-    return law
+def hold_law(hold: Sequence[LatencyLeg | Law]) -> Mapping[int, float]:
+    """Convolve independent legs into the law of their sum (seconds → chance).
+
+    A configured leg is {typical, typical + outage}, a measured one its whole law. Legs that are configured keep the law
+    exact; with a measured one sums are rounded up to :data:`SUM_BITS` significant bits, since the number of exact sums
+    grows with the product of the legs' sizes.
+
+    Raises:
+        ValueError: a measured law has no values, or not one chance for each.
+    """
+    seconds: npt.NDArray[np.int64] = np.zeros(1, dtype=np.int64)
+    chances: Floats = np.ones(1)
+    for leg in sorted(hold, key=lambda leg: isinstance(leg, Law)):  # the exact ones first, in the order given
+        longer, parts = _atoms(leg)
+        sums = np.add.outer(seconds, longer).ravel()
+        if isinstance(leg, Law):
+            # A longer Hold never gets a shorter sum: rounding up keeps the order.
+            step = np.int64(1) << np.maximum(np.frexp(sums.astype(np.float64))[1].astype(np.int64) - SUM_BITS, 0)
+            sums = -(-sums // step) * step
+        seconds, place = np.unique(sums, return_inverse=True)
+        chances = np.bincount(place, np.multiply.outer(chances, parts).ravel()).astype(np.float64, copy=False)
+    return dict(zip(seconds.tolist(), chances.tolist(), strict=True))
 
 
-def gate_open(hold: Sequence[LatencyLeg], remaining_delay: float, epsilon: float) -> bool:
+def gate_open(hold: Sequence[LatencyLeg | Law], remaining_delay: float, epsilon: float) -> bool:
     """Say whether a Hold lands before the owner can leave, but for a chance of at most ``epsilon``.
 
     Args:
@@ -156,10 +171,24 @@ def gate_open(hold: Sequence[LatencyLeg], remaining_delay: float, epsilon: float
     return remaining_delay > hold_bound(hold, epsilon)
 
 
-def hold_bound(hold: Sequence[LatencyLeg], epsilon: float) -> int:
+def hold_bound(hold: Sequence[LatencyLeg | Law], epsilon: float) -> int:
     """Return the most seconds that a Hold takes with a chance above ``epsilon``: the gate is open beyond them."""
     law = hold_law(hold)
-    return max(s for s in law if math.fsum(chance for other, chance in law.items() if other >= s) > epsilon)
+    seconds, chances = list(law), list(law.values())  # ascending
+    # The chance of at least so many seconds falls along them: find the last place above epsilon.
+    return seconds[bisect_left(range(1, len(seconds)), True, key=lambda i: math.fsum(chances[i:]) <= epsilon)]
+
+
+def _atoms(leg: LatencyLeg | Law) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Return the values of a leg, seconds, and the chance of each."""
+    if isinstance(leg, LatencyLeg):
+        seconds: Sequence[int] = (leg.typical, leg.typical + leg.outage)
+        chance: Sequence[float] = (1 - leg.outage_probability, leg.outage_probability)
+    else:
+        seconds, chance = leg
+        if not seconds or len(seconds) != len(chance):
+            raise ValueError(f"law: {len(seconds)} values with {len(chance)} chances; give one chance for each value")
+    return np.array(seconds, dtype=np.int64), np.array(chance, dtype=np.float64)
 
 
 def _live(jumps: Sequence[JumpRow]) -> bool:

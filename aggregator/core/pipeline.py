@@ -14,7 +14,8 @@ from aggregator.core import valuation
 from aggregator.core.fusion import fuse
 from aggregator.core.haircut import DECIMALS, haircut_table, hold_bound, liquidity_coefficient
 from aggregator.core.margin import health
-from aggregator.domain.book import ASSET, DEBT, Book, Bools, build_book, is_missing
+from aggregator.domain.book import ASSET, DEBT, Book, Bools, build_book, is_missing, view_axis
+from aggregator.domain.latency import Law
 from aggregator.domain.price import PriceBand, Quote
 from aggregator.domain.report import (
     HIGH,
@@ -33,14 +34,18 @@ from aggregator.domain.report import (
     MarginReport,
     RiskTables,
 )
-from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, PolicyRow, SourceRow
-from aggregator.domain.snapshot import ChainView, Finding, Position, Snapshot
+from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, LatencyLeg, PolicyRow, SourceRow
+from aggregator.domain.snapshot import FROZEN, HALTED, REORGED, ChainView, Finding, Position, Snapshot
 from aggregator.domain.units import Floats, usd_down, usd_up
 
 LIMIT = 1e30
 """USD; beyond it an account is isolated. The wire carries 128 bits of 1e-8 USD."""
 DUST = 1e-4
-"""Share of an account's gross value below which its assets on one chain say nothing about its freshness."""
+"""Share of an account's gross value below which its assets on one chain say nothing about its freshness, and those
+without a known price nothing about its completeness."""
+
+Legs = Mapping[str, Sequence[LatencyLeg | Law]]
+"""The legs until a Hold lands, by chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +64,16 @@ def destination_id(chain: str) -> str:
     return "0x" + str(keccak_256(chain.encode("ascii")).hexdigest())
 
 
-def compute_report(snapshot: Snapshot, quotes: Sequence[Quote], world: World) -> MarginReport:
+def compute_report(
+    snapshot: Snapshot, quotes: Sequence[Quote], world: World, latency: Legs | None = None
+) -> MarginReport:
     """Value every account at every destination.
 
     The same inputs in any order give the same report. An account whose numbers leave the range of the wire is isolated:
     it counts no assets, and no other account changes.
+
+    Args:
+        latency: the legs until a Hold lands, of the chains where they are measured; they replace the configured ones.
     """
     destinations = sorted(world.destinations, key=lambda row: destination_id(row.chain))
     chains = {row.id: row for row in sorted(world.chains, key=lambda row: row.id)}
@@ -76,9 +86,8 @@ def compute_report(snapshot: Snapshot, quotes: Sequence[Quote], world: World) ->
         tuple(band.feed for band in prices),
         tuple(row.chain for row in destinations),
     )
-    by_chain = {view.chain: view for view in snapshot.chains}
-    views = tuple(by_chain.get(chain) for chain in chains)
-    tables = build_tables(book, views, tuple(chains.values()), destinations, world, snapshot.valid_until)
+    views = view_axis(snapshot, tuple(chains))
+    tables = build_tables(book, views, tuple(chains.values()), destinations, world, snapshot.valid_until, latency)
     findings = {*snapshot.findings, *book.findings}
     findings |= {Finding("price-unknown", band.feed, band.detail) for band in prices if not band.known}
     findings |= {
@@ -104,37 +113,44 @@ def build_tables(
     destinations: Sequence[DestinationRow],
     world: World,
     valid_until: int,
+    latency: Legs | None = None,
 ) -> RiskTables:
-    """Look up everything that depends on (policy, chain, clock bound), and the exit gate of every row.
+    """Look up everything that depends on (policy, view, clock bound), and the exit gate of every row.
 
-    The horizon of collateral on chain c for destination d is ``valid_until + clock bound of d − block time of c``, for
-    which the attested number is usable, plus the policy's time to liquidate.
+    The horizon of collateral seen at view v for destination d is ``valid_until + clock bound of d − block time of v``,
+    for which the attested number is usable, plus the policy's time to liquidate. A view that others are carried beside
+    is as stale as the newest one of its chain, at least.
+
+    Args:
+        views: along the view axis of the book.
+        chains: in the order of the book's chains.
+        latency: the legs until a Hold lands, by chain; those of the chain's row where it is not among them.
     """
     policies = [world.policy.assets[name] for name in book.policies]
     bounds = sorted({row.clock_bound for row in destinations}) or [0]
-    shape = (len(policies) + 1, len(chains) + 1, len(bounds))
+    shape = (len(policies) + 1, len(views) + 1, len(bounds))
     horizon = np.zeros(shape)
     loss, rise = np.ones((*shape, 2)), np.zeros((*shape, 2))
-    stale = np.ones(len(chains) + 1, dtype=np.bool_)
-    slowest = np.full(len(chains) + 1, np.iinfo(np.int64).max)
-    seen = [c for c, view in enumerate(views) if not is_missing(view)]
-    for c in seen:
-        view = views[c]
+    stale = np.ones(len(views) + 1, dtype=np.bool_)
+    slowest = np.full(len(views) + 1, np.iinfo(np.int64).max)
+    hold = [hold_bound((latency or {}).get(row.id, row.hold), world.policy.exit_epsilon) for row in chains]
+    seen = [v for v, view in enumerate(views) if not is_missing(view)]
+    for v in seen:
+        view, c = views[v], int(book.chain_of[v])
         assert view is not None
         assert view.block is not None
         age = max(0, view.age)
         for p, policy in enumerate(policies):
             for b, clock_bound in enumerate(bounds):
                 usable = valid_until + clock_bound - view.block.time
-                horizon[p, c, b] = max(0, usable) + policy.liquidation_seconds
-        stale[c] = view.status != "ok" or age > chains[c].max_age
+                horizon[p, v, b] = max(0, usable) + policy.liquidation_seconds
+        stale[v] = view.status != "ok" or age > chains[c].max_age or (c < v and stale[c])
         # A request to withdraw may have followed the block we saw at once: it has had `age` seconds already.
-        slowest[c] = hold_bound(chains[c].hold, world.policy.exit_epsilon) + age
+        slowest[v] = hold[c] + age
     if seen and policies:
         loss[: len(policies), seen], rise[: len(policies), seen] = haircut_table(policies, horizon[:-1, seen])
     levels = [(policy.initial, policy.maintenance) for policy in policies]
-    chain = book.kinds.chain[book.kind]
-    gate = book.monitored[book.account] | (book.seizable & (book.delay > slowest[chain]))
+    gate = book.monitored[book.account] | (book.seizable & (book.delay > slowest[book.kinds.view[book.kind]]))
     return RiskTables(
         bound=np.array([bounds.index(row.clock_bound) for row in destinations], dtype=np.int64),
         horizon=horizon,
@@ -144,6 +160,7 @@ def build_tables(
         liability_weight=np.array([[i.liability_weight, m.liability_weight] for i, m in levels] + [[1.0, 1.0]]),
         liquidity=np.array([*(liquidity_coefficient(p.daily_volume, p.impact, p.volatility) for p in policies), 0.0]),
         stale=stale,
+        hold=np.array(hold, dtype=np.int64),
         counts=gate | (book.kinds.side[book.kind] != ASSET),
     )
 
@@ -162,6 +179,7 @@ def value_report(
     """Value a book against its tables; the vectorised heart of :func:`compute_report`.
 
     Args:
+        views: along the view axis of the book.
         times: epoch, cut time and valid-until.
         destinations: CAIP-2, in the order of ``tables.bound``.
     """
@@ -184,33 +202,36 @@ def value_report(
         equity = valuation.equity(book, asset_price[MID, MAINTENANCE], adder)
         isolated = _isolate(assets, debts, equity)
 
-    missing = np.array([is_missing(view) for view in views], dtype=np.bool_)
-    touches = book.touches[:, : len(views)]
-    matters = _matters(book, asset_price[MID, MAINTENANCE])[:, : len(views)]
-    unread = touches[:, missing].any(axis=1) | (~book.monitored & bool(missing.any()))
-    stale = matters[:, tables.stale[: len(views)] & ~missing].any(axis=1)
-    halted = [v is not None and v.status == "stale" and v.cause.startswith("halted") for v in views]
-    priceless = ~known[book.group_feed]
-    counted = np.zeros(len(book.group_start), dtype=np.bool_)
-    counted[book.group[tables.counts]] = True
-    unpriced = _any(book, priceless & counted & (book.group_side == ASSET) & (book.group_feed < len(prices)))
-    partial = book.partial | unread | isolated | _any(book, priceless)
+    missing = np.array([*(is_missing(view) for view in views), True], dtype=np.bool_)  # closed by the unknown view
+    unread = book.touches[:, :-1][:, missing[: book.touches.shape[1] - 1]].any(axis=1)
+    unread |= ~book.monitored & bool(missing[:-1].any())
+    mid = asset_price[MID, MAINTENANCE]
+    gross = _gross(book, mid)
+    matters = _matters(book, mid, gross)
+    stale = _has(book, matters & (tables.stale & ~missing)[book.leg_view])
+    halted = np.array([*(v is not None and v.status == "stale" and v.cause.startswith(_STOPPED) for v in views), False])
+    doubted = _has(book, matters & book.doubted[book.chain_of[book.leg_view]])
+    owed_blindly, unsized, unpriced = _priceless(book, prices, known, tables.counts, gross)
+    partial = book.partial | doubted | unread | isolated | owed_blindly | unsized
     _, blind = valuation.mute(book, known)
 
     flags = np.zeros((bounds, count), dtype=np.int64)
     status = np.zeros((bounds, count), dtype=np.int64)
     common = stale * int(Flag.STALE) | partial * int(Flag.PARTIAL) | book.monitored * int(Flag.MONITORED)
-    common |= matters[:, np.array(halted, dtype=np.bool_)].any(axis=1) * int(Flag.HALTED_CHAIN)
+    common |= _has(book, matters & halted[book.leg_view]) * int(Flag.HALTED_CHAIN)
     for b in range(bounds):
         status[b], liquidatable = health.status_of(
-            assets[b], debts[b], unsure=stale | partial, unpriced=unpriced | book.partial, unread=unread | isolated
+            assets[b],
+            debts[b],
+            unsure=stale | partial,
+            unpriced=unpriced | book.partial | doubted,
+            unread=unread | isolated,
         )
         flags[b] = common | liquidatable * int(Flag.LIQUIDATABLE)
     barred = book.monitored | blind | unread | isolated | (book.home < 0) | ~np.isfinite(room)
     as_of = np.full(count, cut_time, dtype=np.int64)
-    for c, view in enumerate(views):
-        if view is not None and view.block is not None:
-            np.minimum(as_of, view.block.time, out=as_of, where=matters[:, c])
+    seen_at = np.array([*(view.block.time if view and view.block else cut_time for view in views), cut_time])
+    np.minimum.at(as_of, book.leg_account[matters], seen_at[book.leg_view[matters]])
     out = {
         Finding("out-of-range", book.accounts[i].id, "a number left the range of the wire: the account counts 0")
         for i in np.flatnonzero(isolated)
@@ -321,13 +342,13 @@ class _Explainer:
     def _component(self, row: int) -> Component:
         book, tables, position = self._book, self._report.tables, self._book.positions[row]
         kind = int(book.kind[row])
-        c, f, p = int(book.kinds.chain[kind]), int(book.kinds.feed[kind]), int(book.kinds.policy[kind])
+        v, f, p = int(book.kinds.view[kind]), int(book.kinds.feed[kind]), int(book.kinds.policy[kind])
         debt = bool(book.kinds.side[kind] != ASSET)
         band = self._report.prices[f] if f < len(self._report.prices) else _NO_PRICE
         price = self._debt_price if debt else self._asset_price
         held, unit = self._world.assets.get(position.asset), self._world.assets.get(position.unit)
-        view = self._report.chains[c] if c < len(self._report.chains) else None
-        dead = 0.0 if not debt and (self._isolated or tables.stale[c]) else 1.0
+        view = self._report.chains[v] if v < len(self._report.chains) else None
+        dead = 0.0 if not debt and (self._isolated or tables.stale[v]) else 1.0
         shares = [float(self._share[level][row]) * dead for level in (INITIAL, MAINTENANCE)]
         return Component(
             position=position,
@@ -339,7 +360,7 @@ class _Explainer:
             price_mid=band.mid,
             price_high=band.high if band.known else float(self._debt_price[MAINTENANCE, f]),
             price_initial=float(price[INITIAL, f]),
-            horizon=float(tables.horizon[p, c, self._bound]),
+            horizon=float(tables.horizon[p, v, self._bound]),
             age=max(0, view.age) if view else 0,
             initial=self._haircuts(row, INITIAL),
             maintenance=self._haircuts(row, MAINTENANCE),
@@ -348,7 +369,7 @@ class _Explainer:
             value=_money(float(book.amount[row]) * band.mid, up=debt),
             counted_initial=self._counted(row, INITIAL, shares[INITIAL], debt),
             counted_maintenance=self._counted(row, MAINTENANCE, shares[MAINTENANCE], debt),
-            reason=self._reason(row, position, band, view, debt),
+            reason=self._reason(row, position, band, view, debt) + self._carried(v),
             share_initial=shares[INITIAL],
             share_maintenance=shares[MAINTENANCE],
         )
@@ -356,12 +377,12 @@ class _Explainer:
     def _haircuts(self, row: int, level: int) -> Haircuts:
         book, tables = self._book, self._report.tables
         kind = int(book.kind[row])
-        p, c = book.kinds.policy[kind], book.kinds.chain[kind]
+        p, v = book.kinds.policy[kind], book.kinds.view[kind]
         if book.kinds.side[kind] != ASSET:
-            return Haircuts(float(tables.debt_rise[p, c, self._bound, level]), 0.0, 0.0, 0.0)
+            return Haircuts(float(tables.debt_rise[p, v, self._bound, level]), 0.0, 0.0, 0.0)
         thin = float(self._liquidity[level][row])
         return Haircuts(
-            market=float(tables.asset_loss[p, c, self._bound, level]),
+            market=float(tables.asset_loss[p, v, self._bound, level]),
             liquidity=thin if math.isfinite(thin) else 1.0,
             exit=0.0 if self._counts[row] else 1.0,
             policy=float(tables.policy_haircut[p, level]),
@@ -393,7 +414,7 @@ class _Explainer:
                 f"counts 0: its owner can remove it {position.removal_delay} s after a request, which may be "
                 f"{max(0, view.age) if view else 0} s old, and a hold may take longer to land"
             )
-        if self._report.tables.stale[self._book.kinds.chain[self._book.kind[row]]]:
+        if self._report.tables.stale[self._book.kinds.view[self._book.kind[row]]]:
             return f"counts 0: {position.chain} is stale ({view.cause if view and view.cause else 'too old'})"
         if not band.known:
             return f"counts 0: the price of {band.feed} is unknown ({band.detail})"
@@ -407,6 +428,15 @@ class _Explainer:
             )
         return f"counts: a hold lands before its owner can remove it ({position.removal_delay} s){pending}"
 
+    def _carried(self, v: int) -> str:
+        """Say how much older than the newest block of its chain the view is that a row is carried from, if it is."""
+        views, chain = self._report.chains, int(self._book.chain_of[v])
+        view, newest = (views[i] if i < len(views) else None for i in (v, chain))
+        if v == chain or view is None or view.block is None or newest is None or newest.block is None:
+            return ""
+        behind = newest.block.time - view.block.time
+        return f"; carried from block {view.block.height}, {behind} s older than the chain's newest"
+
     def _debt_reason(self, row: int, position: Position, band: PriceBand) -> str:
         if not band.known:
             return f"owed: the price of {band.feed} is unknown ({band.detail}), so the account can open no risk"
@@ -417,6 +447,7 @@ class _Explainer:
         return f"limited recourse: less than what the collateral of {position.venue} counts"
 
 
+_STOPPED = (HALTED, REORGED, FROZEN)
 _NO_PRICE = PriceBand("", 0.0, 0.0, 0.0, 0.0, 0.0, False, False, 0, 0)
 
 
@@ -472,7 +503,11 @@ def _prices(quotes: Sequence[Quote], world: World, now: int) -> tuple[PriceBand,
 def _cells(
     book: Book, views: Sequence[ChainView | None], tables: RiskTables, destinations: Sequence[str]
 ) -> tuple[HaircutCell, ...]:
-    """List the risk table as committed: exactly the numbers that were used."""
+    """List the risk table as committed: exactly the numbers that were used.
+
+    Every policy is listed at the newest view of every chain; at carried views, which may be many, those with rows.
+    """
+    used = set(zip(book.kinds.policy.tolist(), book.kinds.view.tolist(), strict=True))
     names: tuple[tuple[Literal["initial", "maintenance"], int], ...] = (
         ("initial", INITIAL),
         ("maintenance", MAINTENANCE),
@@ -483,13 +518,13 @@ def _cells(
             chain,
             destination,
             name,
-            round(tables.horizon[p, c, tables.bound[d]]),
-            f"{tables.asset_loss[p, c, tables.bound[d], level]:.{DECIMALS}f}",
-            f"{tables.debt_rise[p, c, tables.bound[d], level]:.{DECIMALS}f}",
+            round(tables.horizon[p, v, tables.bound[d]]),
+            f"{tables.asset_loss[p, v, tables.bound[d], level]:.{DECIMALS}f}",
+            f"{tables.debt_rise[p, v, tables.bound[d], level]:.{DECIMALS}f}",
         )
         for p, policy in enumerate(book.policies)
-        for c, chain in enumerate(book.chains)
-        if not is_missing(views[c])
+        for v, chain in enumerate(book.chains)
+        if not is_missing(views[v]) and (book.chain_of[v] == v or (p, v) in used)
         for d, destination in enumerate(destinations)
         for name, level in names
     )
@@ -507,28 +542,75 @@ def _opening_value(
     return total.assets, total.debts
 
 
-def _matters(book: Book, mid: Floats) -> Bools:
-    """Find the chains on which an account's legs matter, shape (A, C + 1): these set STALE, HALTED_CHAIN and as_of.
-
-    A chain matters to an account that owes anything there, or whose assets there, as last seen, are worth at least a
-    ten-thousandth of its gross value (assets and debts, unhaircut at p̂, under withdrawal or not). Anybody can give an
-    account less than that on a chain that is dark or about to be; it counts 0 at ``low`` all the same. A link alone
-    does not matter: what an address holds in its own right is at worst worth nothing to the account.
+def _gross(book: Book, mid: Floats) -> Floats:
+    """Return each account's gross value, USD: assets and debts, unhaircut at p̂, under withdrawal or not.
 
     Args:
         mid: p̂ per feed, closed by the unknown feed's 0.
     """
-    width = len(book.chains) + 1
-    shape = len(book.accounts), width
-    place = book.account * width + book.kinds.chain[book.kind]
-    asset = book.kinds.side[book.kind] == ASSET
-    owes = valuation.sum_by(place[~asset], book.amount[~asset], shape[0] * width) > 0
     with np.errstate(over="ignore", invalid="ignore"):  # of accounts out of range, which are isolated
+        return valuation.sum_by(book.account, book.amount * mid[book.kinds.feed[book.kind]], len(book.accounts))
+
+
+def _matters(book: Book, mid: Floats, gross: Floats) -> Bools:
+    """Find the legs that matter, shape (L,): these set STALE, HALTED_CHAIN and as_of.
+
+    A leg matters where the account owes or holds something there, and on that chain in all owes anything, or holds
+    assets that, as last seen, are worth at least a ten-thousandth of its gross value. Anybody can give an account less
+    than that on a chain that is dark or about to be; it counts 0 at ``low`` all the same. A link alone does not matter:
+    what an address holds in its own right is at worst worth nothing to the account. What is judged is the whole chain,
+    so that holdings spread over carried blocks matter as much as at one.
+
+    Args:
+        mid: p̂ per feed, closed by the unknown feed's 0.
+        gross: of :func:`_gross`.
+    """
+    asset = book.kinds.side[book.kind] == ASSET
+    count = len(book.leg_account)
+    owes = valuation.sum_by(book.leg[~asset], book.amount[~asset], count) > 0
+    with np.errstate(over="ignore", invalid="ignore"):
         value = book.amount * mid[book.kinds.feed[book.kind]]
-        gross = valuation.sum_by(book.account, value, shape[0])
-        held = valuation.sum_by(place[asset], value[asset], shape[0] * width).reshape(shape)
-        matters: Bools = owes.reshape(shape) | ((held > 0) & (held >= DUST * gross[:, None]))
+        held = valuation.sum_by(book.leg[asset], value[asset], count)
+        standing = valuation.sum_by(book.standing, held, book.standings)[book.standing]
+        much = (standing > 0) & (standing >= DUST * gross[book.leg_account])
+    indebted = valuation.sum_by(book.standing, owes.astype(np.float64), book.standings)[book.standing] > 0
+    matters: Bools = (indebted | much) & (owes | (held > 0))
     return matters
+
+
+def _priceless(
+    book: Book, prices: Sequence[PriceBand], known: Bools, counts: Bools, gross: Floats
+) -> tuple[Bools, Bools, Bools]:
+    """Find the accounts that something without a known price makes uncertain, each of shape (A,).
+
+    A debt always does, whatever its size. Assets do where some source does give a price, though too few, and they are
+    worth at least :data:`DUST` of the account's gross value at the highest price given; and where there is no price at
+    all, or the asset itself cannot be interpreted, if it could count: not if it fails the exit gate, as everything does
+    that anybody can send to a linked address of a risk-bearing account. A stranger's gift of either sort therefore
+    makes nobody partial.
+
+    Args:
+        counts: whether the exit gate lets each row count.
+        gross: of :func:`_gross`.
+
+    Returns:
+        accounts with a debt, accounts with an asset that makes them partial, and accounts for which ``high`` is no
+        upper bound, since such an asset, even the smallest, could count.
+    """
+    priceless = ~known[book.group_feed]
+    assets = priceless & (book.group_side == ASSET)
+    owed = _any(book, priceless & ~assets)
+    if not assets.any():
+        nobody = np.zeros(len(book.accounts), dtype=np.bool_)
+        return owed, nobody, nobody
+    counted = np.zeros(len(book.group_start), dtype=np.bool_)
+    counted[book.group[counts]] = True
+    highest = np.array([*(max(band.mid, band.worst) for band in prices), 0.0])[book.group_feed]
+    with np.errstate(over="ignore", invalid="ignore"):
+        worth = valuation.sum_by(book.group, book.amount, len(book.group_start)) * highest
+        given = valuation.sum_by(book.group_account[assets], worth[assets], len(book.accounts))
+        sized = (given > 0) & ~(given < DUST * gross)
+    return owed, sized | _any(book, assets & counted & (highest == 0)), _any(book, assets & counted)
 
 
 def _isolate(assets: Floats, debts: Floats, equity: Floats) -> Bools:
@@ -539,6 +621,13 @@ def _isolate(assets: Floats, debts: Floats, equity: Floats) -> Bools:
     debts[..., isolated] = np.nan_to_num(debts[..., isolated], nan=LIMIT, posinf=LIMIT).clip(0.0, LIMIT)
     equity[isolated] = np.nan_to_num(equity[isolated], nan=0.0, neginf=-LIMIT).clip(-LIMIT, 0.0)
     return isolated
+
+
+def _has(book: Book, legs: Bools) -> Bools:
+    """Return the accounts that have one of the legs."""
+    result = np.zeros(len(book.accounts), dtype=np.bool_)
+    result[book.leg_account[legs]] = True
+    return result
 
 
 def _any(book: Book, groups: Bools) -> Bools:

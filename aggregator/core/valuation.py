@@ -52,13 +52,13 @@ def price_columns(prices: Sequence[PriceBand]) -> tuple[Floats, Floats, Bools, B
 def unit_rates(kinds: Kinds, tables: RiskTables, assets: Floats, debts: Floats, bound: int) -> Floats:
     """Return what one unit of each kind counts, USD, shape (end, level, K).
 
-    Assets: price·(1−h_mkt)(1−h_pol), 0 at ``low`` on a stale chain. Debts: price·(1+ES_up)·LW.
+    Assets: price·(1−h_mkt)(1−h_pol), 0 at ``low`` where the view is stale. Debts: price·(1+ES_up)·LW.
     """
-    c, f, p = kinds.chain, kinds.feed, kinds.policy
-    kept = (1 - tables.asset_loss[p, c, bound]) * (1 - tables.policy_haircut[p])  # (K, level)
-    owed = (1 + tables.debt_rise[p, c, bound]) * tables.liability_weight[p]
+    v, f, p = kinds.view, kinds.feed, kinds.policy
+    kept = (1 - tables.asset_loss[p, v, bound]) * (1 - tables.policy_haircut[p])  # (K, level)
+    owed = (1 + tables.debt_rise[p, v, bound]) * tables.liability_weight[p]
     asset_rate = assets[:, :, f] * kept.T
-    asset_rate[LOW] *= ~tables.stale[c]
+    asset_rate[LOW] *= ~tables.stale[v]
     rates: Floats = np.where(kinds.side == ASSET, asset_rate, debts[:, :, f] * owed.T)
     return rates
 

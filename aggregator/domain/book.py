@@ -2,19 +2,23 @@
 
 Rows are positions, sorted by (account, netting set, class, feed, policy). Four coarser tables refer to them:
 
-* a *kind* is a (chain, feed, policy, class): one price per unit serves all its rows;
+* a *kind* is a (view, feed, policy, class): one price per unit serves all its rows;
 * a *group* is a run of rows of one (account, netting set, class, feed, policy);
 * a *pool* is a run of groups that share all but the policy: liquidity is charged on the size of the pool, so that
   splitting a position, over chains or over receipts of one thing, gains nothing;
-* a *netting set* is a limited-recourse position of one account: its debts count up to its assets.
+* a *netting set* is a limited-recourse position of one account: its debts count up to its assets;
+* a *leg* is what one account has at one view, and a *standing* all its legs on one chain.
 
-Whatever cannot be interpreted keeps its row, valued at 0 through the extra "unknown" chain, feed and policy that close
+A *view* is a block that rows were read at: every chain's newest one, then the older ones that some accounts' rows are
+carried from. Each has an age of its own, and so a haircut, an exit gate and an ``as_of`` of its own.
+
+Whatever cannot be interpreted keeps its row, valued at 0 through the extra "unknown" view, feed and policy that close
 each axis, and is reported as a finding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +26,7 @@ import numpy.typing as npt
 
 from aggregator.domain.rows import AssetPolicyRow, AssetRow
 from aggregator.domain.snapshot import (
+    BESIDE_A_POSITION,
     DEBT_UNREADABLE,
     INFORMATIONAL,
     NOT_READ_YET,
@@ -48,7 +53,7 @@ LONGEST_DELAY = 2**40  # seconds; longer removal delays gain nothing
 class Kinds:
     """K kinds of rows, as indices on the axes of the book; the last index of each axis means unknown."""
 
-    chain: Ints
+    view: Ints
     feed: Ints
     policy: Ints
     side: Ints  # ASSET, DEBT or HOME_DEBT
@@ -62,7 +67,7 @@ class Book:
     """
 
     accounts: tuple[Account, ...]  # ascending by id
-    chains: tuple[str, ...]  # CAIP-2, without the unknown one
+    chains: tuple[str, ...]  # (V,) CAIP-2 of each view, without the unknown one; the first C name each chain once
     feeds: tuple[str, ...]
     policies: tuple[str, ...]
     kinds: Kinds
@@ -85,11 +90,18 @@ class Book:
     pool: Ints  # (G,)
     pools: int  # Q
     set_account: Ints  # (S,)
+    leg: Ints  # (N,)
+    leg_account: Ints  # (L,) sorted
+    leg_view: Ints
+    standing: Ints  # (L,)
+    standings: int
 
+    chain_of: Ints  # (V + 1,) the chain of each view; C means unknown
     monitored: Bools  # (A,)
     home: Ints  # (A,) index of the destination, -1 for none
     touches: Bools  # (A, C + 1): has a position, however small, or a link there
-    partial: Bools  # (A,) something of the account could not be read or interpreted
+    doubted: Bools  # (C + 1,) something of the chain could not be read, and nobody knows whose
+    partial: Bools  # (A,) something of the account could not be read or interpreted, whatever it is worth
     blind: Bools  # (A,) a recourse debt of the account could not be read: it may be any amount
     positions: tuple[Position, ...] = ()  # (N,) or none (synthetic books); the row's origin, for explanations
     findings: tuple[Finding, ...] = ()
@@ -136,6 +148,7 @@ def assemble(
     monitored: Bools,
     home: Ints,
     touches: Bools,
+    doubted: Bools | None = None,
     partial: Bools | None = None,
     blind: Bools | None = None,
     positions: Sequence[Position] = (),
@@ -144,7 +157,8 @@ def assemble(
     """Sort rows and build groups from columns, for :func:`build_book` and for synthetic books.
 
     Args:
-        axes: names of chains, feeds and policies.
+        axes: the chain of each view (every chain's newest view before any carried one), feeds and policies.
+        touches: its width gives the number of chains.
         netting: index of each row's netting set, which belongs to one account; -1 for none.
         positions: the rows' origins, in the given order, or none.
     """
@@ -159,6 +173,12 @@ def assemble(
     sets = int(netting.max(initial=-1)) + 1
     set_account = np.zeros(sets, dtype=np.int64)
     set_account[netting[netting >= 0]] = account[netting >= 0]
+    views, chains = len(axes[0]), touches.shape[1] - 1
+    place = {chain: i for i, chain in enumerate(axes[0][:chains])}
+    chain_of = np.array([*(place[chain] for chain in axes[0]), chains], dtype=np.int64)
+    legs, leg = np.unique(account * (views + 1) + kinds.view[kind], return_inverse=True)
+    leg_account, leg_view = legs // (views + 1), legs % (views + 1)
+    standings, standing = np.unique(leg_account * (chains + 1) + chain_of[leg_view], return_inverse=True)
     return Book(
         accounts=accounts,
         chains=axes[0],
@@ -182,9 +202,16 @@ def assemble(
         pool=np.cumsum(pools) - 1,
         pools=int(pools.sum()),
         set_account=set_account,
+        leg=leg,
+        leg_account=leg_account,
+        leg_view=leg_view,
+        standing=standing,
+        standings=len(standings),
+        chain_of=chain_of,
         monitored=monitored,
         home=home,
         touches=touches,
+        doubted=np.zeros(chains + 1, dtype=np.bool_) if doubted is None else doubted,
         partial=np.zeros(len(accounts), dtype=np.bool_) if partial is None else partial,
         blind=np.zeros(len(accounts), dtype=np.bool_) if blind is None else blind,
         positions=tuple(positions[i] for i in order) if positions else (),
@@ -203,9 +230,14 @@ def build_book(
     """Turn a Snapshot into columns.
 
     The order of the Snapshot's accounts and positions does not matter. Positions of unknown accounts are left out;
-    unknown assets, units, feeds, policies and chains, and malformed amounts, count 0 (a debt among them is blind: its
-    account can open no risk). Each such case is a finding scoped to ``<account> <asset>``. A ``debt-unreadable``
-    finding of the Snapshot makes its account blind too.
+    unknown assets, units, feeds, policies, chains and blocks, and malformed amounts, count 0 (a debt among them is
+    blind: its account can open no risk). Each such case is a finding scoped to ``<account> <asset>``. A
+    ``debt-unreadable`` or ``not-read-yet`` finding of the Snapshot makes its account blind too.
+
+    ``partial`` marks what is unknown whatever it is worth: a finding on the account, one on a chain that it is linked
+    to, a debt that cannot be interpreted, a malformed amount, a chain never read. An asset that cannot be interpreted,
+    and a chain-wide finding where the account has no link, are left to the valuation, which knows what the asset could
+    count and what the account has there: both may be a stranger's gift.
 
     Args:
         snapshot: what was seen.
@@ -225,8 +257,10 @@ def build_book(
         else:
             findings.append(Finding("unknown-account", position.account, f"{position.asset}: counts 0"))
 
-    axes = tuple(chains), tuple(feeds), tuple(sorted(policies))
-    catalogue = _Catalogue(assets, axes)
+    carried = [view for view in view_axis(snapshot, chains)[len(chains) :] if view is not None and view.block]
+    axes = (*chains, *(view.chain for view in carried)), tuple(feeds), tuple(sorted(policies))
+    blocks = [(chain, 0) for chain in chains] + [(v.chain, v.block.height) for v in carried if v.block is not None]
+    catalogue = _Catalogue(assets, axes, blocks)
     sides = [_side(p, accounts[number[p.account]].home) for p in rows]
     kind = np.fromiter(map(catalogue.kind, rows, sides), dtype=np.int64, count=len(rows))
     scale = np.array([float(10**d) for d in catalogue.decimals], dtype=np.float64)[kind] if rows else np.zeros(0)
@@ -247,15 +281,19 @@ def build_book(
     )
     owner = np.fromiter((number[p.account] for p in rows), dtype=np.int64, count=len(rows))
     kinds = catalogue.kinds()
-    touches = np.zeros((len(accounts), len(chains) + 1), dtype=np.bool_)
-    touches[owner, kinds.chain[kind]] = True
     place = {chain: i for i, chain in enumerate(chains)}
+    chain_of = np.array([*(place[chain] for chain in axes[0]), len(chains)], dtype=np.int64)
+    linked = np.zeros((len(accounts), len(chains) + 1), dtype=np.bool_)
     for i, account in enumerate(accounts):
         for link in account.links:
-            touches[i, place.get(link.rpartition(":")[0], len(chains))] = True
+            linked[i, place.get(link.rpartition(":")[0], len(chains))] = True
+    touches = linked.copy()
+    touches[owner, chain_of[kinds.view[kind]]] = True
     monitored = np.fromiter((a.kind == "monitored" for a in accounts), dtype=np.bool_, count=len(accounts))
-    partial = _partial(snapshot, number, place, touches, monitored)
-    partial[owner[list(trouble)]] = True
+    doubted = np.zeros(len(chains) + 1, dtype=np.bool_)
+    doubted[[place[f.scope.split(" ", 1)[0]] for f in _worrying(snapshot) if f.scope.split(" ", 1)[0] in place]] = True
+    partial = _partial(snapshot, number, place, touches, monitored) | linked[:, doubted].any(axis=1)
+    partial[[owner[i] for i, (code, _) in trouble.items() if sides[i] != ASSET or code == "bad-amount"]] = True
     blind = np.zeros(len(accounts), dtype=np.bool_)
     unread = (f.scope.split(" ", 1)[0] for f in snapshot.findings if f.code in (DEBT_UNREADABLE, NOT_READ_YET))
     blind[[number[account] for account in unread if account in number]] = True
@@ -274,6 +312,7 @@ def build_book(
         monitored=monitored,
         home=np.fromiter((spot.get(a.home, -1) for a in accounts), dtype=np.int64, count=len(accounts)),
         touches=touches,
+        doubted=doubted,
         partial=partial,
         blind=blind,
         positions=rows,
@@ -293,23 +332,28 @@ class _Catalogue:
     """Assign kinds to positions, one look-up each."""
 
     def __init__(
-        self, assets: Mapping[str, AssetRow], axes: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+        self,
+        assets: Mapping[str, AssetRow],
+        axes: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]],
+        blocks: Sequence[tuple[str, int]],
     ) -> None:
         self._assets = assets
-        self._chains, self._feeds, self._policies = ({name: i for i, name in enumerate(axis)} for axis in axes)
-        self._known: dict[tuple[str, str, str, int], int] = {}
+        self._chains = set(axes[0])
+        self._views = {block: i for i, block in enumerate(blocks)}
+        self._feeds, self._policies = ({name: i for i, name in enumerate(axis)} for axis in axes[1:])
+        self._known: dict[tuple[str, int, str, str, int], int] = {}
         self._columns: list[tuple[int, int, int, int]] = []
         self.decimals: list[int] = []
         self.problem: list[tuple[str, str] | None] = []
 
     def kind(self, position: Position, side: int) -> int:
-        key = (position.chain, position.asset, position.unit, side)
+        key = (position.chain, position.seen, position.asset, position.unit, side)
         found = self._known.get(key)
         return self._add(key) if found is None else found
 
     def unknown(self, position: Position, side: int) -> int:
-        """Return the kind that counts 0 on the position's chain."""
-        key = (position.chain, "", "", side)
+        """Return the kind that counts 0 at the position's view."""
+        key = (position.chain, position.seen, "", "", side)
         found = self._known.get(key)
         return self._add(key) if found is None else found
 
@@ -317,12 +361,14 @@ class _Catalogue:
         columns = np.array(self._columns, dtype=np.int64).reshape(-1, 4)
         return Kinds(*(np.ascontiguousarray(column) for column in columns.T))
 
-    def _add(self, key: tuple[str, str, str, int]) -> int:
-        chain, asset, unit, side = key
+    def _add(self, key: tuple[str, int, str, str, int]) -> int:
+        chain, seen, asset, unit, side = key
         held, valued = self._assets.get(asset), self._assets.get(unit)
         problem = None
         if chain not in self._chains:
             problem = "unknown-chain", f"{chain} is not configured: counts 0"
+        elif (chain, seen) not in self._views:
+            problem = "unknown-block", f"nothing is carried from block {seen} of {chain}: counts 0"
         elif held is None or not asset.startswith(chain + "/"):
             problem = "unknown-asset", f"{asset} is not configured on {chain}: counts 0"
         elif valued is None:
@@ -331,7 +377,7 @@ class _Catalogue:
             problem = "unknown-policy", f"policy {held.policy!r} of {held.symbol} is not configured: counts 0"
         elif valued.feed not in self._feeds:
             problem = "unknown-feed", f"feed {valued.feed!r} of {valued.symbol} has no source: counts 0"
-        place = self._chains.get(chain, len(self._chains))
+        place = self._views.get((chain, seen), len(self._views))
         if problem or held is None or valued is None:
             self._columns.append((place, len(self._feeds), len(self._policies), side))
         else:
@@ -368,25 +414,34 @@ def _floats(values: list[int]) -> Floats:
         return np.array([float(v) if abs(v).bit_length() < 1024 else np.inf for v in values], dtype=np.float64)
 
 
+def _worrying(snapshot: Snapshot) -> Iterator[Finding]:
+    """Yield the findings after which something is unknown that no row of the book stands for."""
+    return (f for f in snapshot.findings if f.code not in INFORMATIONAL and f.code not in BESIDE_A_POSITION)
+
+
 def _partial(
     snapshot: Snapshot, number: Mapping[str, int], place: Mapping[str, int], touches: Bools, monitored: Bools
 ) -> Bools:
-    """Mark accounts with something unread: findings on the account or on a chain of theirs, and missing chains."""
+    """Mark accounts with something unread: a finding on the account, or a missing chain."""
     partial = np.zeros(len(number), dtype=np.bool_)
-    for finding in snapshot.findings:
-        if finding.code in INFORMATIONAL:
-            continue
-        scope = finding.scope.split(" ", 1)[0]
-        if scope in number:
-            partial[number[scope]] = True
-        elif scope in place:
-            partial |= touches[:, place[scope]]
+    scopes = (finding.scope.split(" ", 1)[0] for finding in _worrying(snapshot))
+    partial[[number[scope] for scope in scopes if scope in number]] = True
     views = {view.chain: view for view in snapshot.chains}
     for chain in place:
         if is_missing(views.get(chain)):
             # Anybody may have deposited into, or borrowed from, a chain that was never read.
             partial |= ~monitored | touches[:, place[chain]]
     return partial
+
+
+def view_axis(snapshot: Snapshot, chains: Sequence[str]) -> tuple[ChainView | None, ...]:
+    """Return what was seen along the view axis of a book: each of ``chains``, then each block carried on one of them.
+
+    Carried blocks ascend by chain and height, whatever the order they come in.
+    """
+    newest = {view.chain: view for view in snapshot.chains}
+    carried = {(v.chain, v.block.height): v for v in snapshot.carried if v.block is not None and v.chain in set(chains)}
+    return (*(newest.get(chain) for chain in chains), *(carried[key] for key in sorted(carried)))
 
 
 def is_missing(view: ChainView | None) -> bool:

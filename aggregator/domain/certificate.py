@@ -12,6 +12,7 @@ from proofs.hashing import keccak256
 from proofs.leaf import Leaf
 from proofs.statement import Header, StatementBody
 
+LinkKind = Literal["link", "revoke", "end"]
 PostingState = Literal["waiting", "signed", "submitted", "confirmed", "final", "failed", "superseded"]
 
 
@@ -135,7 +136,11 @@ class Posting(NamedTuple):
 
 
 class LinkRecord(NamedTuple):
-    """One entry of the append-only links log. Signatures are hex (EVM) or base58 (Solana)."""
+    """One entry of the append-only links log.
+
+    Signatures are hex (EVM), base58 (Solana), or eip1271:0x… and pda:<base58> of addresses without a key. A link has
+    both, a revoke the one of the side that revokes, an end none; an end has the terms of the revoke it completes.
+    """
 
     position: int
     account: str
@@ -146,3 +151,4 @@ class LinkRecord(NamedTuple):
     invite_signature: str
     accept_signature: str
     recorded_at: int
+    kind: LinkKind = "link"

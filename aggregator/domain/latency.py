@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 Leg = Literal["block", "finality", "read", "attest", "relay", "lifetime"]
@@ -41,3 +42,59 @@ class LegLaw(NamedTuple):
 
 LatencyTables = tuple[LegLaw, ...]
 """Ascending by (chain, leg)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutageAtom:
+    """An outage as configured: how long, how likely."""
+
+    seconds: int
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class LegReport:
+    """One leg for people: what was measured of it, and the law that statements commit to because of it.
+
+    Quantiles are measurements themselves (nearest rank), None where nothing was measured.
+    """
+
+    chain: str
+    name: str  # of the chain, as configured; "everywhere" for legs of none
+    leg: Leg
+    samples: int  # measurements shown
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    longest: float | None
+    last: float | None
+    last_at: int | None  # Unix seconds
+    typical: int  # seconds, configured
+    outages: tuple[OutageAtom, ...]  # configured
+    law_samples: int  # measurements behind the law; 0 = configured only
+    law_seconds: tuple[int, ...]
+    law_chances: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HoldReport:
+    """How long a Hold takes to land on a chain: its legs together."""
+
+    chain: str
+    name: str
+    p50: int  # seconds
+    p90: int
+    p99: int
+    longest: int  # with every configured outage at once
+    bound: int  # taken or exceeded with a chance of more than the policy's exit_epsilon; the exit gate reads it
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyReport:
+    """What the command line and the API show."""
+
+    now: int  # Unix seconds
+    since: int  # Unix seconds of the oldest measurement shown
+    epsilon: float  # the policy's exit_epsilon
+    legs: tuple[LegReport, ...]
+    holds: tuple[HoldReport, ...]

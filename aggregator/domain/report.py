@@ -53,7 +53,7 @@ class Component(NamedTuple):
     price_high: float
     price_initial: float  # the bound that IM uses: low for assets, high for debts, EMA-guarded
     horizon: float  # τ, seconds
-    age: int  # of the chain's block at the cut, seconds
+    age: int  # of the block it was read at, at the cut, seconds
     initial: Haircuts
     maintenance: Haircuts
     liability_weight_initial: float
@@ -133,18 +133,19 @@ STATUSES: tuple[Status, ...] = ("healthy", "unhealthy", "unknown")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RiskTables:
-    """What was looked up, kept to explain it. P, C, F count policies, chains and feeds plus one unknown each; B counts
+    """What was looked up, kept to explain it. P, V, F count policies, views and feeds plus one unknown each; B counts
     the distinct clock bounds of destinations, the only way in which a destination enters a valuation.
     """
 
     bound: Ints  # (D,) index on the axis B
-    horizon: Floats  # (P, C, B) seconds
-    asset_loss: Floats  # (P, C, B, level) h_mkt
-    debt_rise: Floats  # (P, C, B, level) expected shortfall of the upside
+    horizon: Floats  # (P, V, B) seconds
+    asset_loss: Floats  # (P, V, B, level) h_mkt
+    debt_rise: Floats  # (P, V, B, level) expected shortfall of the upside
     policy_haircut: Floats  # (P, level)
     liability_weight: Floats  # (P, level)
     liquidity: Floats  # (P,) coefficient of h_liq, per sqrt(USD)
-    stale: Bools  # (C,)
+    stale: Bools  # (V,)
+    hold: Ints  # by chain, without an unknown one: seconds that a Hold takes but for a chance of exit_epsilon
     counts: Bools  # (N,) whether the exit gate lets the row count; debts always do
 
 
@@ -160,7 +161,7 @@ class MarginReport:
     valid_until: int
     destinations: tuple[str, ...]  # CAIP-2, ascending by destination id
     destination_ids: tuple[str, ...]  # 0x + 64 hex
-    chains: tuple[ChainView | None, ...]  # in the order of ``book.chains``
+    chains: tuple[ChainView | None, ...]  # in the order of ``book.chains``: each chain's newest view, then carried ones
     prices: tuple[PriceBand, ...]  # in the order of ``book.feeds``
     cells: tuple[HaircutCell, ...]
     findings: tuple[Finding, ...]

@@ -30,29 +30,112 @@ class LatencyLeg(Row):
     outage_probability: Ratio = 0.0
 
 
+class FinalityRow(Row):
+    """By which rule a block counts: so many blocks deep, by a tag of the node, or by what its L1 has finalized.
+
+    ``depth`` counts blocks on top. ``tag`` is what the node calls safe or finalized. ``l1`` names the parent chain of a
+    rollup, and ``origin`` its contract that tells number() and hash() of the parent's block that a block was derived
+    from (``L1Block`` of OP-stack chains). ``typical`` seconds behind the head are normal for the last two.
+    """
+
+    depth: Annotated[int, Field(ge=0)] | None = None
+    tag: Literal["safe", "finalized"] | None = None
+    l1: str | None = None  # CAIP-2
+    origin: str | None = None
+    typical: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> FinalityRow:
+        if sum(rule is not None for rule in (self.depth, self.tag, self.l1)) != 1:
+            raise ValueError("must give one of depth, tag and l1")
+        if (self.l1 is None) != (self.origin is None):
+            raise ValueError("origin, the contract that names the L1 block, must be given with l1, and only with it")
+        if (self.depth is None) != (self.typical is not None):
+            raise ValueError("typical, in seconds, must be given with tag and l1, and only with them")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The rule for people."""
+        if self.depth == 0:
+            return "the newest block"
+        if self.depth is not None:
+            return f"{self.depth} block{'s' if self.depth > 1 else ''} deep"
+        return f"tag {self.tag}" if self.tag is not None else f"final on its L1 {self.l1}"
+
+    def verify_no_shallower(self, other: FinalityRow) -> None:
+        """Raise ValueError if this rule can be compared to ``other`` and holds sooner."""
+        depths = self.depth is not None and other.depth is not None and self.depth < other.depth
+        if depths or (self.tag, other.tag) == ("safe", "finalized"):
+            raise ValueError(f"{self.text} is shallower than finality, {other.text}")
+
+
+class SequencerRow(Row):
+    """A rollup's uptime feed (Chainlink: answer 0 is up, 1 is down) and how long after an outage nothing is trusted."""
+
+    feed: str
+    grace: Seconds = 3600
+
+
+SOLANA_FINALITY_SLOTS = 32
+"""A slot is finalized once 31 confirmed ones are on top of it: about 32 slots behind the head."""
+
+
 class ChainRow(Row):
-    """One chain. ``finality_depth`` counts blocks (EVM); on Solana the node's finalized commitment is the rule."""
+    """One chain. What the Cut pins is final by ``finality``; on Solana the finalized commitment is the only rule."""
 
     id: str  # CAIP-2
     name: Name
     family: Family
     rpc: tuple[SecretStr, ...] = Field(min_length=1)
+    ws: tuple[SecretStr, ...] = ()  # websockets that tell what changed, in no order: hints, never values
     genesis: str  # hash of block 0 (EVM), genesis hash (Solana)
     block_seconds: Annotated[float, Field(gt=0)]
-    finality_depth: Annotated[int, Field(ge=0)] = 0
+    finality: FinalityRow = FinalityRow(depth=0)
+    irreversible: FinalityRow = Field(default_factory=lambda data: data["finality"])  # below it nothing may change
+    sequencer: SequencerRow | None = None
     multicall: str = "0xca11bde05977b3631167028862be2a173976ca11"
     max_age: Annotated[int, Field(gt=0)]  # older than this, a leg counts 0 in `low`
     hold: tuple[LatencyLeg, ...] = Field(min_length=1)  # legs until a Hold lands on this chain
     timeout: Annotated[float, Field(gt=0, le=120)] = 5.0
     requests_per_second: Annotated[int, Field(gt=0)] = 50
     quorum: Annotated[int, Field(ge=1, validate_default=True)] = 1  # providers in ``rpc`` that must agree
+    prove: bool = False  # check what is read against state proofs too (EIP-1186), where nodes give them
 
-    @field_validator("rpc")
+    @property
+    def finality_seconds(self) -> float:
+        """How far the newest final block normally is behind the head."""
+        if self.family == "solana":
+            return SOLANA_FINALITY_SLOTS * self.block_seconds
+        rule = self.finality
+        return rule.depth * self.block_seconds if rule.depth is not None else float(rule.typical or 0)
+
+    @property
+    def finality_text(self) -> str:
+        """By which rule a block counts, for people."""
+        return "finalized by its validators" if self.family == "solana" else self.finality.text
+
+    @field_validator("rpc", "ws")
     @classmethod
-    def _each_provider_once(cls, rpc: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if len(set(rpc)) < len(rpc):
+    def _each_provider_once(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if len(set(urls)) < len(urls):
             raise ValueError("names one provider twice; it would agree with itself")
-        return rpc
+        return urls
+
+    @field_validator("ws")
+    @classmethod
+    def _websockets(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for i, url in enumerate(urls):
+            if not url.get_secret_value().startswith(("ws://", "wss://")):
+                raise ValueError(f"the URL at {i} must begin with wss:// or ws://")
+        return urls
+
+    @field_validator("irreversible")
+    @classmethod
+    def _no_shallower_than_finality(cls, rule: FinalityRow, info: ValidationInfo) -> FinalityRow:
+        if (finality := info.data.get("finality")) is not None:
+            rule.verify_no_shallower(finality)
+        return rule
 
     @field_validator("quorum")
     @classmethod

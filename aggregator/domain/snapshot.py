@@ -89,6 +89,9 @@ its finality was replaced, until an operator resumes it; when its sequencer is d
 
 INFORMATIONAL = frozenset({"venue-health", "link-ending"})
 """Codes of findings that tell something without making anything unknown."""
+BESIDE_A_POSITION = frozenset({"unknown-asset"})
+"""Codes of a reader's findings about a position that it reports too: what that makes unknown is judged by the position,
+which may be a gift from a stranger."""
 DEBT_UNREADABLE = "debt-unreadable"
 NOT_READ_YET = "not-read-yet"
 """Codes of findings, scoped to an account, after which it may owe any amount: a recourse debt that could not be read, a
@@ -130,6 +133,7 @@ class Reading:
     quotes: tuple[Quote, ...] = ()
     subjects: tuple[Subject, ...] | None = None  # whom it was read for, None = everybody; of others it says nothing
     carried: tuple[Carried, ...] = ()  # ascending by height; their positions have ``seen``
+    irreversible: Block | None = None  # the newest block that the reader held for irreversible then
     frozen: str = ""  # why the chain must not be acted on though it answers (sequencer down, or back for too short)
 
 

@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, NamedTuple
 
-from aggregator.domain.certificate import LinkRecord
-from aggregator.domain.errors import InputError, UnknownError
-from aggregator.domain.snapshot import Account
+import structlog
+
+from aggregator.domain.certificate import EpochRecord, LinkRecord, State
+from aggregator.domain.errors import ConflictError, InputError, UnknownError
+from aggregator.domain.links import endable, next_nonce
+from aggregator.domain.snapshot import Account, Finding, Subject
 from aggregator.ports import Clock, Store
+from aggregator.service.seals import questions, to_terms
 from proofs.errors import FieldError, ProofError
-from proofs.links import LinkTerms, Verb, account_id, decode_base58, link_text, parse_caip10, verify_link
+from proofs.links import (
+    Consent,
+    LinkTerms,
+    Side,
+    Verb,
+    account_id,
+    decode_base58,
+    link_digest,
+    link_text,
+    parse_caip10,
+    parse_chain_consent,
+    verify_link,
+    verify_revoke,
+)
+
+log = structlog.get_logger("accounts")
+
+MEMBER_UNVERIFIED = "member-unverified"
+"""Code of a reader's finding: the chain does not confirm that a member without a key agrees."""
+MESSAGE_SECONDS = 86_400
+"""How long a signature may be used when nobody says otherwise."""
+
+Witness = Callable[[str, Subject], Awaitable[tuple[Finding, ...]]]
+"""Reads a sealed subject on a chain (CAIP-2) at a block that is final now, and returns the findings.
+
+Raises SourceError: the chain does not answer."""
 
 
-def decode_signature(signer: str, text: str, field: str) -> bytes:
-    """Return signature bytes: 0x hex of r, s, v (65 bytes) on EVM chains, base58 of 64 bytes on Solana.
+def decode_signature(signer: str, text: str, field: str) -> Consent:
+    """Return a signature: 0x hex of r, s, v (65 bytes) on EVM chains, base58 of 64 bytes on Solana.
+
+    An address without a key gives eip1271:0x… or pda:<base58>.
 
     Raises:
-        InputError: names ``field``.
+        FieldError, InputError: names ``field``.
     """
+    if (consent := parse_chain_consent(text, field)) is not None:
+        return consent
     if not signer.startswith("eip155:"):
         return decode_base58(text, 64, field)
     try:
@@ -26,18 +59,33 @@ def decode_signature(signer: str, text: str, field: str) -> bytes:
     except ValueError:
         signature = b""
     if len(signature) != 65:
-        raise InputError(field, "is not 65 bytes in hex", "give 0x and r, s, v as wallets return them")
+        raise InputError(
+            field,
+            "is not 65 bytes in hex",
+            "give 0x and r, s, v as wallets return them, or eip1271:0x… for a contract that answers for itself",
+        )
     return signature
 
 
 class AccountBook:
-    """Implements :class:`aggregator.ports.Accounts` over the store."""
+    """Implements :class:`aggregator.ports.Accounts` over the store.
+
+    Args:
+        witness: asks chains about addresses without a key; without one, such addresses are refused.
+    """
 
     def __init__(
-        self, store: Store, clock: Clock, deployment_id: bytes, chains: Collection[str], destinations: Collection[str]
+        self,
+        store: Store,
+        clock: Clock,
+        deployment_id: bytes,
+        chains: Collection[str],
+        destinations: Collection[str],
+        witness: Witness | None = None,
     ) -> None:
         self._store, self._clock, self._deployment_id = store, clock, deployment_id
         self._chains, self._destinations = sorted(chains), sorted(destinations)
+        self._witness = witness
 
     def _address(self, field: str, text: str) -> str:
         try:
@@ -98,52 +146,151 @@ class AccountBook:
             InputError: names the field at fault: an unknown account, a controller that is not the account's, a
                 signature that does not verify, an expired link, an address that already backs an account.
         """
+        known, who, backing = await self._pair(account, controller, member)
+        now = int(self._clock.now())
+        record = LinkRecord(-1, known.id, who, backing, nonce, expiry, invite_signature, accept_signature, now)
+        try:
+            invite = decode_signature(who, invite_signature, "invite_signature")
+            accept = decode_signature(backing, accept_signature, "accept_signature")
+            verify_link(self._deployment_id, to_terms(record), invite, accept, now, ask_chain=True)
+            await self._ask(record, {"controller": "invite_signature", "member": "accept_signature"})
+        except ProofError as error:
+            raise InputError(error.field, error.reason) from None
+        return await self._store.append_link(record)
+
+    async def revoke_link(
+        self, account: str, controller: str, member: str, nonce: int, expiry: int, by: str, signature: str
+    ) -> LinkRecord:
+        """Record that one side revokes the link: its assets count 0 from now on, its debts stand until it ends.
+
+        Args:
+            by: whose signature it is, ``controller`` or ``member``.
+
+        Raises:
+            InputError: names the field at fault; ConflictError if there is nothing to revoke, or if ``nonce`` is not
+                above the last one of the pair.
+        """
+        known, who, backing = await self._pair(account, controller, member)
+        side = _side(by)
+        now = int(self._clock.now())
+        given = (signature, "") if side == "controller" else ("", signature)
+        record = LinkRecord(-1, known.id, who, backing, nonce, expiry, *given, now, "revoke")
+        try:
+            consent = decode_signature(who if side == "controller" else backing, signature, "signature")
+            verify_revoke(self._deployment_id, to_terms(record), side, consent, now, ask_chain=True)
+            await self._ask(record, {side: "signature"})
+        except ProofError as error:
+            raise InputError(error.field, error.reason) from None
+        return await self._store.append_link(record)
+
+    async def message(
+        self, account: str, member: str, verb: str, by: str, nonce: int | None = None, expiry: int | None = None
+    ) -> LinkMessage:
+        """Return what one side signs to invite, to accept or to revoke.
+
+        Args:
+            by: who signs a revoke; the controller invites and the member accepts, whatever it says.
+            nonce: None for the least that may be used.
+            expiry: Unix seconds; None for in a day.
+
+        Raises:
+            InputError: names the field at fault.
+        """
+        known = await self._store.account(account)
+        canonical = self._address("member", member)
+        if nonce is None:
+            nonce = max(1, next_nonce(await self._store.links(known.id), known.id, canonical))
+        until = int(self._clock.now()) + MESSAGE_SECONDS if expiry is None else expiry
+        return link_message(self._deployment_id, known, canonical, nonce, until, verb, by)
+
+    async def _pair(self, account: str, controller: str, member: str) -> tuple[Account, str, str]:
         known = await self._store.account(account)
         who, backing = self._address("controller", controller), self._address("member", member)
         if who != known.controller:
             raise InputError(
                 "controller", f"{who} does not control account {known.id[:10]}…", f"it is {known.controller}"
             )
-        now = int(self._clock.now())
-        try:
-            terms = LinkTerms(bytes.fromhex(known.id[2:]), who, backing, nonce, expiry)
-            invite = decode_signature(who, invite_signature, "invite_signature")
-            accept = decode_signature(backing, accept_signature, "accept_signature")
-            verify_link(self._deployment_id, terms, invite, accept, now)
-        except ProofError as error:
-            raise InputError(error.field, error.reason) from None
-        return await self._store.append_link(
-            LinkRecord(-1, known.id, who, backing, nonce, expiry, invite_signature, accept_signature, now)
-        )
+        return known, who, backing
+
+    async def _ask(self, record: LinkRecord, fields: dict[Side, str]) -> None:
+        """Have the chains confirm the consents that no key gave; ``fields`` names each side's for errors."""
+        for side, chain, subject in questions(self._deployment_id, record):
+            if self._witness is None:
+                raise InputError(fields[side], f"{chain} must be asked, and nobody here can", "use the service's API")
+            for finding in await self._witness(chain, subject):
+                if finding.code == MEMBER_UNVERIFIED:
+                    raise InputError(fields[side], finding.detail, "the address must agree on its own chain first")
+
+
+class LinkEnder:
+    """Appends the end of revoked links when it is due."""
+
+    def __init__(self, store: Store, clock: Clock, cooldown: int) -> None:
+        self._store, self._clock, self._cooldown = store, clock, cooldown
+
+    async def settle(self, record: EpochRecord, state: State) -> tuple[LinkRecord, ...]:
+        """End what may end by ``record``, the newest certified epoch; return the entries as appended.
+
+        Args:
+            state: the log, not older than the one that ``record`` commits to.
+        """
+        ended: list[LinkRecord] = []
+        for entry in endable(record.margins, record.chains, state, record.cut_time, self._cooldown):
+            try:
+                ended.append(await self._store.append_link(entry._replace(recorded_at=int(self._clock.now()))))
+            except ConflictError as error:  # both sides signed anew in this moment
+                log.info("link does not end", member=entry.member, cause=str(error))
+        return tuple(ended)
+
+
+class LinkMessage(NamedTuple):
+    """What one side signs, in the form in which its address signs it."""
+
+    verb: Verb
+    signer: str  # CAIP-10
+    nonce: int
+    expiry: int
+    text: str  # what a Solana wallet signs, "" for an EVM address
+    typed: dict[str, Any] | None  # EIP-712 JSON for an EVM wallet, None for a Solana address
+    digest: str  # 0x, the EIP-712 digest that a contract is asked about; "" for a Solana address
+
+
+def _side(by: str) -> Side:
+    if by not in ("controller", "member"):
+        raise InputError("by", f"{by!r} is not known", "give controller or member")
+    return "controller" if by == "controller" else "member"
 
 
 def link_message(
-    deployment_id: bytes, account: Account, member: str, nonce: int, expiry: int, side: str
-) -> str | dict[str, Any]:
+    deployment_id: bytes, account: Account, member: str, nonce: int, expiry: int, verb: str, by: str = "controller"
+) -> LinkMessage:
     """Return what one side of a link signs: a text for Solana addresses, EIP-712 JSON for EVM addresses.
 
     Args:
-        side: ``invite`` (the controller signs) or ``accept`` (the member signs).
+        verb: ``invite`` (the controller signs), ``accept`` (the member signs) or ``revoke`` (``by`` signs).
 
     Raises:
         InputError: names the field at fault.
     """
-    if side not in ("invite", "accept"):
-        raise InputError("side", f"{side!r} is not known", "give invite or accept")
-    verb: Verb = "invite" if side == "invite" else "accept"
+    verbs: dict[str, Verb] = {"invite": "invite", "accept": "accept", "revoke": "revoke"}
+    if verb not in verbs:
+        raise InputError("verb", f"{verb!r} is not known", f"give {', '.join(verbs)}")
+    act = verbs[verb]
+    side = _side({"invite": "controller", "accept": "member"}.get(verb, by))
     try:
         canonical = str(parse_caip10(member, "member"))
         terms = LinkTerms(bytes.fromhex(account.id[2:]), account.controller, canonical, nonce, expiry)
     except ProofError as error:
         raise InputError(error.field, error.reason) from None
-    signer = account.controller if verb == "invite" else canonical
+    signer = account.controller if side == "controller" else canonical
     if signer.startswith("solana:"):
-        return link_text(deployment_id, verb, terms).decode()
+        text = link_text(deployment_id, act, terms).decode()
+        return LinkMessage(act, signer, nonce, expiry, text, None, "")
     fields = [("account", "bytes32"), ("controller", "string"), ("member", "string")]
     fields += [("nonce", "uint64"), ("expiry", "uint64")]
     domain = [("name", "string"), ("version", "string"), ("salt", "bytes32")]
-    primary = f"Link{verb.capitalize()}"
-    return {
+    primary = f"Link{act.capitalize()}"
+    typed = {
         "types": {
             "EIP712Domain": [{"name": n, "type": t} for n, t in domain],
             primary: [{"name": n, "type": t} for n, t in fields],
@@ -158,3 +305,4 @@ def link_message(
             "expiry": expiry,
         },
     }
+    return LinkMessage(act, signer, nonce, expiry, "", typed, "0x" + link_digest(deployment_id, act, terms).hex())

@@ -18,6 +18,7 @@ from typing import NamedTuple, NoReturn, Protocol
 
 from aggregator.domain.certificate import Attestation, Certificate, State, to_leaf
 from aggregator.domain.errors import CrossmarginError, RefusedError
+from aggregator.domain.latency import LatencyTables
 from aggregator.domain.report import LeafValues
 from aggregator.domain.snapshot import Cut
 from aggregator.ports import Clock, Signer, Watermark
@@ -44,6 +45,7 @@ class Proposal:
         state: accounts, links log and salts as the proposer has them.
         leaves: every leaf, in the order of the commitment.
         previous: the newest certified statement, None before the first; `body.previous` is its digest.
+        latency: the measured laws that the valuation uses, committed with the risk tables.
         preimages: the canonical texts behind the body's digests (cut, prices, policy, risk, state).
     """
 
@@ -55,6 +57,7 @@ class Proposal:
     updates: tuple[bytes, ...] = ()
     state: State = NO_STATE
     previous: Certificate | None = None
+    latency: LatencyTables = ()
     preimages: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -217,9 +220,12 @@ class Attestor:
         head = bytes(32) if last is None else last.digest
         if proposal.body.previous != head:
             _refuse("previous", f"0x{proposal.body.previous.hex()} proposed, the log ends with 0x{head.hex()}")
-        floor = 0 if last is None else last.header.floor
-        if not floor <= header.floor <= header.epoch:
-            _refuse("floor", f"{header.floor} proposed, {floor} to {header.epoch} are possible")
+        standing = 0 if last is None else last.header.floor
+        # Statements below the floor are void: it rises for a reorganisation that the Cut names, and for nothing else.
+        floor = header.epoch if proposal.cut.reorgs else standing
+        if header.floor != floor:
+            why = "with" if proposal.cut.reorgs else "without"
+            _refuse("floor", f"{header.floor} proposed, {floor} expected {why} a reorganisation in the Cut")
         if last is not None and header.epoch <= last.header.epoch:
             _refuse("epoch", f"{header.epoch} is not above {last.header.epoch}, which is certified")
         return last

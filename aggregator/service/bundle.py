@@ -9,21 +9,23 @@ from aggregator.domain.certificate import EpochRecord, LinkRecord, to_leaf
 from aggregator.domain.errors import UnknownError
 from aggregator.domain.report import LeafValues
 from aggregator.service.accounts import decode_signature
+from aggregator.service.seals import to_terms
 from proofs.bundle import Bundle, Neighbour, Preimages, ProvenLeaf, SignedLink, Statement, render_bundle
 from proofs.leaf import hash_leaf
-from proofs.links import LinkTerms
 from proofs.quorum import IndexedSignature
 from proofs.statement import Deployment
 
 
 def to_signed_link(record: LinkRecord, salt: bytes) -> SignedLink:
     """Return a record of the links log as it stands in a bundle."""
+    invite, accept = record.invite_signature, record.accept_signature
     return SignedLink(
-        LinkTerms(bytes.fromhex(record.account[2:]), record.controller, record.member, record.nonce, record.expiry),
+        to_terms(record),
         salt,
-        decode_signature(record.controller, record.invite_signature, "invite_signature"),
-        decode_signature(record.member, record.accept_signature, "accept_signature"),
+        decode_signature(record.controller, invite, "invite_signature") if invite else None,
+        decode_signature(record.member, accept, "accept_signature") if accept else None,
         record.recorded_at,
+        record.kind,
     )
 
 

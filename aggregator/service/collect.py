@@ -1,28 +1,33 @@
 """One observer's eyes: pin a Cut, read every chain at it, and survive the chains that do not answer.
 
-The coordinator and every attestor have an observer of their own, with their own readers and their own memory of the
-last good reading per chain. A chain that cannot be read keeps its last reading and ages; it never becomes empty.
+The coordinator and every attestor have an observer of their own, with their own readers and their own memory of each
+chain. A chain that cannot be read keeps its last reading and ages; it never becomes empty. A chain whose history
+changes under a block that was pinned is read afresh; one whose irreversible block changes is halted until an operator
+has looked (faults.md, A1 and A2).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import NoReturn
 
-from aggregator.domain.errors import RefusedError, SourceError
+from aggregator.domain.errors import RefusedError, SourceError, Unavailable
+from aggregator.domain.latency import Leg
 from aggregator.domain.price import Quote
 from aggregator.domain.rows import ChainRow
-from aggregator.domain.snapshot import DARK, HALTED, Account, Block, Cut, Reading, Subject
-from aggregator.ports import ChainReader
+from aggregator.domain.snapshot import DARK, HALTED, REORGED, Account, Block, Carried, Cut, Reading, Reorg, Subject
+from aggregator.ports import ChainReader, Halts, Watcher
+from aggregator.service.memory import Memory, carry, last_read, part_of, restore, subjects_on
+from proofs.links import parse_caip10
 
 LATE_AFTER_BLOCKS = 8
 LATE_AFTER_SECONDS = 10
 """How far behind, beyond its finality, a chain's newest final block may be before it counts as late."""
-
-REMEMBERED = 3
-"""How many readings per chain an observer can go back to while the chain does not answer."""
+CARRY_SLACK = 2
+"""Epochs beyond ``Rereading.epochs`` that a carried block may be old: one that failed, and one for the clocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,133 +44,398 @@ class Collected:
         return tuple(q for reading in self.readings.values() if reading is not None for q in reading.quotes)
 
 
+@dataclass(frozen=True, slots=True)
+class Rereading:
+    """Who is read anew when nothing is known to have changed: everybody once in ``epochs``.
+
+    Args:
+        epochs: the length of the round.
+        epoch_seconds: Δ.
+        full_below: with fewer accounts than this, everybody in every epoch.
+    """
+
+    epochs: int = 1
+    epoch_seconds: int = 1
+    full_below: int = 0
+
+    def in_sample(self, account: str, epoch: int) -> bool:
+        """Say whether ``account`` belongs to the part of the round that ``epoch`` reads."""
+        return int(account[2:10], 16) % self.epochs == epoch % self.epochs
+
+    def oldest(self, block: Block, slack: int = 0) -> int:
+        """Return the time before which no block may lie that accounts are carried from to ``block``.
+
+        Args:
+            slack: epochs on top of the round.
+        """
+        return block.time - (self.epochs + slack) * self.epoch_seconds
+
+
+class BelowFinality(SourceError):
+    """A block that was held for irreversible is not canonical any more: nothing of this chain can be relied on."""
+
+
 def lag_allowed(row: ChainRow) -> float:
     """Return the seconds by which a chain's newest final block may be behind before the chain counts as late."""
-    return max(LATE_AFTER_SECONDS, row.block_seconds * (row.finality_depth + LATE_AFTER_BLOCKS))
+    return max(LATE_AFTER_SECONDS, row.finality_seconds + row.block_seconds * LATE_AFTER_BLOCKS)
 
 
-def subjects_on(chain: str, accounts: Sequence[Account]) -> tuple[Subject, ...]:
-    """Return whom to read on ``chain``: every account itself, and every linked address of that chain."""
-    keyed = [Subject(a.id, None) for a in accounts]
-    linked = [
-        Subject(a.id, link.removeprefix(f"{chain}:"))
-        for a in accounts
-        for link in a.links
-        if link.startswith(f"{chain}:")
-    ]
-    return (*keyed, *linked)
+def words_of(chain: str, account: Account) -> frozenset[str]:
+    """Return the 32-byte words by which logs and subscriptions name an account: its id, and its linked addresses."""
+    linked = (parse_caip10(link).address for link in account.links if link.startswith(f"{chain}:"))
+    return frozenset((account.id, *("0x" + address.rjust(32, b"\0").hex() for address in linked)))
+
+
+def _nothing(leg: Leg, chain: str, seconds: float) -> None:
+    """Measure nothing."""
 
 
 class Observer:
     """Reads the chains for one party (the coordinator or one attestor).
 
     Args:
-        name: for people, in refusals.
+        name: for people, in refusals; also whose halts and readings these are.
         readers: by chain.
-        remembered: what this party read last, from before a restart.
+        remembered: by chain, what this party read last, from before a restart.
+        halts: durable flags of chains reorganised below finality; None keeps them in memory only.
+        watchers: by chain, subscriptions that hint at who changed.
+        rereading: who is read anew without a hint.
+        measure: told how long each leg took.
     """
 
-    def __init__(self, name: str, readers: Mapping[str, ChainReader], remembered: Mapping[str, Reading] | None = None):
+    def __init__(
+        self,
+        name: str,
+        readers: Mapping[str, ChainReader],
+        remembered: Mapping[str, Sequence[Reading]] | None = None,
+        *,
+        halts: Halts | None = None,
+        watchers: Mapping[str, Watcher] | None = None,
+        rereading: Rereading | None = None,
+        measure: Callable[[Leg, str, float], None] = _nothing,
+    ) -> None:
         self.name = name
         self._readers = dict(sorted(readers.items()))
-        self._last: dict[str, Reading] = dict(remembered or {})
-        self._known = {chain: {reading.block.hash: reading} for chain, reading in self._last.items()}  # oldest first
-        self._agreed: dict[str, Reading] = dict(self._last)  # of the newest epoch known to be certified
+        kept = remembered or {}
+        self._memory = {chain: Memory.of(restore(kept[chain]) if kept.get(chain) else None) for chain in self._readers}
+        self._halts, self._watchers = halts, dict(watchers or {})
+        self._rereading, self._measure = rereading or Rereading(), measure
         self._pending: tuple[bytes, Mapping[str, Reading]] = (b"", {})
 
     @property
     def last(self) -> Mapping[str, Reading]:
         """The last good reading of each chain."""
-        return MappingProxyType(self._last)
+        return {chain: memory.last for chain, memory in self._memory.items() if memory.last is not None}
 
-    async def collect(self, epoch: int, cut_time: int, accounts: Sequence[Account]) -> Collected:
-        """Pin the Cut of ``epoch`` and read it; a chain that does not answer stops no other."""
+    @property
+    def parts(self) -> tuple[Reading, ...]:
+        """What was read anew of each chain: what the store keeps, so that it never writes what has not changed."""
+        return tuple(
+            replace(part_of(reading, reading.block), carried=reading.carried) for reading in self.last.values()
+        )
+
+    async def start(self) -> None:
+        """Start listening for hints."""
+        await asyncio.gather(*(watcher.start() for watcher in self._watchers.values()))
+
+    # --- the proposer's side ---------------------------------------------------------------------------------------
+
+    async def collect(
+        self, epoch: int, cut_time: int, accounts: Sequence[Account], seals: Mapping[str, str] = MappingProxyType({})
+    ) -> Collected:
+        """Pin the Cut of ``epoch`` and read it; a chain that does not answer stops no other.
+
+        Args:
+            seals: by CAIP-10, what shows on chain that a member without a key still agrees.
+        """
+        await self._refresh_halts()
         chains = list(self._readers)
-        seen = await asyncio.gather(*(self._observe(chain, cut_time, accounts) for chain in chains))
+        seen = await asyncio.gather(*(self._observe(chain, epoch, cut_time, accounts, seals) for chain in chains))
         readings = {chain: reading for chain, (reading, _) in zip(chains, seen, strict=True)}
         causes = {chain: cause for chain, (_, cause) in zip(chains, seen, strict=True) if cause}
-        blocks = tuple(reading.block for reading in readings.values() if reading is not None)
-        return Collected(Cut(epoch, cut_time, blocks, tuple(causes.items())), readings, causes)
+        present = [reading for reading in readings.values() if reading is not None]
+        cut = Cut(
+            epoch,
+            cut_time,
+            tuple(reading.block for reading in present),
+            tuple(causes.items()),
+            tuple(carried for reading in present for carried in reading.carried),
+            tuple(memory.reorg for memory in self._memory.values() if memory.reorg is not None),
+        )
+        return Collected(cut, readings, causes)
 
-    async def _observe(self, chain: str, cut_time: int, accounts: Sequence[Account]) -> tuple[Reading | None, str]:
+    async def _observe(
+        self, chain: str, epoch: int, cut_time: int, accounts: Sequence[Account], seals: Mapping[str, str]
+    ) -> tuple[Reading | None, str]:
         """Return the chain's reading and, where it is not as fresh as it should be, why."""
-        reader = self._readers[chain]
+        reader, memory = self._readers[chain], self._memory[chain]
         row, cause, state = reader.row, "", HALTED
+        if memory.halted:
+            return memory.last, memory.halted
+        began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(row.timeout * 2):
-                await self._read(chain, await reader.pin(cut_time), accounts)
+                block = await self._follow(chain, await reader.pin(cut_time), epoch)
+                await self._read(chain, block, epoch, accounts, seals)
+            self._measure("read", chain, asyncio.get_running_loop().time() - began)
+            self._measure("block", chain, cut_time - block.time)
+            if (lag := reader.finality_lag) is not None:
+                self._measure("finality", chain, lag)
+        except BelowFinality as error:
+            return memory.last, await self._halt(chain, error, cut_time)
         except (SourceError, TimeoutError) as error:
             cause = str(error) or f"{row.name}: not read within {row.timeout * 2:g} s"
             state = DARK
             # A block that nobody else saw before the chain went dark would never find a quorum.
-            if (agreed := self._agreed.get(chain)) is not None:
-                self._last[chain] = agreed
-        last = self._last.get(chain)
+            if memory.agreed is not None:
+                memory.last = memory.agreed
+        last = memory.last
         if last is not None and (behind := cut_time - last.block.time) > lag_allowed(row):
             why = cause or f"no final block of {row.name} for {behind} s"
             return last, f"{state}: {why}"
         return last, cause
 
-    async def _read(self, chain: str, block: Block, accounts: Sequence[Account]) -> None:
-        reader, subjects = self._readers[chain], subjects_on(chain, accounts)
+    async def _read(
+        self,
+        chain: str,
+        block: Block,
+        epoch: int,
+        accounts: Sequence[Account],
+        seals: Mapping[str, str],
+    ) -> None:
+        """Read anew at ``block`` whoever is due, and carry the others."""
+        memory = self._memory[chain]
+        due = await self._due(chain, block, epoch, accounts, seals)
+        fresh = await self._fetch(chain, block, subjects_on(chain, due, seals))
+        if memory.last is not None and len(due) < len(accounts):
+            rest = {a.id for a in accounts} - {a.id for a in due}
+            fresh = carry(fresh, [(memory.last, rest)])
+        memory.remember(fresh)
+        if (watcher := self._watchers.get(chain)) is not None:
+            watcher.forget(block.height)
+
+    async def _due(
+        self,
+        chain: str,
+        block: Block,
+        epoch: int,
+        accounts: Sequence[Account],
+        seals: Mapping[str, str],
+    ) -> Sequence[Account]:
+        """Return whom to read anew: touched since the last pin, in the epoch's sample, newly linked, or too old."""
+        last, rule = self._memory[chain].last, self._rereading
+        if last is None or len(accounts) < rule.full_below or rule.epochs <= 1:
+            return accounts
+        words = await self._touched(chain, last.block.height, block.height)
+        if words is None:
+            return accounts
+        covered, blocks, oldest = set(last.subjects or ()), last_read(last), rule.oldest(block)
+        due = []
+        for account in accounts:
+            if (
+                rule.in_sample(account.id, epoch)
+                or account.id not in blocks
+                or blocks[account.id].time < oldest
+                or not words.isdisjoint(words_of(chain, account))
+                or not covered.issuperset(subjects_on(chain, (account,), seals))
+            ):
+                due.append(account)
+        return due
+
+    async def _touched(self, chain: str, after: int, upto: int) -> frozenset[str] | None:
+        """Return the words named by changes in (after, upto], None where that cannot be told."""
+        if upto <= after:
+            return frozenset()
+        watcher = self._watchers.get(chain)
+        if watcher is not None and watcher.covered() >= upto and (words := watcher.words(after, upto)) is not None:
+            return words
+        try:
+            return await self._readers[chain].changes(after + 1, upto)
+        except SourceError:
+            return None  # nobody can tell, so everybody is read
+
+    async def _fetch(self, chain: str, block: Block, subjects: tuple[Subject, ...]) -> Reading:
+        reader = self._readers[chain]
         reading, quotes = await asyncio.gather(reader.read(block, subjects), reader.read_quotes(block))
-        self._last[chain] = reading = replace(reading, quotes=quotes, subjects=subjects)
-        known = self._known.setdefault(chain, {})
-        known.pop(block.hash, None)
-        known[block.hash] = reading
-        while len(known) > REMEMBERED:
-            del known[next(iter(known))]
+        return replace(reading, quotes=quotes, subjects=subjects)
+
+    # --- history ---------------------------------------------------------------------------------------------------
+
+    async def _follow(self, chain: str, block: Block, epoch: int) -> Block:
+        """Check that what was relied on before are ancestors of what is pinned now; return the block to rely on.
+
+        A node that has fallen behind pins an earlier block of the same history: then the later one still stands.
+
+        Raises:
+            BelowFinality: a block held for irreversible was replaced.
+        """
+        reader, memory = self._readers[chain], self._memory[chain]
+        final = block if reader.row.irreversible == reader.row.finality else await reader.irreversible()
+        if (sure := memory.irreversible) is not None and final.height >= sure.height:
+            here = (await reader.headers(sure.height, final.height))[0]
+            if here != sure:
+                await self._note_reorg(chain, epoch)
+                problem = f"block {sure.height} was {sure.hash} and irreversible, it is {here.hash} now"
+                raise BelowFinality(reader.row.name, problem)
+        if sure is None or final.height > sure.height:
+            memory.irreversible = final
+        top = None if memory.last is None else memory.last.block
+        if top is None or top == block:
+            return block
+        if block.height >= top.height:
+            here = (await reader.headers(top.height, block.height))[0]
+        else:
+            here = await reader.block_at(top.height)
+        if here == top:
+            return max(block, top, key=lambda b: b.height)
+        await self._note_reorg(chain, epoch)
+        memory.forget()
+        return block
+
+    async def _note_reorg(self, chain: str, epoch: int) -> None:
+        """Remember, until a floor is certified, that a certified Cut names a block that is gone."""
+        memory = self._memory[chain]
+        if memory.agreed is None:
+            return
+        was = memory.agreed.block
+        try:
+            now = (await self._readers[chain].block_at(was.height)).hash
+        except Unavailable:
+            now = ""  # the chain is shorter than it was
+        if now != was.hash:
+            memory.reorg, memory.reorg_epoch = Reorg(chain, was.height, was.hash, now), epoch
+
+    async def _halt(self, chain: str, error: BelowFinality, now: int) -> str:
+        memory = self._memory[chain]
+        memory.halted = f"{REORGED} below finality: {error.problem}; halted until an operator resumes it"
+        if self._halts is not None:
+            memory.halted = (await self._halts.halt(self.name, chain, memory.halted, now)).cause
+        return memory.halted
+
+    async def _refresh_halts(self) -> None:
+        """Take over which halts stand; a chain that was resumed is read as if for the first time."""
+        if self._halts is None:
+            return
+        standing = await self._halts.standing(self.name)
+        for chain, memory in self._memory.items():
+            cause = standing[chain].cause if chain in standing else ""
+            if memory.halted and not cause:
+                memory.forget(entirely=True)
+            memory.halted = cause
+
+    # --- what is certified -----------------------------------------------------------------------------------------
 
     def attested(self, digest: bytes, seen: Collected) -> None:
         """Remember what was seen for a statement that may become certified."""
         self._pending = digest, {chain: reading for chain, reading in seen.readings.items() if reading is not None}
 
-    def certified(self, digest: bytes) -> None:
-        """A statement is certified: what was seen for it is what a chain that goes dark falls back to."""
-        pending, readings = self._pending
-        if pending == digest:
-            self._agreed |= readings
+    def certified(self, digest: bytes, floor: int) -> None:
+        """A statement is certified: what was seen for it is what a chain that goes dark falls back to.
 
-    async def collect_at(self, cut: Cut, accounts: Sequence[Account]) -> Collected:
+        Args:
+            floor: the statement's. Reorganisations noticed at or before it are answered.
+        """
+        pending, readings = self._pending
+        for chain, memory in self._memory.items():
+            if pending == digest and chain in readings:
+                memory.agreed = readings[chain]
+            if memory.reorg is not None and floor >= memory.reorg_epoch:
+                memory.reorg = None
+
+    # --- an attestor's side ----------------------------------------------------------------------------------------
+
+    async def collect_at(
+        self, cut: Cut, accounts: Sequence[Account], seals: Mapping[str, str] = MappingProxyType({})
+    ) -> Collected:
         """Read the proposer's Cut with one's own eyes.
 
         Raises:
             RefusedError: the Cut omits a chain this observer can see; names a block that is not the canonical, final
                 one at its height, that is older than the rule allows, or older than what is certified already; calls
-                a chain halted that is not; or names a block this observer can neither read nor remembers.
+                a chain halted or reorganised that is not, or keeps silent about one that is; carries what is too old;
+                or names a block this observer can neither read nor remembers.
         """
         gaps = dict(cut.gaps)
-        for chain in [b.chain for b in cut.blocks] + list(gaps):
+        for chain in [b.chain for b in cut.blocks] + list(gaps) + [r.chain for r in cut.reorgs]:
             if chain not in self._readers:
                 raise RefusedError("unknown-chain", f"the Cut names {chain}, which {self.name} does not read")
+        self._check_carried(cut, accounts)
+        await self._refresh_halts()
         found = await asyncio.gather(
-            *(self._observe_at(chain, cut, gaps.get(chain, ""), accounts) for chain in self._readers)
+            *(self._observe_at(chain, cut, gaps.get(chain, ""), accounts, seals) for chain in self._readers)
         )
         return Collected(cut, dict(zip(self._readers, found, strict=True)), gaps)
 
-    async def _observe_at(self, chain: str, cut: Cut, cause: str, accounts: Sequence[Account]) -> Reading | None:
-        reader, block = self._readers[chain], cut.block(chain)
+    def _check_carried(self, cut: Cut, accounts: Sequence[Account]) -> None:
+        known, seen = {a.id for a in accounts}, set[tuple[str, str]]()
+        if tuple(sorted(cut.carried, key=lambda c: (c.block.chain, c.block.height))) != cut.carried:
+            raise RefusedError("carried", "the carried blocks are not in ascending order")
+        for carried in cut.carried:
+            chain, main = carried.block.chain, cut.block(carried.block.chain)
+            if main is None or carried.block.height >= main.height or not carried.accounts:
+                raise RefusedError("carried", f"{chain}: block {carried.block.height} is not older than the Cut's")
+            for account in carried.accounts:
+                if account not in known or (chain, account) in seen:
+                    raise RefusedError("carried", f"{chain}: {account} is unknown, or carried twice")
+                seen.add((chain, account))
+
+    async def _observe_at(
+        self, chain: str, cut: Cut, cause: str, accounts: Sequence[Account], seals: Mapping[str, str]
+    ) -> Reading | None:
+        reader, memory, block = self._readers[chain], self._memory[chain], cut.block(chain)
+        carried = tuple(c for c in cut.carried if c.block.chain == chain)
         own: Block | None = None
+        reorged = cause.startswith(REORGED)
         try:
             async with asyncio.timeout(reader.row.timeout * 2):
-                own = await self._pin(reader, cut.cut_time, 0 if block is None else block.height)
-                if block is not None:
+                if not memory.halted:
+                    own = await self._pin(reader, cut.cut_time, 0 if block is None else block.height)
+                    own = await self._follow(chain, own, cut.epoch)
+                if block is not None and own is not None and not reorged:
                     await self._check_block(reader, block, own, cause)
-                    await self._read(chain, block, accounts)
+                    await self._read_at(chain, block, carried, accounts, seals)
+        except BelowFinality as error:
+            await self._halt(chain, error, cut.cut_time)
         except (SourceError, TimeoutError) as error:
             if block is not None:
-                self._last[chain] = self._recall(chain, block, str(error) or "timed out")
+                memory.last = self._recall(chain, block, carried, str(error) or "timed out")
+        try:
+            await self._check_reorg(chain, cut)
+        except SourceError as error:
+            _unreadable(chain, str(error))
+        if bool(memory.halted) != reorged:
+            said, mine = cause or "nothing", memory.halted or "no reorganisation below finality"
+            raise RefusedError("reorged", f"{chain}: the Cut says {said!r}, {self.name} knows {mine!r}")
         if block is None:
             if own is not None:
                 raise RefusedError("cut-omits-chain", f"the Cut has no block of {chain}, {self.name} sees {own.height}")
             return None
+        if reorged:
+            memory.last = self._recall(chain, block, carried, "it is not canonical any more")
         late = cut.cut_time - block.time > lag_allowed(reader.row)
         if cause.startswith((HALTED, DARK)) and not late:
             raise RefusedError("not-late", f"{chain}: the Cut says {cause!r}, its block says otherwise")
-        agreed = self._agreed.get(chain)
+        agreed = memory.agreed
         if agreed is not None and block.height < agreed.block.height:
             raise RefusedError("cut-regresses", f"{chain}: proposed {block.height}, certified {agreed.block.height}")
-        return self._last[chain]
+        return memory.last
+
+    async def _check_reorg(self, chain: str, cut: Cut) -> None:
+        """Check that the Cut names a reorganisation of what was certified exactly where this observer sees one."""
+        own = self._memory[chain].reorg
+        named = next((r for r in cut.reorgs if r.chain == chain), None)
+        if named is None:
+            if own is not None:
+                problem = f"certified block {own.height} was {own.was} and is not canonical; the Cut does not say so"
+                raise RefusedError("reorg-unnamed", f"{chain}: {problem}")
+            return
+        # Another block than one's own may be named, since an attestor can have missed an epoch; but it must be gone.
+        try:
+            now = (await self._readers[chain].block_at(named.height)).hash
+        except Unavailable:
+            now = ""
+        if now == named.was:
+            raise RefusedError("reorg", f"{chain}: block {named.height} is still {now}")
 
     @staticmethod
     async def _pin(reader: ChainReader, cut_time: int, height: int) -> Block:
@@ -181,20 +451,78 @@ class Observer:
         chain = block.chain
         if block.height > own.height:
             raise RefusedError("cut-not-final", f"{chain}: proposed {block.height}, {self.name} would pin {own.height}")
-        canonical = own if block.height == own.height else await reader.block_at(block.height)
-        if canonical != block:
-            raise RefusedError("cut-block", f"{chain}: proposed {block}, {self.name} has {canonical}")
+        await self._check_canonical(reader, block, own)
         # A chain that only the proposer cannot see is declared dark: it counts nothing, and others go on.
         if own.time - block.time > lag_allowed(reader.row) and not cause.startswith(DARK):
             raise RefusedError("cut-too-old", f"{chain}: proposed {block.height}, {self.name} would pin {own.height}")
 
-    def _recall(self, chain: str, block: Block, problem: str) -> Reading:
-        agreed = self._agreed.get(chain)
-        known = self._known.get(chain, {}).get(block.hash) or agreed
-        if known is None or known.block != block:
-            raise RefusedError("unreadable-block", f"{chain}: {problem}")
+    async def _check_canonical(self, reader: ChainReader, block: Block, own: Block) -> None:
+        canonical = own if block.height == own.height else await reader.block_at(block.height)
+        if canonical != block:
+            raise RefusedError("cut-block", f"{block.chain}: proposed {block}, {self.name} has {canonical}")
+
+    async def _read_at(
+        self,
+        chain: str,
+        block: Block,
+        carried: tuple[Carried, ...],
+        accounts: Sequence[Account],
+        seals: Mapping[str, str],
+    ) -> None:
+        """Read everybody at the block the Cut names for them, from memory where this observer read it there itself.
+
+        The proposer may carry an account that did change: its number is then as old as the Cut says, and valued so.
+        """
+        memory = self._memory[chain]
+        oldest = self._rereading.oldest(block, CARRY_SLACK) - lag_allowed(self._readers[chain].row)
+        parts: list[tuple[Reading, Collection[str]]] = []
+        for group in carried:
+            if group.block.time < oldest:
+                age = block.time - group.block.time
+                problem = f"block {group.block.height} is {age} s older than the Cut's {block.height}"
+                raise RefusedError("carried-too-old", f"{chain}: {problem}")
+            mine = self._remembered(chain, group, accounts, seals)
+            if mine:
+                assert memory.last is not None
+                parts.append((memory.last, mine))
+            if missing := set(group.accounts) - mine:
+                await self._check_canonical(self._readers[chain], group.block, block)
+                subjects = subjects_on(chain, [a for a in accounts if a.id in missing], seals)
+                parts.append((await self._fetch(chain, group.block, subjects), missing))
+        elsewhere = {account for group in carried for account in group.accounts}
+        anew = [a for a in accounts if a.id not in elsewhere]
+        fresh = await self._fetch(chain, block, subjects_on(chain, anew, seals))
+        merged = carry(fresh, parts)
+        memory.remember(replace(merged, carried=carried))
+
+    def _remembered(
+        self, chain: str, group: Carried, accounts: Iterable[Account], seals: Mapping[str, str]
+    ) -> set[str]:
+        """Return those of ``group`` that this observer itself read last at the group's block, with the same links."""
+        last = self._memory[chain].last
+        if last is None:
+            return set()
+        blocks, covered, wanted = last_read(last), set(last.subjects or ()), set(group.accounts)
+        return {
+            a.id
+            for a in accounts
+            if a.id in wanted
+            and blocks.get(a.id) == group.block
+            and covered.issuperset(subjects_on(chain, (a,), seals))
+        }
+
+    def _recall(self, chain: str, block: Block, carried: tuple[Carried, ...], problem: str) -> Reading:
+        known = self._memory[chain].recall(block)
+        if known is None or known.carried != carried:
+            _unreadable(chain, problem)
         return known
 
     async def close(self) -> None:
-        """Close every reader."""
-        await asyncio.gather(*(r.close() for r in self._readers.values()))
+        """Close every reader and stop listening."""
+        await asyncio.gather(
+            *(w.close() for w in self._watchers.values()), *(r.close() for r in self._readers.values())
+        )
+
+
+def _unreadable(chain: str, problem: str) -> NoReturn:
+    raise RefusedError("unreadable-block", f"{chain}: {problem}")

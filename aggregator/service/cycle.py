@@ -134,12 +134,12 @@ class Cycle:
         )
         storing = perf_counter()
         await self._store.save_epoch(record)
-        await self._store.save_readings(self._observer.name, self._observer.last.values())
+        await self._store.save_readings(self._observer.name, self._observer.parts)
         telemetry.EPOCH_SECONDS.labels("store").observe(perf_counter() - storing)
         self._measure(record)
         if record.attestations:
             self._observer.attested(record.digest, seen)
-            self._observer.certified(record.digest)
+            self._observer.certified(record.digest, record.header.floor)
             await self._offer(record)
         else:
             log.warning("epoch not certified", epoch=number, refusals=dict(quorum.refusals))
@@ -182,7 +182,8 @@ class Cycle:
         header = Header(
             epoch=number,
             root=mine.commitment.root,
-            floor=previous.header.floor if previous else 0,
+            # What was certified on a history that is gone must not be usable any more.
+            floor=number if seen.cut.reorgs else previous.header.floor if previous else 0,
             set_id=GENESIS_SET_ID,
             produced_at=int(self._clock.now()),
             valid_until=mine.snapshot.valid_until,

@@ -15,6 +15,12 @@ EPOCH_SECONDS = Histogram(
     ["leg"],
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
+LATENCY = Histogram(
+    "crossmargin_latency_seconds",
+    "Measured legs until a certificate or a hold lands; chain * is no chain's own",
+    ["leg", "chain"],
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 12, 20, 30, 60, 120, 300, 900, 1800, 3600),
+)
 EPOCH_NUMBER = Gauge("crossmargin_epoch", "The newest certified epoch")
 CHAIN_AGE = Gauge("crossmargin_chain_age_seconds", "Age of a chain's pinned block at the cut", ["chain"])
 READ_FAILURES = Counter("crossmargin_read_failures_total", "Chains not read in an epoch", ["chain"])

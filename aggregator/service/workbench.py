@@ -11,18 +11,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from aggregator.core.commitment import Commitment, build_commitment, digest_text
+from aggregator.core.latency import build_tables, hold_legs, tables_json
 from aggregator.core.pipeline import World, compute_report, leaves
 from aggregator.core.reconcile import reconcile
 from aggregator.domain.certificate import State
+from aggregator.domain.latency import LatencyTables
 from aggregator.domain.price import Quote
 from aggregator.domain.report import LeafValues, MarginReport
 from aggregator.domain.rows import PythRow, Row
-from aggregator.domain.snapshot import ChainView, Cut, Reading, Snapshot
+from aggregator.domain.snapshot import Block, ChainView, Cut, Reading, Snapshot
 from aggregator.service.bundle import to_signed_link
 from aggregator.service.collect import Collected
 from proofs.bundle import encode_link
+from proofs.hashing import keccak256
 
-CODE_VERSION = "0.1.0"
+CODE_VERSION = "0.2.0"
+
+
+def skew(chains: Sequence[ChainView]) -> int:
+    """Return the seconds between the oldest and the newest block of a Cut, of the chains that are read."""
+    times = [v.block.time for v in chains if v.block is not None and v.status == "ok"]
+    return max(times) - min(times) if times else 0
 
 
 def _texts(value: Any) -> Any:
@@ -57,6 +66,7 @@ class Workbench:
 
     def __init__(self, world: World, pyth: PythRow | None, lifetime: int) -> None:
         self.world, self.lifetime = world, lifetime
+        self.configured = build_tables((), world.chains, world.destinations)  # what counts before anything is measured
         # URLs and keys are an operator's own; what is committed is what decides a number.
         secret = frozenset({"rpc", "timeout", "requests_per_second"})
         self._policy = {
@@ -80,41 +90,56 @@ class Workbench:
         updates: Sequence[bytes],
         state: State,
         previous: Mapping[str, Reading],
+        latency: LatencyTables = (),
     ) -> Computed:
-        """Reconcile, value and commit. ``previous`` holds an observer's last reading per chain."""
+        """Reconcile, value and commit.
+
+        Args:
+            previous: an observer's last reading per chain.
+            latency: the measured laws that the proposer chose; an attestor has compared them with its own.
+        """
         cut, accounts = seen.cut, state.accounts
+        latency = latency or self.configured
         snapshot = reconcile(
             cut, seen.readings, previous, accounts, self.world.chains, cut.cut_time + self.lifetime, seen.causes
         )
-        report = compute_report(snapshot, quotes, self.world)
+        report = compute_report(snapshot, quotes, self.world, hold_legs(latency, self.world.chains))
         committed = leaves(report)
         preimages: dict[str, str] = {}
         digests: dict[str, bytes] = {}
         for name, value in (
-            ("cut", self._cut(cut, snapshot.chains)),
+            ("cut", self._cut(cut, snapshot)),
             ("prices", self._prices(cut, quotes, updates)),
             ("policy", self._policy),
-            ("risk", self._risk(report)),
+            ("risk", self._risk(report, latency)),
             ("state", self._state(state)),
         ):
             preimages[name], digests[name] = digest_text(_texts(value))
         return Computed(snapshot, report, committed, build_commitment(committed), preimages, digests)
 
     @staticmethod
-    def _cut(cut: Cut, chains: Sequence[ChainView]) -> dict[str, Any]:
+    def _cut(cut: Cut, snapshot: Snapshot) -> dict[str, Any]:
+        def fields(block: Block | None) -> dict[str, Any] | None:
+            return None if block is None else dict(zip(block._fields, block, strict=True))
+
         return {
             "epoch": cut.epoch,
             "cut_time": cut.cut_time,
+            "skew": skew(snapshot.chains),
             "chains": [
-                {
-                    "chain": v.chain,
-                    "status": v.status,
-                    "cause": v.cause,
-                    "age": v.age,
-                    "block": None if v.block is None else dict(zip(v.block._fields, v.block, strict=True)),
-                }
-                for v in chains
+                {"chain": v.chain, "status": v.status, "cause": v.cause, "age": v.age, "block": fields(v.block)}
+                for v in snapshot.chains
             ],
+            # Who is carried is committed by a digest: the names would outgrow everything else.
+            "carried": [
+                {
+                    "block": fields(c.block),
+                    "count": len(c.accounts),
+                    "accounts": "0x" + keccak256(b"".join(bytes.fromhex(a[2:]) for a in c.accounts)).hex(),
+                }
+                for c in cut.carried
+            ],
+            "reorgs": [dict(zip(r._fields, r, strict=True)) for r in cut.reorgs],
         }
 
     def _prices(self, cut: Cut, quotes: Sequence[Quote], updates: Sequence[bytes]) -> dict[str, Any]:
@@ -140,8 +165,9 @@ class Workbench:
         }
 
     @staticmethod
-    def _risk(report: MarginReport) -> dict[str, Any]:
+    def _risk(report: MarginReport, latency: LatencyTables) -> dict[str, Any]:
         return {
+            "latency": tables_json(latency),
             "bands": [dict(zip(b._fields, b, strict=True)) for b in report.prices],
             "cells": [dict(zip(c._fields, c, strict=True)) for c in report.cells],
         }

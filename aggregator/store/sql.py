@@ -15,6 +15,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -23,7 +24,8 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, delete, event, insert, text, update
+from sqlalchemy import Connection, delete, event, insert, text
+from sqlalchemy import select as sa_select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
@@ -41,11 +43,11 @@ from aggregator.domain.certificate import (
     State,
 )
 from aggregator.domain.errors import ConflictError, InputError, RefusedError, UnknownError
+from aggregator.domain.links import verify_append, with_links
 from aggregator.domain.report import AccountMargin, LeafValues
 from aggregator.domain.snapshot import Account, ChainView, Finding, Reading
 from aggregator.store.tables import (
     AccountTable,
-    BackingTable,
     EpochPreimageTable,
     EpochTable,
     LeavesTable,
@@ -161,7 +163,7 @@ class SqlStore:
 
     async def accounts(self) -> tuple[Account, ...]:
         async with self._reads() as session:
-            return tuple(account for account, _ in await _accounts(session))
+            return with_links([account for account, _ in await _accounts(session)], await _links(session))
 
     async def account(self, reference: str) -> Account:
         """Find by id, unambiguous id prefix (0x + 8 hex or more) or label.
@@ -172,10 +174,7 @@ class SqlStore:
         """
         async with self._reads() as session:
             row = await _by_label(session, reference) or await _by_id(session, reference)
-            members = await session.exec(
-                select(BackingTable.member).where(BackingTable.account == row.id).order_by(col(BackingTable.member))
-            )
-            return _account(row, members)
+            return with_links([_account(row)], await _links(session, row.id))[0]
 
     async def salt(self, account: str) -> bytes:
         async with self._reads() as session:
@@ -189,35 +188,16 @@ class SqlStore:
 
         Raises:
             UnknownError: no such account.
-            ConflictError: ``member`` backs another account, or ``nonce`` is not above the last one it used.
+            ConflictError: the log does not allow it (:func:`aggregator.domain.links.verify_append`): ``member`` backs
+                another account, ``nonce`` is not above the last one of the pair, there is nothing to revoke or end.
         """
 
         async def write(session: AsyncSession) -> LinkRecord:
+            # First of all: whoever appends after this takes the position, so what is checked below still holds then.
+            last = (await session.exec(select(func.max(LinkTable.position)))).one()
             if await session.get(AccountTable, link.account) is None:
                 raise UnknownError("account", link.account, _LIST_ACCOUNTS)
-            backing = await session.get(BackingTable, link.member)
-            if backing is None:
-                session.add(BackingTable(member=link.member, account=link.account, nonce=link.nonce))
-            elif backing.account != link.account:
-                raise ConflictError(
-                    "member", f"{link.member} backs account {backing.account} already", "link another address"
-                )
-            else:
-                # Compared where it is stored, so that a concurrent higher nonce wins on every database.
-                raised = await session.exec(
-                    update(BackingTable)
-                    .where(col(BackingTable.member) == link.member, col(BackingTable.nonce) < link.nonce)
-                    .values(nonce=link.nonce),
-                    execution_options={"synchronize_session": False},
-                )
-                if raised.rowcount != 1:
-                    await session.refresh(backing)
-                    raise ConflictError(
-                        "nonce",
-                        f"{link.nonce} is not above {backing.nonce}, which {link.member} used already",
-                        f"sign with nonce {backing.nonce + 1}",
-                    )
-            last = (await session.exec(select(func.max(LinkTable.position)))).one()
+            verify_append(await _links(session, member=link.member), link)
             record = link._replace(position=(last or 0) + 1)
             session.add(LinkTable(**record._asdict()))
             return record
@@ -233,32 +213,53 @@ class SqlStore:
         async with self._reads() as session:
             accounts = await _accounts(session)
             links = await _links(session)
-        return State(tuple(account for account, _ in accounts), links, {account.id: salt for account, salt in accounts})
+        known = with_links((account for account, _ in accounts), links)
+        return State(known, links, {account.id: salt for account, salt in accounts})
 
     # readings
 
     async def save_readings(self, reader: str, readings: Iterable[Reading]) -> None:
+        """Remember what a party read anew of each chain, and forget blocks that nothing is carried from any more.
+
+        Args:
+            readings: one per chain, holding only what was read at its block; ``carried`` names the blocks to keep.
+        """
         rows = [
-            ReadingTable(
-                reader=reader,
-                chain=reading.block.chain,
-                height=reading.block.height,
-                time=reading.block.time,
-                content=_dump(_READING, reading),
+            (
+                {reading.block.height, *(c.block.height for c in reading.carried)},
+                ReadingTable(
+                    reader=reader,
+                    chain=reading.block.chain,
+                    height=reading.block.height,
+                    time=reading.block.time,
+                    content=_dump(_READING, replace(reading, carried=())),
+                ),
             )
             for reading in readings
         ]
 
         async def write(session: AsyncSession) -> None:
-            for row in rows:
+            for kept, row in rows:
                 await session.merge(row)
+                await session.flush()
+                await session.exec(
+                    delete(ReadingTable).where(
+                        col(ReadingTable.reader) == reader,
+                        col(ReadingTable.chain) == row.chain,
+                        col(ReadingTable.height).not_in(kept),
+                    )
+                )
 
         await self._write(write)
 
-    async def readings(self, reader: str) -> Mapping[str, Reading]:
-        query = select(ReadingTable).where(ReadingTable.reader == reader)
+    async def readings(self, reader: str) -> Mapping[str, tuple[Reading, ...]]:
+        """Return, by chain, what a party read at each block that is kept, the newest first."""
+        query = select(ReadingTable).where(ReadingTable.reader == reader).order_by(col(ReadingTable.height).desc())
+        found: dict[str, list[Reading]] = {}
         async with self._reads() as session:
-            return {row.chain: _READING.validate_json(row.content) for row in await session.exec(query)}
+            for row in await session.exec(query):
+                found.setdefault(row.chain, []).append(_READING.validate_json(row.content))
+        return {chain: tuple(parts) for chain, parts in found.items()}
 
     # epochs
 
@@ -472,19 +473,22 @@ def _bytes(value: str) -> bytes:
 
 
 async def _accounts(session: AsyncSession) -> list[tuple[Account, bytes]]:
-    """Return every account with its links, and its salt, ascending by id; two queries."""
-    rows = (await session.exec(select(AccountTable).order_by(col(AccountTable.id)))).all()
-    members: dict[str, list[str]] = {}
-    for backing in await session.exec(select(BackingTable)):
-        members.setdefault(backing.account, []).append(backing.member)
-    return [(_account(row, members.get(row.id, ())), _bytes(row.salt)) for row in rows]
+    """Return every account without its links, and its salt, ascending by id."""
+    rows = await session.exec(select(AccountTable).order_by(col(AccountTable.id)))
+    return [(_account(row), _bytes(row.salt)) for row in rows]
 
 
-async def _links(session: AsyncSession, account: str | None = None) -> tuple[LinkRecord, ...]:
-    query = select(LinkTable).order_by(col(LinkTable.position))
+async def _links(
+    session: AsyncSession, account: str | None = None, *, member: str | None = None
+) -> tuple[LinkRecord, ...]:
+    # Plain rows: there are as many as accounts, and every epoch needs them all.
+    query = sa_select(*(col(getattr(LinkTable, name)) for name in LinkRecord._fields)).order_by(col(LinkTable.position))
     if account is not None:
-        query = query.where(LinkTable.account == account)
-    return tuple(LinkRecord(**row.model_dump()) for row in await session.exec(query))
+        query = query.where(col(LinkTable.account) == account)
+    if member is not None:
+        query = query.where(col(LinkTable.member) == member)
+    connection = await session.connection()
+    return tuple(LinkRecord(*row) for row in await connection.execute(query))
 
 
 async def _by_label(session: AsyncSession, label: str) -> AccountTable | None:
@@ -512,9 +516,9 @@ async def _by_id(session: AsyncSession, reference: str) -> AccountTable:
     return matches[0]
 
 
-def _account(row: AccountTable, members: Iterable[str]) -> Account:
+def _account(row: AccountTable) -> Account:
     kind = cast(Literal["risk-bearing", "monitored"], row.kind)
-    return Account(row.id, row.controller, kind, row.home, row.label or "", tuple(sorted(members)))
+    return Account(row.id, row.controller, kind, row.home, row.label or "")
 
 
 async def _delete_details(session: AsyncSession, epochs: Iterable[int]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, String, Text, UniqueConstraint, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
@@ -62,40 +62,31 @@ class AccountTable(Table, table=True):
 
 
 class LinkTable(Table, table=True):
-    """The append-only links log."""
+    """The append-only links log: the only truth about who backs which account."""
 
     __tablename__ = "link"
-    __table_args__ = (UniqueConstraint("account", "member", "nonce"),)
+    __table_args__ = (UniqueConstraint("account", "member", "kind", "nonce"),)
 
     position: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
-    account: str = Field(foreign_key="account.id", max_length=66)
+    account: str = Field(foreign_key="account.id", index=True, max_length=66)
     controller: str
-    member: str
+    member: str = Field(index=True)
     nonce: int = Field(sa_type=U256)
     expiry: int = Field(sa_type=U256)  # a signed uint64; people sign 2**64 - 1 for "never"
     invite_signature: str
     accept_signature: str
     recorded_at: int = Field(sa_type=BigInteger)
-
-
-class BackingTable(Table, table=True):
-    """Which account an address backs, and the highest nonce it used: the primary key is the one-account rule."""
-
-    __tablename__ = "backing"
-
-    member: str = Field(primary_key=True)
-    account: str = Field(foreign_key="account.id", index=True, max_length=66)
-    nonce: int = Field(sa_type=U256)
+    kind: str = Field(default="link", sa_column_kwargs={"server_default": "link"})
 
 
 class ReadingTable(Table, table=True):
-    """The last good reading of one reader on one chain."""
+    """What one reader read of one chain at one block, of the accounts it has not read anew since."""
 
     __tablename__ = "reading"
 
     reader: str = Field(primary_key=True)
     chain: str = Field(primary_key=True)
-    height: int = Field(sa_type=BigInteger)
+    height: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
     time: int = Field(sa_type=BigInteger)
     content: str = Field(sa_type=Text)  # Reading
 
@@ -182,3 +173,44 @@ class PostingTable(Table, table=True):
     cost: int = Field(sa_type=BigInteger)
     detail: str = Field(sa_type=Text)
     updated_at: int = Field(sa_type=BigInteger)
+
+
+class HaltTable(Table, table=True):
+    """The log of chains halted by a reorganisation and resumed by hand; at most one per party and chain stands."""
+
+    __tablename__ = "halt"
+    __table_args__ = (
+        Index(
+            "uq_halt_standing",
+            "party",
+            "chain",
+            unique=True,
+            sqlite_where=text("resumed_at IS NULL"),
+            postgresql_where=text("resumed_at IS NULL"),
+        ),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    party: str
+    chain: str
+    cause: str = Field(sa_type=Text)
+    halted_at: int = Field(sa_type=BigInteger)
+    resumed_at: int | None = Field(default=None, sa_type=BigInteger)
+    resumed_by: str = ""
+    reason: str = Field(default="", sa_type=Text)
+
+
+class LatencyTable(Table, table=True):
+    """One measured leg. Many are written and they are soon forgotten: the key must not run out, so it has 64 bits."""
+
+    __tablename__ = "latency"
+    __table_args__ = (Index(None, "measured_at"), Index(None, "chain", "leg", "measured_at"))
+
+    # Only a column of the very type INTEGER counts up by itself on SQLite, where it has 64 bits too.
+    id: int | None = Field(
+        default=None, sa_column=Column(BigInteger().with_variant(Integer(), "sqlite"), primary_key=True)
+    )
+    leg: str
+    chain: str
+    seconds: float
+    measured_at: int = Field(sa_type=BigInteger)

@@ -252,6 +252,21 @@ class Anvil:
         """Mine blocks now."""
         self.rpc("anvil_mine", hex(blocks))
 
+    def reorganise(self, depth: int) -> None:
+        """Replace the newest `depth` blocks by as many empty ones, with the times that the clock gave the old ones.
+
+        What their transactions did is undone and those transactions are gone: Anvil does not put them back in the pool.
+        """
+        # Left alone, Anvil gives all of them one time, and its clock is late by as much from then on.
+        if self.block_time is not None:
+            self.rpc("anvil_setBlockTimestampInterval", self.block_time)
+        try:
+            self.rpc("anvil_reorg", depth, [])
+        finally:
+            if self.block_time is not None:
+                self.rpc("anvil_removeBlockTimestampInterval")
+            self.rpc("evm_setTime", hex(int(time.time())))
+
     def freeze(self) -> None:
         """Suspend the process: requests hang until `thaw`, as with a node that is down behind an open port."""
         self._signal(signal.SIGSTOP)

@@ -25,6 +25,8 @@ from rich.text import Text
 
 from aggregator.config import load_settings
 from infra.devnet.anvil import AnvilError
+from infra.devnet.control import ControlPort
+from infra.devnet.faults import FaultError, Faults
 from infra.devnet.process import spawn_bound
 from infra.devnet.traders import TRADERS, Desk, Trader
 from infra.devnet.world import MEMBERS, World
@@ -45,6 +47,7 @@ class Stage:
 
     world: World
     desk: Desk
+    faults: Faults
     service: subprocess.Popen[bytes]
     tell: Callable[[str], None]
     on_look: Callable[[], None] = lambda: None  # called with every poll
@@ -290,13 +293,13 @@ def play(*, once: bool, port: int | None) -> int:
     try:
         with World(port, tell) as world:
             pids += world.pids()
-            desk = Desk(world)
+            desk, faults = Desk(world), Faults(world)
             tell("five traders fund their vaults and wallets")
             desk.deposit_all()
             world.start_clocks()
-            with running_service(world) as service:
+            with running_service(world) as service, ControlPort(faults, world.url):
                 pids.append(service.pid)
-                stage = Stage(world, desk, service, tell)
+                stage = Stage(world, desk, faults, service, tell)
                 try:
                     stage.until("the API to answer", lambda: desk.api.get("/healthz").is_success or None)
                     desk.open_all()
@@ -323,7 +326,7 @@ def play(*, once: bool, port: int | None) -> int:
         check_nothing_left(pids)
         console.print("stopped; every process it started is gone")
         return 0
-    except (DemoError, AnvilError, RuntimeError) as error:
+    except (DemoError, AnvilError, FaultError, RuntimeError) as error:
         Console(stderr=True, highlight=False).print(Text(f"demo failed: {error}", style="bold red"))
         if log_tail:
             Console(stderr=True, highlight=False).print(Text("the service's last lines:\n" + log_tail, style="dim"))
@@ -335,7 +338,8 @@ def play(*, once: bool, port: int | None) -> int:
 def _announce(console: Console, world: World) -> None:
     console.print(
         f"\n  page  {world.url}/\n  docs  {world.url}/docs\n  API   {world.url}/v1/accounts\n"
-        f"  shell .venv/bin/crossmargin accounts   (also: margin meridian, epochs, check, export meridian -o FILE)\n"
+        f"  shell .venv/bin/crossmargin accounts   (also: margin meridian, chains, epochs, check, export meridian -o FILE)\n"
+        f"  fault .venv/bin/python -m infra.devnet fault list   (then: fault lying on, fault dead on --provider all, …)\n"
     )
 
 

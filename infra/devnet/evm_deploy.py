@@ -104,6 +104,11 @@ def deploy_feed(w3: Web3, pair: str, answer: int) -> Contract:
     return deploy(w3, "PriceFeed", pair, FEED_DECIMALS, answer, *bounds)
 
 
+def deploy_sequencer_feed(w3: Web3, started_at: int) -> Contract:
+    """Deploy a sequencer-uptime feed; started_at: since when the sequencer is up, in Unix seconds."""
+    return deploy(w3, "SequencerFeed", started_at)
+
+
 def deploy_registry(w3: Web3, spec: EvmSpec) -> Contract:
     """Deploy the MarginRegistry of a spec."""
     members = [Web3.to_checksum_address(member) for member in spec.members]

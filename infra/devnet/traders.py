@@ -249,9 +249,9 @@ class Desk:
     def _sign(self, trader: Trader, account: Account, member: str, nonce: int, expiry: int, side: str) -> str:
         deployment_id = self.world.deployment.deployment_id()
         message = link_message(deployment_id, account, member, nonce, expiry, side)
-        if isinstance(message, str):
-            return str(trader.solana.sign_message(message.encode()))
-        return "0x" + trader.key.sign_typed_data(full_message=message).signature.hex().removeprefix("0x")
+        if message.typed is None:
+            return str(trader.solana.sign_message(message.text.encode()))
+        return "0x" + trader.key.sign_typed_data(full_message=message.typed).signature.hex().removeprefix("0x")
 
     def _post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
         response = self.api.post(path, json=dict(body))

@@ -26,8 +26,9 @@ from web3 import Web3
 
 from adapters.keys import create_key, create_solana_key, load_solana_key
 from infra.devnet.anvil import Anvil, connect, find_free_port, verify_port_free
-from infra.devnet.evm_deploy import EvmSpec, at, deploy_evm_chain, deploy_feed
+from infra.devnet.evm_deploy import EvmSpec, at, deploy_evm_chain, deploy_feed, deploy_sequencer_feed
 from infra.devnet.hermes import PublisherProcess
+from infra.devnet.providers.process import Providers
 from infra.devnet.svm.process import SvmServer
 from infra.devnet.svm_deploy import SolanaSpec, deploy_solana
 from proofs.statement import DEVNET, Deployment
@@ -40,6 +41,8 @@ VAULT_DELAY = 120
 MAX_AGE = 14
 MEMBERS, THRESHOLD = 4, 3
 SOL_SLOT_MS, SOL_FINALIZED = 200, 12
+PROVIDERS, QUORUM = 3, 2  # per chain: how many, and how many must agree
+SEQUENCER_GRACE = 20
 FEEDER_SECONDS = 2.0
 PYTH_IDS = {
     "ETH/USD": "ff61491a931112ddf1bd8147cd1b641375f79f5825126d665480874634fd0ace",
@@ -48,19 +51,30 @@ PYTH_IDS = {
     "USDC/USD": "eaa020c61cc479712813461ce153894a96a6c00b21ed0cfc2798d1f9a9e9c94a",
 }
 ALPHA, BETA = "eip155:31337", "eip155:31338"
+PAYER_WEI, PAYER_LAMPORTS = 10**21, 10**12
+SYSTEM_PROGRAM = "1" * 32
 WRAPPED_SOL = "So11111111111111111111111111111111111111112"
 Say = Callable[[str], None]
 
 
 @dataclass
 class EvmChain:
-    """A running Anvil with what was deployed on it."""
+    """A running Anvil with what was deployed on it.
+
+    depth, irreversible: blocks on top of one that the Cut may pin, and of one that nothing may replace any more.
+    reorg, deep_reorg: blocks to replace so that certified ones are among them; so that irreversible ones are too.
+    """
 
     id: str
     name: str
     node: Anvil
     block_seconds: int
     depth: int
+    irreversible: int
+    reorg: int
+    deep_reorg: int
+    has_sequencer: bool = False
+    ready_height: int = 0  # of its newest block when its clock was started: what is below was set up by us
     contracts: dict[str, str] = field(default_factory=dict)
     genesis: str = ""
 
@@ -83,15 +97,18 @@ class World:
             verify_port_free(listen_port)
         self.listen_port = listen_port or find_free_port()
         self.say = say
-        self.alpha = EvmChain(ALPHA, "alpha", Anvil(31337, block_time=1, accounts=12), 1, 3)
-        self.beta = EvmChain(BETA, "beta", Anvil(31338, block_time=2, accounts=12), 2, 2)
+        # A Cut is certified until some four seconds after its time, and names a block that was final then.
+        self.alpha = EvmChain(ALPHA, "alpha", Anvil(31337, block_time=1, accounts=12), 1, 3, 12, 9, 20)
+        self.beta = EvmChain(BETA, "beta", Anvil(31338, block_time=2, accounts=12), 2, 2, 8, 6, 14, has_sequencer=True)
         self.svm = SvmServer(slot_ms=SOL_SLOT_MS, finalized_depth=SOL_FINALIZED)
         self.hermes = PublisherProcess()
+        self.providers = Providers(PROVIDERS)
         self.solana: dict[str, Any] = {}
         self.sol = ""  # CAIP-2
         self.folder = Path()
         self.config = Path()
         self.started_at = 0
+        self.prices_silent = False
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._feeder_stop = threading.Event()
         self._feeder: threading.Thread | None = None
@@ -131,6 +148,9 @@ class World:
             self.hermes.start()
             for started in starting:
                 started.result()
+            alpha, beta = self.alpha.node.url, self.beta.node.url
+            nodes = {"alpha": (alpha, beta), "beta": (beta, alpha), "sol": (self.svm.url, "")}
+            self.providers.start(nodes, self.folder / "providers.log")
             self.say("deploying contracts and programs")
             prices = self.prices()
             deploying: list[Future[None]] = [pool.submit(self._deploy_evm, c, prices) for c in self.chains]
@@ -142,6 +162,7 @@ class World:
     def start_clocks(self) -> None:
         """Let the EVM chains mine by the clock from now on; until then every transaction is mined on arrival."""
         for c in self.chains:
+            c.ready_height = int(c.node.rpc("eth_blockNumber"), 16)
             c.node.start_blocks()
         self._feeder = threading.Thread(target=self._feed, name="feeder", daemon=True)
         self._feeder.start()
@@ -151,7 +172,8 @@ class World:
         self._feeder_stop.set()
         if self._feeder is not None:
             self._feeder.join(5)
-        for stop in (self.hermes.stop, self.svm.stop, self.alpha.node.stop, self.beta.node.stop):
+        nodes = (self.svm.stop, self.alpha.node.stop, self.beta.node.stop)
+        for stop in (self.providers.stop, self.hermes.stop, *nodes):
             with contextlib.suppress(Exception):  # one that does not stop must not keep the others running
                 stop()
         if self._temporary is not None:
@@ -160,7 +182,8 @@ class World:
 
     def pids(self) -> list[int]:
         """Return the process ids of everything started here."""
-        return [p for p in (self.hermes.pid, self.svm.pid, self.alpha.node.pid, self.beta.node.pid) if p]
+        nodes = (self.svm.pid, self.alpha.node.pid, self.beta.node.pid)
+        return [p for p in (self.hermes.pid, self.providers.pid, *nodes) if p]
 
     # --- deployment ------------------------------------------------------------------------------------------------
 
@@ -210,8 +233,11 @@ class World:
         )
         chain.contracts = deploy_evm_chain(w3, spec)
         chain.contracts["feed_sol"] = str(deploy_feed(w3, "SOL / USD", prices["SOL/USD"]).address).lower()
+        if chain.has_sequencer:
+            up_since = self.started_at - 86_400
+            chain.contracts["sequencer_feed"] = str(deploy_sequencer_feed(w3, up_since).address).lower()
         chain.genesis = Web3.to_hex(w3.eth.get_block(0)["hash"])
-        w3.provider.make_request("anvil_setBalance", [self.payers[chain.id], hex(10**21)])  # type: ignore[arg-type]
+        self.fund_payer(chain.name, True)
 
     def _deploy_solana(self) -> None:
         self.sol = f"solana:{self.svm.genesis[:32]}"
@@ -254,6 +280,29 @@ class World:
         )
         with urllib.request.urlopen(request, timeout=5):
             pass
+
+    def silence_prices(self, silent: bool) -> None:
+        """Let the publisher stop, or go on; the feeds on the chains stop with it."""
+        order = "pause" if silent else "resume"
+        request = urllib.request.Request(f"{self.hermes.url}/x/{order}", b"", method="POST")
+        with urllib.request.urlopen(request, timeout=5):
+            self.prices_silent = silent
+
+    def set_sequencer(self, chain: EvmChain, *, up: bool) -> None:
+        """Let the uptime feed of ``chain`` say, from its next block on, that the sequencer is up or down."""
+        w3 = chain.w3
+        feed = at(w3, "SequencerFeed", chain.contracts["sequencer_feed"])
+        feed.functions.setAnswer(0 if up else 1).transact({"from": w3.eth.accounts[0], "gas": 200_000})
+
+    def fund_payer(self, chain: str, funded: bool) -> None:
+        """Give the account that pays for the service's postings on ``chain`` (a name) all it needs, or nothing."""
+        if chain == "sol":
+            lamports = PAYER_LAMPORTS if funded else 1
+            body = {"lamports": lamports, "owner": SYSTEM_PROGRAM}
+            self.svm.call("x_setAccount", str(self.solana_payer_key.pubkey()), body)
+            return
+        evm = next(c for c in self.chains if c.name == chain)
+        evm.node.rpc("anvil_setBalance", self.payers[evm.id], hex(PAYER_WEI if funded else 0))
 
     # --- configuration ---------------------------------------------------------------------------------------------
 
@@ -319,16 +368,18 @@ class World:
             "policy": self._policy(),
         }
 
-    @staticmethod
-    def _evm_chain(c: EvmChain) -> dict[str, Any]:
-        return {
+    def _evm_chain(self, c: EvmChain) -> dict[str, Any]:
+        row: dict[str, Any] = {
             "id": c.id,
             "name": c.name,
             "family": "evm",
-            "rpc": [c.node.url],
+            "rpc": self.providers.urls(c.name),
+            "ws": self.providers.ws_urls(c.name),
+            "quorum": QUORUM,
             "genesis": c.genesis,
             "block_seconds": c.block_seconds,
-            "finality_depth": c.depth,
+            "finality": {"depth": c.depth},
+            "irreversible": {"depth": c.irreversible},
             "max_age": MAX_AGE,
             "timeout": 3.0,
             "requests_per_second": 200,
@@ -338,16 +389,20 @@ class World:
                 {"typical": 8, "outage": 900, "outage_probability": 0.00005},
             ],
         }
+        if c.has_sequencer:
+            row["sequencer"] = {"feed": c.contracts["sequencer_feed"], "grace": SEQUENCER_GRACE}
+        return row
 
     def _solana_chain(self) -> dict[str, Any]:
         return {
             "id": self.sol,
             "name": "sol",
             "family": "solana",
-            "rpc": [self.svm.url],
+            "rpc": self.providers.urls("sol"),
+            "ws": self.providers.ws_urls("sol"),
+            "quorum": QUORUM,
             "genesis": self.svm.genesis,
             "block_seconds": SOL_SLOT_MS / 1000,
-            "finality_depth": SOL_FINALIZED,
             "max_age": MAX_AGE,
             "timeout": 3.0,
             "requests_per_second": 200,

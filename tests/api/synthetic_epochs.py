@@ -16,6 +16,8 @@ from aggregator.domain.report import AccountMargin, Component, Flag, Haircuts, I
 from aggregator.domain.rows import AssetRow, ChainRow, DeploymentRow, DestinationRow, SourceRow
 from aggregator.domain.snapshot import Account, Block, ChainView, Finding, Position, Reading
 from aggregator.ports import Store
+from aggregator.store.halts import SqlHalts
+from aggregator.store.sql import SqlStore
 from proofs.hashing import keccak256
 from proofs.leaf import Leaf, hash_leaf
 from proofs.merkle import accounts_entry, accounts_root, proof, root
@@ -253,7 +255,7 @@ def make_rows() -> dict[str, Any]:
 
     def chain(id_: str, name: str, family: str, depth: int) -> ChainRow:
         rpc = (f"https://node/{SECRET}",)
-        row = {"id": id_, "name": name, "family": family, "rpc": rpc, "genesis": "0x00", "finality_depth": depth}
+        row = {"id": id_, "name": name, "family": family, "rpc": rpc, "genesis": "0x00", "finality": {"depth": depth}}
         return ChainRow.model_validate({**row, "block_seconds": 1.0, "max_age": 600, "hold": hold})
 
     def destination(chain_id: str, kind: str, address: str) -> DestinationRow:
@@ -388,12 +390,13 @@ async def make_bundle(record: EpochRecord, account: str) -> str:
     return json.dumps({"epoch": record.header.epoch, "account": account})
 
 
-def make_world(store: Store) -> World:
+def make_world(store: SqlStore) -> World:
     """Build a service over a store that ``fill`` filled."""
     clock, reasons = StandingClock(), list[Finding]()
     service = ApiService(
         store=store,
         accounts=TrustingAccounts(store),
+        halts=SqlHalts(store),
         clock=clock,
         bundle=make_bundle,
         proof=make_path,

@@ -10,7 +10,7 @@ from web3 import Web3
 from adapters.destinations.evm import EvmRegistryDestination
 from adapters.keys import KeySigner
 from adapters.rpc import EvmEndpoint
-from aggregator.domain.rows import ChainRow, DestinationRow, LatencyLeg
+from aggregator.domain.rows import ChainRow, DestinationRow, FinalityRow, LatencyLeg
 from infra.devnet.anvil import Anvil, connect
 from infra.devnet.evm_deploy import EvmSpec, deploy_registry
 from proofs.statement import Deployment
@@ -54,7 +54,7 @@ def make_destination(
         rpc=(SecretStr(url),),
         genesis="0x00",
         block_seconds=1,
-        finality_depth=depth,
+        finality=FinalityRow(depth=depth),
         max_age=60,
         hold=(LatencyLeg(typical=1),),
         requests_per_second=1000,

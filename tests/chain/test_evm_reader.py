@@ -16,7 +16,7 @@ from adapters.evm.reader import EvmReader
 from adapters.evm.wallet import Wallet
 from adapters.rpc import ATTEMPTS, BODY_LIMIT, EvmEndpoint
 from aggregator.domain.errors import Garbage, NodeRefused, SourceError, Unavailable, Unreachable, WrongChain
-from aggregator.domain.rows import AssetRow
+from aggregator.domain.rows import AssetRow, FinalityRow
 from aggregator.domain.snapshot import Block, Subject
 from infra.devnet.anvil import Anvil, connect, find_free_port, transact
 from infra.devnet.evm_deploy import at, deploy_multicall3, deploy_token
@@ -124,13 +124,13 @@ async def test_a_cut_before_the_chain_began_has_no_block(anvil: Anvil, reader: E
 async def test_only_final_blocks_are_pinned(anvil: Anvil, depth: int) -> None:
     mine_at(anvil, 1, 2, 3, 4, 5)
     head = int(anvil.rpc("eth_blockNumber"), 16)
-    reader = make_reader(anvil, finality_depth=depth)
+    reader = make_reader(anvil, finality=FinalityRow(depth=depth))
     assert await reader.pin(2**40) == block_at(anvil, head - depth)
     await reader.close()
 
 
-async def test_a_chain_shorter_than_its_finality_depth_is_pinned_at_its_start(anvil: Anvil) -> None:
-    reader = make_reader(anvil, finality_depth=10**6)
+async def test_a_chain_shorter_than_its_finality_is_pinned_at_its_start(anvil: Anvil) -> None:
+    reader = make_reader(anvil, finality=FinalityRow(depth=10**6))
     assert await reader.pin(2**40) == block_at(anvil, 0)
     await reader.close()
 
@@ -221,6 +221,14 @@ def result(value: object) -> bytes:
     return http(json.dumps({"jsonrpc": "2.0", "id": 0, "result": value}).encode())
 
 
+def _numbered(answered: bytes, id: int) -> bytes:
+    """Let a reply to request 0 reply to request ``id``."""
+    head, blank, body = answered.partition(b"\r\n\r\n")
+    renumbered = body.replace(b'"id": 0,', b'"id": %d,' % id)
+    lengths = [b"content-length: %d\r\n" % len(x) for x in (body, renumbered)]
+    return head.replace(*lengths) + blank + renumbered
+
+
 @asynccontextmanager
 async def node(answer: Answerer, seen: list[str] | None = None) -> AsyncIterator[str]:
     """Serve HTTP on a free port with whatever bytes ``answer`` makes of a JSON-RPC request."""
@@ -234,7 +242,7 @@ async def node(answer: Answerer, seen: list[str] | None = None) -> AsyncIterator
                 if seen is not None:
                     seen.append(request["method"])
                 answered = answer(request)
-                writing.write(answered if isinstance(answered, bytes) else await answered)
+                writing.write(_numbered(answered if isinstance(answered, bytes) else await answered, request["id"]))
                 await writing.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -386,6 +394,8 @@ NAN = b'{"jsonrpc": "2.0", "id": 0, "result": NaN}'
         b'{"jsonrpc": "2.0", "id": 0, "error": 3}',
         b'{"jsonrpc": "2.0", "id": 0, "error": {"message": "no code"}}',
         b'{"jsonrpc": "2.0", "id": 0, "error": {"code": "1", "message": "no number"}}',
+        b'{"jsonrpc": "2.0", "id": 0, "result": "0x7a69", "result": "0x7a69"}',
+        b'{"jsonrpc": "2.0", "id": 0, "result": "0x7a69", "error": {"code": 3, "message": "no"}}',
     ],
     ids=lambda body: body[:60].decode("latin1") or "empty",
 )
@@ -393,6 +403,25 @@ async def test_what_is_not_an_answer_is_garbage(wallet: Wallet, body: bytes) -> 
     async with node(lambda _: http(body)) as url:
         error = await fails(url, wallet)
     assert type(error) is Garbage
+
+
+@pytest.mark.parametrize("id", [b"1", b"-1", b'"0"', b"false", b"null", b"0.0", b"{}", None])
+async def test_the_answer_to_another_request_is_garbage(wallet: Wallet, id: bytes | None) -> None:
+    body = b'{"jsonrpc": "2.0", ' + (b'"id": %b, ' % id if id else b"") + b'"result": "0x7a69"}'
+    async with node(lambda _: http(body)) as url:
+        error = await fails(url, wallet)
+    assert type(error) is Garbage
+    assert str(error) == f"{NAME}: the answer to eth_chainId answers another request"
+
+
+@pytest.mark.parametrize("id", [b"null", b"0"])
+async def test_an_error_may_come_without_an_id(wallet: Wallet, id: bytes) -> None:
+    """A node that could not read the request cannot know its id: JSON-RPC 2.0, section 5."""
+    body = b'{"jsonrpc": "2.0", "id": %b, "error": {"code": -32700, "message": "parse error"}}' % id
+    async with node(lambda _: http(body)) as url:
+        error = await fails(url, wallet)
+    assert isinstance(error, NodeRefused)
+    assert error.code == -32700
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,10 @@ from aggregator.domain.errors import SourceError, WrongChain
 from aggregator.domain.rows import AssetRow, ChainRow, LatencyLeg
 from aggregator.domain.snapshot import INFORMATIONAL, Reading, Subject
 from infra.devnet.anvil import Anvil
+from infra.devnet.providers.proxy import GARBAGE, FaultProxy, Mode
 from infra.devnet.svm.process import SvmServer
 from infra.devnet.svm_deploy import SolanaUser, act, steer
 from tests.chain.evm_venues import CHAIN, NAME, Venues, chain_row, deploy_venues, genesis_of, make_reader
-from tests.fault.fault_proxy import GARBAGE, FaultProxy, Mode
 from tests.worlds import documents
 
 pytestmark = pytest.mark.chain

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 
 from aggregator.domain.errors import Unavailable, Unreachable, WrongChain
 from aggregator.domain.price import Quote
-from aggregator.domain.rows import ChainRow
+from aggregator.domain.rows import ChainRow, FinalityRow
 from aggregator.domain.snapshot import Block, Finding, Position, Reading, Subject
+from aggregator.ports import HEADERS_LIMIT
 from proofs.hashing import keccak256
 
 Change = Callable[[Reading], Reading]
+SOLANA_DEPTH = 2
 
 
 @dataclass
@@ -24,7 +26,7 @@ class SimulatedChain:
     """Blocks by the clock, positions that change from a block on, and price feeds of its own.
 
     Args:
-        row: its configuration; ``finality_depth`` blocks at the head are not final.
+        row: its configuration; its finality must be a depth.
         start: time of block 0, Unix seconds.
     """
 
@@ -69,8 +71,23 @@ class SimulatedChain:
 
     def final(self, cut_time: int) -> Block | None:
         """Return the last final block at or before ``cut_time``."""
-        known = self.blocks[: len(self.blocks) - self.row.finality_depth]
+        known = self.blocks[: len(self.blocks) - self.depth_of(self.row.finality)]
         return next((b for b in reversed(known) if b.time <= cut_time), None)
+
+    def depth_of(self, rule: FinalityRow) -> int:
+        """Return how many of the newest blocks do not count by ``rule``."""
+        if self.row.family == "solana":
+            return SOLANA_DEPTH
+        assert rule.depth is not None, "simulated chains know depths only"
+        return rule.depth
+
+    def touched(self, first: int, last: int) -> frozenset[str]:
+        """Return accounts and addresses whose positions differ between the blocks before ``first`` and ``last``."""
+        words: set[str] = set()
+        for height in range(max(first, 1), last + 1):
+            for position in set(self.states[height]) ^ set(self.states[height - 1]):
+                words |= {position.account, "0x" + position.address.removeprefix("0x").rjust(64, "0")}
+        return frozenset(words)
 
     def _append(self, time: int) -> None:
         height = len(self.blocks)
@@ -90,15 +107,20 @@ class SimulatedReader:
     """Implements ``aggregator.ports.ChainReader`` over a :class:`SimulatedChain`.
 
     ``dark`` is an RPC that is down, ``hangs`` one that never answers, ``wrong_chain`` one of another network;
-    ``behind`` lets it see that many blocks less than there are, ``lie`` changes what it reports.
+    ``behind`` lets it see that many blocks less than there are, ``lie`` changes what it reports, ``deaf`` lets it miss
+    every log, ``untold`` makes it unable to tell what changed, and ``frozen`` is its sequencer's trouble.
     """
 
     def __init__(self, chain: SimulatedChain) -> None:
         self.chain = chain
         self.dark = self.hangs = self.wrong_chain = False
         self.behind = 0
+        self.deaf = self.untold = False
+        self.frozen = ""
         self.lie: Change | None = None
         self.reads: list[Block] = []
+        self.asked: list[tuple[Subject, ...]] = []
+        self._lag: float | None = None
         self.closed = False
 
     @property
@@ -113,26 +135,53 @@ class SimulatedReader:
         block = self.chain.final(cut_time)
         if block is None or block.height < self.behind:
             raise Unavailable(self.row.name, f"no final block at or before {cut_time}")
+        self._lag = float(self._seen[-1].time - self._newest(self.row.finality).time)
         return self.chain.blocks[block.height - self.behind]
 
     async def block_at(self, height: int) -> Block:
         await self._answer()
-        if height >= len(self.chain.blocks) - self.behind:
+        if height >= len(self._seen):
             raise Unavailable(self.row.name, f"does not have block {height}")
         return self.chain.blocks[height]
+
+    async def headers(self, first: int, last: int) -> tuple[Block, ...]:
+        await self._answer()
+        if last >= len(self._seen):
+            raise Unavailable(self.row.name, f"does not have block {last}")
+        found = tuple(self.chain.blocks[first : last + 1])
+        ends_only = self.row.family == "solana" or len(found) > HEADERS_LIMIT
+        return (found[0], found[-1]) if ends_only and len(found) > 1 else found
+
+    async def irreversible(self) -> Block:
+        await self._answer()
+        return self._newest(self.row.irreversible)
+
+    async def changes(self, first: int, last: int) -> frozenset[str] | None:
+        await self._answer()
+        if self.untold or self.row.family == "solana":
+            return None
+        if last >= len(self._seen):
+            raise Unavailable(self.row.name, f"does not have block {last}")
+        return frozenset() if self.deaf else self.chain.touched(first, last)
+
+    @property
+    def finality_lag(self) -> float | None:
+        return self._lag
 
     async def read(self, block: Block, subjects: Sequence[Subject]) -> Reading:
         await self._answer()
         height = self._height(block)
         self.reads.append(block)
+        self.asked.append(tuple(subjects))
         wanted = set(subjects)
         held = tuple(p for p in self.chain.states[height] if Subject(p.account, p.address or None) in wanted)
-        reading = Reading(block, held)
+        reading = Reading(block, held, frozen=self.frozen)
         return self.lie(reading) if self.lie else reading
 
     async def read_quotes(self, block: Block) -> tuple[Quote, ...]:
         await self._answer()
-        return self.chain.quotes[self._height(block)]
+        quotes = self.chain.quotes[self._height(block)]
+        return () if self.frozen else quotes
 
     async def check(self) -> tuple[Finding, ...]:
         await self._answer()
@@ -142,11 +191,18 @@ class SimulatedReader:
         self.closed = True
 
     def _height(self, block: Block) -> int:
-        seen = self.chain.blocks[: len(self.chain.blocks) - self.behind]
+        seen = self._seen
         # As a node does, by hash and height alone: that the rest is true is for the observer to check.
         if block.height >= len(seen) or seen[block.height].hash != block.hash:
             raise Unavailable(self.row.name, f"does not know block {block.height} ({block.hash[:10]}…)")
         return block.height
+
+    @property
+    def _seen(self) -> list[Block]:
+        return self.chain.blocks[: len(self.chain.blocks) - self.behind]
+
+    def _newest(self, rule: FinalityRow) -> Block:
+        return self._seen[max(0, len(self._seen) - 1 - self.chain.depth_of(rule))]
 
     async def _answer(self) -> None:
         if self.hangs:

@@ -27,14 +27,15 @@ LAMPORTS = f"{SOL}/slip44:501"
 
 def chain(id: str, name: str, **changes: Any) -> dict[str, Any]:
     """Return one chain's table."""
+    solana = id.startswith("solana")
     return {
         "id": id,
         "name": name,
-        "family": "solana" if id.startswith("solana") else "evm",
+        "family": "solana" if solana else "evm",
         "rpc": [f"https://rpc.example.org/v2/{RPC_SECRET}"],
         "genesis": SOL_GENESIS if id == SOL else "0x" + "11" * 32,
         "block_seconds": 1,
-        "finality_depth": 2,
+        **({} if solana else {"finality": {"depth": 2}}),
         "max_age": 14,
         "timeout": 0.2,
         "hold": [{"typical": 8}, {"typical": 8, "outage": 900, "outage_probability": 0.00005}],

@@ -22,11 +22,12 @@ from aggregator.domain.snapshot import Account, Position, Reading
 from aggregator.ports import Store
 from aggregator.service.accounts import AccountBook
 from aggregator.service.attest import Attestor, Rules
-from aggregator.service.collect import Observer
+from aggregator.service.collect import Observer, Rereading
 from aggregator.service.cycle import Cycle
 from aggregator.service.examine import Examiner
 from aggregator.service.workbench import Workbench
 from aggregator.store import SqlStore
+from aggregator.store.halts import SqlHalts
 from infra.devnet.hermes import Published, Publisher, build_update, read_feeds
 from proofs.hashing import keccak256
 from proofs.links import LinkTerms, Verb, link_digest, link_text
@@ -143,16 +144,19 @@ class SimulatedWorld:
     Args:
         folder: where the store lies.
         changes: merged into the configuration document's tables before it is checked.
+        adapt: called with the document before it is checked.
     """
 
     folder: Path
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    adapt: Callable[[dict[str, Any]], None] = lambda _: None
 
     def __post_init__(self) -> None:
         self.signers = [KeySigner(keccak256(b"attestor %d" % i)) for i in range(4)]
         self.document = make_document(self.folder, [s.address for s in self.signers])
         for table, values in self.changes.items():
             self.document[table] |= values
+        self.adapt(self.document)
         self.settings = parse_settings(self.document)
         self.deployment = deployment_of(self.settings)
         self.clock = HandClock(START)
@@ -176,6 +180,7 @@ class SimulatedWorld:
 
     async def __aenter__(self) -> Self:
         self.store = await SqlStore.open(store_url(self.settings))
+        self.halts = SqlHalts(self.store)
         self.book = AccountBook(
             self.store, self.clock, self.deployment.deployment_id(), list(self.chains), list(self.chains)
         )
@@ -188,11 +193,18 @@ class SimulatedWorld:
         await self.store.close()
 
     def start_service(
-        self, remembered: Mapping[str, Mapping[str, Reading]] | None = None, previous: EpochRecord | None = None
+        self,
+        remembered: Mapping[str, Mapping[str, Sequence[Reading]]] | None = None,
+        previous: EpochRecord | None = None,
     ) -> None:
         """Build coordinator, attestors and cycle; again, as after a restart, with what each of them remembers."""
         memory = remembered or {}
-        self.observers = {name: Observer(name, readers, memory.get(name)) for name, readers in self.readers.items()}
+        service = self.settings.service
+        rereading = Rereading(service.reread_epochs, service.epoch_seconds, service.full_read_below)
+        self.observers = {
+            name: Observer(name, readers, memory.get(name), halts=self.halts, rereading=rereading)
+            for name, readers in self.readers.items()
+        }
         store: Store = self.store
         self.attestors = [
             Attestor(
@@ -249,6 +261,11 @@ class SimulatedWorld:
         if published is not None:  # the chains' feeds follow
             for quote in self.prices.decode((self.prices.build(published),), cut_time):
                 self.levels[quote.feed] = quote.price * 10 ** (8 + quote.expo)
+
+    @property
+    def cut_time(self) -> int:
+        """The cut of the epoch that the clock is in."""
+        return int(self.clock.time) // EPOCH_SECONDS * EPOCH_SECONDS
 
     async def epoch(self, number: int) -> EpochRecord:
         """Let time pass until ``number`` and run it."""

@@ -50,6 +50,7 @@ async def show_overview(service: Service) -> HTMLResponse:
     record = await service.newest(certified=True)
     observed = await service.newest(certified=False)
     accounts = await service.store.accounts()
+    halts = await service.standing_halts()
     latest = await service.store.latest_postings()
     moving = {posting.destination: posting for posting in reversed(await service.store.postings(limit=50))}
     return render(
@@ -60,7 +61,7 @@ async def show_overview(service: Service) -> HTMLResponse:
         findings=build_epoch(service, observed, ()).findings if observed else [],
         rows=await _build_rows(service, record),
         total=len(accounts),
-        chains=[build_chain_state(service, row, observed) for row in service.chains],
+        chains=[build_chain_state(service, row, observed, halts) for row in service.chains],
         prices=await build_prices(service),
         epochs=[build_line(summary) for summary in await service.store.epochs(limit=_EPOCHS)],
         postings=[

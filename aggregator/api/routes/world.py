@@ -25,7 +25,8 @@ router = APIRouter(tags=["world"])
 async def list_chains(service: Service) -> list[ChainStateView]:
     """List the configured chains as the newest epoch saw them, certified or not."""
     record = await service.newest(certified=False)
-    return [build_chain_state(service, row, record) for row in service.chains]
+    halts = await service.standing_halts()
+    return [build_chain_state(service, row, record, halts) for row in service.chains]
 
 
 @router.get("/assets")

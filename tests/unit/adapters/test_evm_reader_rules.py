@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from adapters.evm.abi import Answer, Call
 from adapters.evm.reader import CALLS_PER_BATCH, HEX_PER_BATCH, EvmReader
 from aggregator.domain.errors import Garbage, NodeRefused, Unavailable
+from aggregator.domain.rows import FinalityRow
 from aggregator.domain.snapshot import Block, Finding, Position, Subject
 from tests.chain.evm_venues import CHAIN, NAME, chain_row
 
@@ -67,6 +68,7 @@ class Asking:
     """An adapter that asks rounds of calls and checks that it is given its own answers."""
 
     keyed_by = "address"
+    watched = frozenset[str]()
 
     def __init__(self, name: str, *rounds: Sequence[str]) -> None:
         self.name, self.rounds = name, rounds
@@ -99,7 +101,7 @@ def test_the_pin_is_what_a_look_at_every_block_gives(
     chain = Chain(times)
     final = times[: max(1, len(times) - depth)]
     expected = [height for height, time in enumerate(final) if time <= cut]
-    pinning = chain.reader(finality_depth=depth, block_seconds=block_seconds).pin(cut)
+    pinning = chain.reader(finality=FinalityRow(depth=depth), block_seconds=block_seconds).pin(cut)
     if not expected:
         with pytest.raises(Unavailable):
             asyncio.run(pinning)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from adapters.quorum import LINE_LIMIT, Dispute, Disputed, DisputeFile, NoQuorum, QuorumReader
+from adapters.quorum import Disputed, NoQuorum, QuorumReader
 from aggregator.domain.errors import Garbage, SourceError, Unreachable, WrongChain
 from aggregator.domain.snapshot import INFORMATIONAL, Reading
 from tests.unit.adapters.quorum_world import (
@@ -331,21 +327,3 @@ def test_a_provider_given_twice_is_refused() -> None:
 def test_the_reader_itself_refuses_less_than_a_majority() -> None:
     with pytest.raises(ValueError, match="no majority"):
         QuorumReader(row(3, 2), make("", "", "").providers, ["a", "b", "c"], 1, lambda _: None)
-
-
-async def test_disputes_are_appended_line_by_line_within_the_limit(tmp_path: Path) -> None:
-    quorum = make("", "inflates", "")
-    await quorum.observe()
-    file = DisputeFile(tmp_path / "disputes.jsonl")
-    longest: Dispute = quorum.disputes[0]
-    for dispute in (*quorum.disputes, _long(longest)):
-        file.append(dispute)
-    lines = (tmp_path / "disputes.jsonl").read_bytes().splitlines()
-    assert all(len(line) < LINE_LIMIT for line in lines)
-    first, _, last = (json.loads(line) for line in lines)
-    assert (first["provider"], first["chain"], first["height"]) == ("alpha[1]", quorum.reader.row.id, HEAD)
-    assert last["provider"] == "alpha[1]"
-
-
-def _long(dispute: Dispute) -> Dispute:
-    return replace(dispute, about="x" * 9_000, digests=tuple((f"alpha[{i}]", "0" * 64) for i in range(100)))

@@ -27,7 +27,7 @@ from adapters.destinations.evm import (
 )
 from adapters.keys import KeySigner
 from aggregator.domain.errors import Garbage, InputError, NodeRefused, PostingError
-from aggregator.domain.rows import ChainRow, DestinationRow, LatencyLeg
+from aggregator.domain.rows import ChainRow, DestinationRow, FinalityRow, LatencyLeg
 from tests.unit.attest.statements import CHAIN, certify, make_deployment, make_proposal, make_signers
 
 DEPLOYMENT = make_deployment(4)
@@ -73,7 +73,7 @@ def make_destination(node: Node, **options: Any) -> EvmRegistryDestination:
         rpc=(SecretStr("http://localhost"),),
         genesis="0x00",
         block_seconds=1,
-        finality_depth=3,
+        finality=FinalityRow(depth=3),
         max_age=60,
         hold=(LatencyLeg(typical=1),),
     )

@@ -1,0 +1,197 @@
+"""What one attestor demands of a proposed state: its own log's beginning, signed entries, ends that are due.
+
+What a certified statement holds already was a quorum's business; of what came after, the attestor believes nothing it
+has not checked. Which entries came after, it knows by position if it attested that statement itself, and by their time
+if not: no statement may leave out an entry older than its cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from aggregator.core.pipeline import World, explain
+from aggregator.domain.certificate import LinkRecord, State
+from aggregator.domain.errors import InputError, RefusedError, SourceError
+from aggregator.domain.links import endable, with_links
+from aggregator.domain.snapshot import Account
+from aggregator.service.accounts import MEMBER_UNVERIFIED, Witness
+from aggregator.service.attest import Proposal
+from aggregator.service.bundle import to_signed_link
+from aggregator.service.seals import questions
+from aggregator.service.workbench import Computed
+from proofs.errors import ProofError
+from proofs.links import account_id, verify_link, verify_revoke
+
+log = structlog.get_logger("attestor")
+
+End = tuple[str, str, int]
+"""Account, member and nonce of the revoke."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attested:
+    """What was attested, and what it allows once it is certified."""
+
+    digest: bytes = b""
+    accounts: frozenset[str] = frozenset()
+    entries: int = 0
+    ends: frozenset[End] = frozenset()
+
+
+class StateRules:
+    """Check proposed states for one attestor.
+
+    Args:
+        deployment_id: 32 bytes, which links are signed for.
+        cooldown: seconds between a revoke and the end of its link.
+        witness: asks chains about addresses without a key; without one, a fresh entry of such an address is refused.
+    """
+
+    def __init__(self, deployment_id: bytes, cooldown: int, witness: Witness | None = None) -> None:
+        self._deployment_id, self._cooldown, self._witness = deployment_id, cooldown, witness
+        self._verified: set[LinkRecord | tuple[str, bytes]] = set()
+        self._asked: set[LinkRecord] = set()
+        self._certified = _Attested()
+        self._pending = _Attested()
+
+    def attested(self, digest: bytes, state: State, computed: Computed, world: World) -> None:
+        """Remember what one's own recomputation of a statement that may become certified allows."""
+        accounts = frozenset(a.id for a in state.accounts)
+        self._pending = _Attested(digest, accounts, len(state.links), self._ends(state, computed, world))
+
+    def certified(self, digest: bytes) -> None:
+        """The statement is certified: what it allows is the ground for what follows."""
+        if self._pending.digest == digest:
+            self._certified = self._pending
+
+    def _ends(self, state: State, computed: Computed, world: World) -> frozenset[End]:
+        ending = {a.id for a in state.accounts if a.ending}
+        report, snapshot = computed.report, computed.snapshot
+        margins = [explain(report, i, world) for i, a in enumerate(report.accounts) if a.id in ending]
+        due = endable(margins, snapshot.chains, state, snapshot.cut_time, self._cooldown, slack=True)
+        return frozenset((e.account, e.member, e.nonce) for e in due)
+
+    async def verify(self, proposal: Proposal, own: State) -> None:
+        """Accept a prefix of one's own log that leaves out nothing older than the cut, every entry checked.
+
+        Raises:
+            RefusedError: rule ``state``; names what is wrong.
+        """
+        theirs, cut = proposal.state, proposal.cut
+        if theirs.links != own.links[: len(theirs.links)]:
+            raise RefusedError("state", "the proposed links are not the beginning of the links log")
+        late = own.links[len(theirs.links) :]
+        if any(link.recorded_at < cut.cut_time for link in late):
+            raise RefusedError("state", f"link {late[0].position} is older than the cut and not in the proposal")
+        self._verify_accounts(theirs, own)
+        first = self._first_fresh(proposal)
+        allowed = self._certified.ends if self._certified.digest == proposal.body.previous else None
+        revokes: dict[tuple[str, str], LinkRecord] = {}
+        for place, entry in enumerate(theirs.links):
+            pair = entry.account, entry.member
+            if entry.kind == "end":
+                self._verify_end(entry, revokes.pop(pair, None), allowed if place >= first else None)
+                continue
+            self._verify_signatures(entry, own.salts[entry.account])
+            if place >= first:
+                await self._ask(entry)
+            if entry.kind == "revoke":
+                revokes[pair] = entry
+            else:
+                revokes.pop(pair, None)
+
+    def _verify_accounts(self, theirs: State, own: State) -> None:
+        known = {a.id: a for a in own.accounts}
+        for account, derived in zip(theirs.accounts, with_links(theirs.accounts, theirs.links), strict=True):
+            mine = known.get(account.id)
+            if mine is None or (mine.controller, mine.kind, mine.home) != (
+                account.controller,
+                account.kind,
+                account.home,
+            ):
+                raise RefusedError("state", f"account {account.id}: {account} proposed, {mine} on record")
+            if derived != account:
+                raise RefusedError("state", f"account {account.id}: its links are not those of the log")
+            self._verify_id(account, own.salts[account.id])
+        missing = self._certified.accounts - {a.id for a in theirs.accounts}
+        if missing:
+            raise RefusedError("state", f"account {min(missing)} was certified before and is not in the proposal")
+
+    def _first_fresh(self, proposal: Proposal) -> int:
+        """Return the index of the first entry that is not known to be in the last certified statement."""
+        if self._certified.digest == proposal.body.previous:
+            return self._certified.entries
+        cut, previous = proposal.cut, proposal.previous
+        if previous is None or not cut.epoch:
+            return 0
+        certified_cut = previous.header.epoch * (cut.cut_time // cut.epoch)
+        links = proposal.state.links
+        return next((i for i, entry in enumerate(links) if entry.recorded_at >= certified_cut), len(links))
+
+    def _verify_id(self, account: Account, salt: bytes) -> None:
+        key = (account.id, salt)
+        if key in self._verified:
+            return
+        if "0x" + account_id(account.controller, salt).hex() != account.id:
+            raise RefusedError("state", f"account {account.id} is not its controller's with its salt")
+        self._verified.add(key)
+
+    def _verify_signatures(self, entry: LinkRecord, salt: bytes) -> None:
+        if entry in self._verified:
+            return
+        try:
+            signed = to_signed_link(entry, salt)
+            terms, at, invite, accept = signed.terms, signed.accepted_at, signed.invite, signed.accept
+            if entry.kind == "link" and invite is not None and accept is not None:
+                verify_link(self._deployment_id, terms, invite, accept, at, salt=salt, ask_chain=True)
+            elif entry.kind == "revoke" and invite is not None and accept is None:
+                verify_revoke(self._deployment_id, terms, "controller", invite, at, salt=salt, ask_chain=True)
+            elif entry.kind == "revoke" and accept is not None and invite is None:
+                verify_revoke(self._deployment_id, terms, "member", accept, at, salt=salt, ask_chain=True)
+            else:
+                raise RefusedError("state", f"link {entry.position}: not the signatures of a {entry.kind}")
+        except (ProofError, InputError) as error:
+            raise RefusedError("state", f"link {entry.position}: {error}") from None
+        self._verified.add(entry)
+
+    async def _ask(self, entry: LinkRecord) -> None:
+        """Have the chains confirm a fresh entry's consents that no key gave.
+
+        Only of what is fresh: a contract may answer otherwise by now, and the log keeps what was agreed. A member that
+        does not agree any more loses its assets' credit in every reading anyway. A chain that does not answer is no
+        reason to refuse, or it would stop all others; it is asked again in the next epoch.
+        """
+        if entry in self._asked:
+            return
+        for side, chain, subject in questions(self._deployment_id, entry):
+            if self._witness is None:
+                raise RefusedError("state", f"link {entry.position}: {chain} must be asked about the {side}")
+            try:
+                findings = await self._witness(chain, subject)
+            except SourceError as error:
+                log.warning("not confirmed", link=entry.position, side=side, cause=str(error))
+                return
+            for finding in findings:
+                if finding.code == MEMBER_UNVERIFIED:
+                    raise RefusedError("state", f"link {entry.position}: {side}: {finding.detail}")
+        self._asked.add(entry)
+
+    def _verify_end(self, entry: LinkRecord, revoke: LinkRecord | None, allowed: frozenset[End] | None) -> None:
+        """Accept an end of the standing revoke that one's own recomputation of the last statement allows.
+
+        Args:
+            allowed: None for an attestor that was not there (restarted, or outvoted) and for what is certified: then
+                the cool-down decides. Any quorum has members in common with the one before, and those were there.
+        """
+        if revoke is None or revoke.nonce != entry.nonce or entry.invite_signature or entry.accept_signature:
+            raise RefusedError("state", f"link {entry.position}: ends no revoke of {entry.member} that stands")
+        passed = entry.recorded_at - revoke.recorded_at
+        if passed < self._cooldown:
+            reason = f"ends {passed} s after the revoke, the cool-down is {self._cooldown} s"
+            raise RefusedError("state", f"link {entry.position}: {reason}")
+        if allowed is not None and (entry.account, entry.member, entry.nonce) not in allowed:
+            reason = f"{entry.member} could not be let go by the last certified statement"
+            raise RefusedError("state", f"link {entry.position}: {reason}")
