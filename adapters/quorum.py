@@ -10,6 +10,7 @@ What this cannot see through is ``need`` providers that tell the same lie: they 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 from adapters.disputes import TEXT_LIMIT, Dispute
-from aggregator.domain.errors import Garbage, SourceError, Unavailable, WrongChain
+from aggregator.domain.errors import Contradicted, Garbage, SourceError, Unavailable, WrongChain
 from aggregator.domain.price import Quote
 from aggregator.domain.rows import ChainRow
 from aggregator.domain.snapshot import FROZEN, INFORMATIONAL, Block, Finding, Position, Reading, Subject
@@ -83,6 +84,7 @@ class QuorumReader:
         self._strangers: dict[int, SourceError] = {}  # answered for another chain at the last pin
         self._last: Block | None = None
         self._failed: dict[int, SourceError] = {}
+        self._caught: set[int] = set()  # gave themselves the lie by a state proof
 
     @property
     def row(self) -> ChainRow:
@@ -121,7 +123,7 @@ class QuorumReader:
         """
         if self._alone is not None:
             block = await self._alone.pin(cut_time)
-            self._verify_time(block, cut_time)
+            await self._verify_time(self._alone, block, cut_time)
             self._last = block
             return block
         until = asyncio.get_running_loop().time() + PIN_SHARE * self._row.timeout
@@ -143,7 +145,7 @@ class QuorumReader:
                 if isinstance(pinned, BaseException):
                     raise pinned
                 block = pinned
-            self._verify_time(block, cut_time)
+            await self._verify_time(reader, block, cut_time)
             return block
 
         pins, failed = await self._ask(ask, lambda pins: self._together(pins, pins) is not None, PIN_SHARE)
@@ -291,8 +293,11 @@ class QuorumReader:
                 return newest
         return None
 
-    def _verify_time(self, block: Block, cut_time: int) -> None:
-        """Raise Garbage for a block after the cut, or one whose time contradicts the last block pinned."""
+    async def _verify_time(self, reader: ChainReader, block: Block, cut_time: int) -> None:
+        """Raise Garbage for a block after the cut, or one whose time contradicts the last block pinned.
+
+        Where the last block is not canonical any more there is nothing to contradict: whoever pins follows the history.
+        """
         last = self._last
         if block.time > cut_time:
             raise Garbage(self._row.name, f"block {block.height} is {block.time - cut_time} s after the cut")
@@ -301,6 +306,9 @@ class QuorumReader:
         if (block.height > last.height and block.time < last.time) or (
             block.height < last.height and block.time > last.time
         ):
+            with contextlib.suppress(Unavailable):
+                if await reader.block_at(last.height) != last:
+                    return
             problem = f"block {block.height} at {block.time} contradicts block {last.height} at {last.time}"
             raise Garbage(self._row.name, f"{problem}, pinned before: time does not run backwards")
 
@@ -480,11 +488,9 @@ class QuorumReader:
         nobody = (Subject("0x" + "00" * 32, None),)
         try:
             block = await self.pin(2**62)
-            below = max(0, block.height - 1)
+            height = block.height
             await asyncio.gather(self.read(block, nobody), self.read_quotes(block))
-            await asyncio.gather(
-                self.irreversible(), self.headers(below, block.height), self.changes(below, block.height)
-            )
+            await asyncio.gather(self.irreversible(), self.headers(height, height), self.changes(height, height))
         except SourceError as error:
             return (*findings, Finding("failed", scope, f"{rule}; {error.problem}"))
         out = "".join(f"; {who}: {why}" for who, why in self.failed.items())
@@ -528,6 +534,7 @@ class QuorumReader:
                         answers[tasks[task]] = task.result()
                     except SourceError as error:
                         failed[tasks[task]] = error
+                        self._report_contradiction(tasks[task], error)
                     except Exception as error:  # one provider's bytes must not take the others down with it
                         problem = f"its answer cannot be handled ({type(error).__name__})"
                         failed[tasks[task]] = Garbage(self._row.name, problem)
@@ -566,6 +573,28 @@ class QuorumReader:
                 key = differing[0]
                 said = (tables[i].get(key, ()), expected.get(key, ()))
                 self._tell(block, tables, i, key, said, key not in disputed, len(differing))
+
+    def _report_contradiction(self, who: int, error: SourceError) -> None:
+        """Put a provider on record that its own state proof gives the lie, once: its reader does not ask it again."""
+        if not isinstance(error, Contradicted) or who in self._caught:
+            return
+        self._caught.add(who)
+        self._dispute(
+            Dispute(
+                chain=self._row.id,
+                height=error.height,
+                block=error.block,
+                about=error.about,
+                provider=self._names[who],
+                others=("its own state proof",),
+                agreed=True,
+                field="amount",
+                value=error.value,
+                expected=error.proven,
+                count=1,
+                digests=(),
+            )
+        )
 
     def _report_blocks(self, held: Block, contrary: Mapping[int, Block], *, agreed: bool = True) -> None:
         """Put every provider on record that holds another block at the height of ``held``."""

@@ -292,9 +292,10 @@ class EvmEndpoint(_Endpoint):
         return NodeRefused(self.row.name, code, f"{method}: {message}", body.get("data"))
 
     async def close(self) -> None:
-        """Close the connection pool."""
-        self._session = None
-        await self._provider.disconnect()
+        """Close the connection pool; more than one may ask, as several readers may share an endpoint."""
+        if self._session is not None:
+            self._session = None
+            await self._provider.disconnect()
 
 
 class _CappedStream(httpx2.AsyncByteStream):

@@ -13,6 +13,7 @@ from aggregator.cli import chains as _chains
 from aggregator.cli import disputes as _disputes
 from aggregator.cli import epochs as _epochs
 from aggregator.cli import keys as _keys
+from aggregator.cli import latency as _latency
 from aggregator.cli import margin as _margin
 from aggregator.cli import prices as _prices
 from aggregator.cli import service as _service
@@ -20,7 +21,7 @@ from aggregator.cli.frame import app
 
 __all__ = ["app", "main"]
 
-_COMMANDS = (_service, _margin, _accounts, _epochs, _chains, _disputes, _audit, _keys, _prices)
+_COMMANDS = (_service, _margin, _accounts, _epochs, _chains, _disputes, _latency, _audit, _keys, _prices)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import fcntl
 import functools
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,24 +25,32 @@ from adapters.evm.lender import Lender
 from adapters.evm.reader import EvmAdapter, EvmReader
 from adapters.evm.vault import Vault
 from adapters.evm.wallet import Wallet
+from adapters.evm.watch import EvmWatcher
 from adapters.keys import KeySigner, create_key, create_solana_key, load_key, load_solana_key, show_key
 from adapters.prices.pyth import PythSource
 from adapters.quorum import QuorumReader
 from adapters.rpc import EvmEndpoint, SolanaEndpoint
+from adapters.solana.members import Members
 from adapters.solana.native import NativeWallet
 from adapters.solana.reader import SolanaAdapter, SolanaReader
 from adapters.solana.spl_token import SplTokenWallet
 from adapters.solana.vault import CollateralVault as SolanaVault
+from adapters.solana.watch import SolanaWatcher
+from adapters.ws import WsEndpoint
 from aggregator.config import Settings
 from aggregator.core.pipeline import World
-from aggregator.domain.certificate import EpochRecord
-from aggregator.domain.errors import ConfigError, CrossmarginError, InputError, SourceError
+from aggregator.domain.certificate import EpochRecord, Posting
+from aggregator.domain.errors import ConfigError, CrossmarginError, InputError, SourceError, Unreachable
+from aggregator.domain.latency import LatencyReport, Leg
 from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, VenueRow
-from aggregator.domain.snapshot import Finding, Reading
-from aggregator.ports import ChainReader, Destination, Store
+from aggregator.domain.snapshot import Finding, Reading, Subject
+from aggregator.ports import ChainReader, Destination, Halts, Store, Watcher
+from aggregator.service.accounts import Witness
 from aggregator.service.bundle import export_bundle, leaf_proof
-from aggregator.service.collect import Observer
+from aggregator.service.collect import Observer, Rereading
+from aggregator.service.latency import report_latency
 from aggregator.store.halts import SqlHalts
+from aggregator.store.latencies import SqlLatencies
 from aggregator.store.sql import SqlStore
 from proofs.statement import DEVNET, Deployment
 
@@ -162,6 +170,31 @@ async def open_store(settings: Settings) -> SqlStore:
     return await SqlStore.open(store_url(settings))
 
 
+def open_latencies(store: SqlStore) -> SqlLatencies:
+    """Return the measured legs that ``store`` keeps."""
+    return SqlLatencies(store)
+
+
+async def measured_latency(
+    settings: Settings, store: SqlStore, seconds: int, chain: str | None = None, leg: Leg | None = None
+) -> LatencyReport:
+    """Return what was measured of the legs in the last ``seconds``, and the laws that count because of it.
+
+    Raises:
+        UnknownError: names ``chain``.
+    """
+    return await report_latency(
+        SqlLatencies(store),
+        settings.chains,
+        settings.destinations,
+        now=time.time(),
+        epsilon=settings.policy.exit_epsilon,
+        seconds=seconds,
+        chain=chain,
+        leg=leg,
+    )
+
+
 def open_halts(store: SqlStore) -> SqlHalts:
     """Return the log of halted chains in an open store."""
     return SqlHalts(store)
@@ -196,7 +229,8 @@ def build_reader(settings: Settings, row: ChainRow) -> ChainReader:
     Several providers in ``rpc`` make a quorum; what they dispute goes, signed, to ``<data>/disputes.jsonl`` and to a
     metric.
     """
-    readers = [_build_provider(settings, row, url) for url in row.rpc]
+    parent = _build_parent(settings, row)
+    readers = [_build_provider(settings, row, url, parent) for url in row.rpc]
     if len(readers) == 1:
         return readers[0]
     record = DisputeFile(Path(settings.service.data) / DISPUTES, functools.partial(evidence_signer, settings))
@@ -213,30 +247,101 @@ def build_reader(settings: Settings, row: ChainRow) -> ChainReader:
     return QuorumReader(row, readers, [f"{row.name}[{i}]" for i in range(len(readers))], row.quorum, dispute)
 
 
-def _build_provider(settings: Settings, row: ChainRow, url: SecretStr) -> ChainReader:
+def _build_parent(settings: Settings, row: ChainRow) -> ChainReader | None:
+    """Return a reader of the headers of the L1 that ``row``'s finality rests on, with the quorum of that chain."""
+    parent = settings.chain(row.finality.l1 or row.irreversible.l1 or "")
+    if parent is None:
+        return None
+    return build_reader(settings.model_copy(update={"venues": (), "sources": (), "assets": ()}), parent)
+
+
+def _build_provider(settings: Settings, row: ChainRow, url: SecretStr, parent: ChainReader | None) -> ChainReader:
     assets = {a.id: a for a in settings.assets if a.id.startswith(f"{row.id}/")}
     venues = [v for v in settings.venues if v.chain == row.id]
     if row.family == "evm":
         adapters = [_evm_adapter(row, venue, assets) for venue in venues]
         feeds = [s for s in settings.sources if s.kind == "chainlink" and s.id.startswith(f"{row.id}:")]
-        return EvmReader(row, EvmEndpoint(row, url), adapters, feeds, list(assets.values()))
+        return EvmReader(row, EvmEndpoint(row, url), adapters, feeds, list(assets.values()), parent=parent)
     solana: list[SolanaAdapter] = []
+    members = Members(None)
     for venue in venues:
         match venue.kind:
             case "wallet":
                 solana += [NativeWallet(row.id, assets), SplTokenWallet(row.id, assets)]
             case "vault":
                 solana.append(SolanaVault(row.id, _required(venue, "program"), _required(venue, "vault"), assets))
+            case "links":
+                members = Members(_required(venue, "program"))
             case _:
-                raise ConfigError(
-                    "configuration", "venues.kind", f"no Solana adapter is called {venue.kind!r}", "wallet, vault"
-                )
-    return SolanaReader(row, SolanaEndpoint(row, url), solana)
+                known = "wallet, vault, links"
+                raise ConfigError("configuration", "venues.kind", f"no Solana adapter is called {venue.kind!r}", known)
+    return SolanaReader(row, SolanaEndpoint(row, url), solana, members)
 
 
-def build_observer(settings: Settings, name: str, remembered: Mapping[str, Reading] | None = None) -> Observer:
-    """Return an observer with readers, connections and memory of its own."""
-    return Observer(name, {row.id: build_reader(settings, row) for row in settings.chains}, remembered)
+def build_watchers(settings: Settings) -> dict[str, Watcher]:
+    """Return a listener per chain that has websockets; what it misses costs freshness, so one at a time is enough."""
+    watchers: dict[str, Watcher] = {}
+    for row in settings.chains:
+        if not row.ws:
+            continue
+        venues = [v for v in settings.venues if v.chain == row.id]
+        tokens = [
+            a.id.rpartition(":")[2] for a in settings.assets if a.id.startswith(f"{row.id}/") and a.kind != "native"
+        ]
+        if row.family == "evm":
+            venue_addresses = [address for v in venues for address in v.addresses.values()]
+            watchers[row.id] = EvmWatcher(row, WsEndpoint(row, row.ws), [*tokens, *venue_addresses])
+        else:
+            programs = [v.addresses["program"] for v in venues if v.kind == "vault"]
+            watchers[row.id] = SolanaWatcher(row, WsEndpoint(row, row.ws), programs, tokens)
+    return watchers
+
+
+def build_observer(
+    settings: Settings,
+    name: str,
+    remembered: Mapping[str, Sequence[Reading]],
+    halts: Halts,
+    measure: Callable[[Leg, str, float], None],
+    *,
+    watching: bool = False,
+) -> Observer:
+    """Return an observer with readers, connections and memory of its own.
+
+    Args:
+        remembered: by chain, what it read before.
+        measure: told how long each leg took.
+        watching: listen to the chains for hints about who changed; only a proposer needs them.
+    """
+    service = settings.service
+    return Observer(
+        name,
+        {row.id: build_reader(settings, row) for row in settings.chains},
+        remembered,
+        halts=halts,
+        watchers=build_watchers(settings) if watching else {},
+        rereading=Rereading(service.reread_epochs, service.epoch_seconds, service.full_read_below),
+        measure=measure,
+    )
+
+
+def chain_witness(settings: Settings) -> Witness:
+    """Return what asks a chain, with a reader of its own, whether an address without a key agrees."""
+
+    async def ask(chain: str, subject: Subject) -> tuple[Finding, ...]:
+        row = settings.chain(chain)
+        if row is None:
+            raise ConfigError("configuration", "chains", f"{chain} is not configured")
+        reader = build_reader(settings, row)
+        try:
+            async with asyncio.timeout(2 * row.timeout):
+                return (await reader.read(await reader.pin(int(time.time())), [subject])).findings
+        except TimeoutError:
+            raise Unreachable(row.name, f"no answer within {2 * row.timeout:g} s") from None
+        finally:
+            await reader.close()
+
+    return ask
 
 
 def build_destination(settings: Settings, row: DestinationRow) -> Destination:
@@ -332,11 +437,13 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
     from adapters.watermark import SqliteWatermark
     from aggregator.api.app import ApiService, create_app
     from aggregator.service import telemetry
-    from aggregator.service.accounts import AccountBook
+    from aggregator.service.accounts import AccountBook, LinkEnder
     from aggregator.service.attest import Attestor, Rules
     from aggregator.service.cycle import Cycle
     from aggregator.service.examine import Examiner
+    from aggregator.service.latency import LatencyMeter
     from aggregator.service.relayer import Relayer
+    from aggregator.service.state_rules import StateRules
     from aggregator.service.workbench import Workbench
 
     class QuietServer(uvicorn.Server):
@@ -361,9 +468,14 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             destinations[row.chain] = build_destination(settings, row)
             closing.push_async_callback(destinations[row.chain].close)
 
-        def observe(name: str, remembered: Mapping[str, Reading] | None = None) -> Observer:
-            observer = build_observer(settings, name, remembered)
+        halts = SqlHalts(store)
+        rows = settings.chains, settings.destinations
+
+        async def observe(name: str, meter: LatencyMeter, *, watching: bool = False) -> Observer:
+            remembered = await store.readings(name)
+            observer = build_observer(settings, name, remembered, halts, meter.measure, watching=watching)
             closing.push_async_callback(observer.close)
+            await observer.start()
             return observer
 
         rules = Rules(
@@ -376,15 +488,18 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
         )
         workbench = Workbench(world_of(settings), settings.pyth, settings.policy.lifetime)
         newest, on_chain = await store.certificate(), await _highest_on_chain(destinations.values())
-        passphrase = passphrase_of(settings)
+        passphrase, witness = passphrase_of(settings), chain_witness(settings)
         attestors: list[Attestor] = []
         for index, name in enumerate(settings.service.attestor_keys):
             record = data / "attestors" / f"{name}.sqlite3"
             record.parent.mkdir(parents=True, exist_ok=True)
             watermark = SqliteWatermark(record)
             closing.push_async_callback(watermark.close)
-            observer = observe(name, await store.readings(name))
-            examiner = Examiner(deployment.deployment_id(), workbench, observer, source, store)
+            # Each measures what it sees itself; the coordinator's alone are kept, shown and counted.
+            own = LatencyMeter(clock, *rows, histogram=None)
+            observer = await observe(name, own)
+            state_rules = StateRules(deployment.deployment_id(), settings.service.link_cooldown, witness)
+            examiner = Examiner(state_rules, workbench, observer, source, store, own)
             attestors.append(
                 Attestor(
                     name,
@@ -398,17 +513,24 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
                     chain_highest=on_chain,
                 )
             )
+        meter = LatencyMeter(clock, *rows, SqlLatencies(store))
+        await meter.load()
+
+        def on_posting(posting: Posting) -> None:
+            telemetry.POSTINGS.labels(posting.destination, posting.state).inc()
+            meter.posted(posting)
+
         relayer = Relayer(
             store,
             destinations,
             clock,
             data / "relayer.sqlite3",
             heartbeat_seconds=settings.service.heartbeat_seconds,
-            on_posting=lambda posting: telemetry.POSTINGS.labels(posting.destination, posting.state).inc(),
+            on_posting=on_posting,
         )
         cycle = Cycle(
             workbench=workbench,
-            observer=observe("coordinator", await store.readings("coordinator")),
+            observer=await observe("coordinator", meter, watching=True),
             source=source,
             store=store,
             attestors=attestors,
@@ -416,6 +538,8 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             clock=clock,
             offer=relayer.offer,
             keep_epochs=settings.service.keep_epochs,
+            meter=meter,
+            ender=LinkEnder(store, clock, settings.service.link_cooldown),
         )
 
         async def bundle(record: EpochRecord, account: str) -> str:
@@ -427,8 +551,9 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
         chains = [c.id for c in settings.chains]
         api = ApiService(
             store=store,
-            halts=SqlHalts(store),
-            accounts=AccountBook(store, clock, deployment.deployment_id(), chains, list(destinations)),
+            halts=halts,
+            latency=functools.partial(measured_latency, settings, store),
+            accounts=AccountBook(store, clock, deployment.deployment_id(), chains, list(destinations), witness),
             chains=settings.chains,
             assets=settings.assets,
             sources=settings.sources,

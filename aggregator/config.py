@@ -161,17 +161,8 @@ EXAMPLES: Mapping[str, str] = {
 }
 """An example for every key; of a list, one element."""
 LISTS = frozenset(
-    {
-        "service.attestor_keys",
-        "deployment.members",
-        "chains",
-        "chains.rpc",
-        "chains.ws",
-        "chains.hold",
-        "assets",
-        "sources",
-    }
-    | {"pyth.guardians", "venues", "destinations", "policy.assets.*.jumps"}
+    {"service.attestor_keys", "deployment.members", "chains", "chains.rpc", "chains.ws", "chains.hold"}
+    | {"assets", "sources", "pyth.guardians", "venues", "destinations", "policy.assets.*.jumps"}
 )
 NAMED = frozenset({"policy.assets", "venues.addresses"})
 """Tables whose keys the user chooses."""
@@ -179,7 +170,7 @@ SOLANA_EXAMPLE = '"4uhcVJyU9pJkvQyS88uRDiswHXSCkY3zQawwpjk2NsNY"'
 """An example of 32 bytes in base58, where EXAMPLES has the EVM form."""
 VENUES: Mapping[Family, Mapping[str, tuple[str, ...]]] = {
     "evm": {"wallet": (), "vault": ("vault",), "lender": ("lender",), "aave-v3": ("pool", "data_provider")},
-    "solana": {"wallet": (), "vault": ("program", "vault")},
+    "solana": {"wallet": (), "vault": ("program", "vault"), "links": ("program",)},
 }
 """Kinds of venue by family of chain, each with the addresses it needs."""
 REGISTRIES: Mapping[Family, str] = {"evm": "evm-registry", "solana": "solana-registry"}
@@ -411,6 +402,9 @@ def _check_references(file: str, s: Settings) -> None:
         for key, rule in (("finality", c.finality), ("irreversible", c.irreversible)):
             if rule.l1 is not None:
                 known_parent(i, key, c, rule.l1)
+        if c.finality.l1 and c.irreversible.l1 and c.finality.l1 != c.irreversible.l1:
+            problem = f"is another L1 than that of finality, {c.finality.l1}; a chain settles on one"
+            raise _refusal(file, ("chains", i, "irreversible", "l1"), problem, f'"{c.finality.l1}"')
     for i, a in enumerate(s.assets):
         if (chain := a.id.partition("/")[0]) not in chains:
             raise _refusal(file, ("assets", i, "id"), f"its chain {chain!r} is not among those configured")

@@ -21,6 +21,7 @@ from aggregator.domain.certificate import (
     State,
 )
 from aggregator.domain.latency import Sample
+from aggregator.domain.links import LinkMessage
 from aggregator.domain.price import Quote
 from aggregator.domain.report import AccountMargin, LeafValues
 from aggregator.domain.rows import ChainRow, DestinationRow
@@ -109,9 +110,16 @@ class ChainReader(Protocol):
 
 
 class Watcher(Protocol):
-    """Hints from a subscription about who changed. A wrong hint costs a read or freshness, never a number."""
+    """Hints from a subscription about who changed. A wrong hint costs a read or freshness, never a number.
+
+    Words are account ids, and the bytes of linked addresses padded to 32 on the left: 0x, lower case.
+    """
 
     async def start(self) -> None: ...
+
+    def watch(self, subjects: Sequence[Subject]) -> None:
+        """Listen for these subjects too; until that has begun they count as changed."""
+        ...
 
     def covered(self) -> int:
         """Return the height up to which every change has been seen, 0 while that is not known."""
@@ -237,7 +245,7 @@ class Store(Protocol):
         """Append to the links log; ``position`` is assigned here.
 
         Raises:
-            InputError: the address already backs an account, or the nonce was used.
+            ConflictError: the log does not allow it (``aggregator.domain.links.verify_append``).
         """
         ...
 
@@ -382,5 +390,25 @@ class Accounts(Protocol):
         Raises:
             InputError: names the field at fault; ConflictError if ``member`` backs another account or ``nonce`` was
                 used.
+        """
+        ...
+
+    async def revoke_link(
+        self, account: str, controller: str, member: str, nonce: int, expiry: int, by: str, signature: str
+    ) -> LinkRecord:
+        """Record that one side of a link, ``by`` = controller or member, revokes it.
+
+        Raises:
+            InputError: names the field at fault; ConflictError if there is nothing to revoke or ``nonce`` was used.
+        """
+        ...
+
+    async def message(
+        self, account: str, member: str, verb: str, by: str, nonce: int | None = None, expiry: int | None = None
+    ) -> LinkMessage:
+        """Return what one side signs to invite, accept or revoke; None = the next nonce, in a day.
+
+        Raises:
+            InputError: names the field at fault.
         """
         ...

@@ -7,6 +7,7 @@ ProofError                 something is not what it claims to be; `field` says w
 ├── MerkleError            a path that does not lead to the root
 ├── LinkError              a link that its two sides did not both sign in time
 ├── PriceError             a Pyth update that is malformed, unsigned or not in the signed tree
+├── StateError             a header or state proof that does not lead from its block to its claim
 └── BundleError            a file that cannot be used at all
 """
 
@@ -49,6 +50,10 @@ class LinkError(ProofError):
 
 class PriceError(ProofError):
     """Refuse a Pyth update that is malformed, unsigned or not in the signed tree."""
+
+
+class StateError(ProofError):
+    """Refuse a header or state proof that does not lead from its block to its claim."""
 
 
 class BundleError(ProofError):

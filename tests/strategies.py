@@ -163,6 +163,14 @@ def view(chain: str, age: int = 20, **changes: object) -> ChainView:
     return replace(ChainView(chain, "ok", "", Block(chain, 100, "0xb0", "0xaf", CUT_TIME - age), age), **changes)  # type: ignore[arg-type]
 
 
+def older_view(chain: str, behind: int, newest: ChainView | None = None) -> ChainView:
+    """Return the view of the block ``behind`` blocks, and as many seconds, below the chain's newest one."""
+    head = newest or view(chain)
+    assert head.block is not None
+    block = Block(chain, head.block.height - behind, f"0x{behind:02x}", "0xaf", head.block.time - behind)
+    return replace(head, block=block, age=head.age + behind)
+
+
 def snapshot(
     positions: Sequence[Position],
     *,
@@ -171,6 +179,7 @@ def snapshot(
     links: Mapping[int, tuple[str, ...]] | None = None,
     findings: tuple[Finding, ...] = (),
     home: str = EVM,
+    carried: Sequence[ChainView] = (),
 ) -> Snapshot:
     """Return a snapshot of the accounts that appear; ``kinds`` names the monitored ones, and may add accounts."""
     numbers = {int(p.account, 16) for p in positions} | set(kinds or {})
@@ -185,7 +194,7 @@ def snapshot(
         for n in sorted(numbers)
     )
     seen = tuple(views) if views is not None else (view(EVM), view(SOLANA))
-    return Snapshot(7, CUT_TIME, CUT_TIME + 300, accounts, seen, tuple(positions), findings)
+    return Snapshot(7, CUT_TIME, CUT_TIME + 300, accounts, seen, tuple(positions), findings, tuple(carried))
 
 
 amounts = st.floats(min_value=1e-3, max_value=1e6, allow_nan=False).map(lambda x: float(f"{x:.3g}"))

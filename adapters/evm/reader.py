@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice, pairwise
 from typing import Any, Protocol, TypeVar
 
 from adapters.evm.abi import WORD, Answer, Call, Flow, Result, decode_uint, pack_multicall, selector, unpack_multicall
 from adapters.evm.chainlink import quotes_flow, sequencer_flow
-from aggregator.domain.errors import Garbage, NodeRefused, SourceError, Unavailable, WrongChain
+from adapters.evm.members import members_flow
+from adapters.evm.proof import Unprovable, choose_address, read_balance, verify_balance
+from adapters.members import withhold
+from aggregator.domain.errors import Contradicted, Garbage, NodeRefused, SourceError, Unavailable, WrongChain
 from aggregator.domain.price import Quote
 from aggregator.domain.rows import AssetRow, ChainRow, FinalityRow, SourceRow
 from aggregator.domain.snapshot import DEBT_UNREADABLE, INFORMATIONAL, Block, Finding, Position, Reading, Subject
@@ -126,6 +129,19 @@ def decode_log_words(name: str, logs: Any, watched: frozenset[str], first: int, 
     return words
 
 
+class _Halted:
+    """Stands in for a node that was caught lying: every call says what about."""
+
+    def __init__(self, endpoint: Endpoint, error: Contradicted) -> None:
+        self._endpoint, self._error = endpoint, error
+
+    async def call(self, method: str, params: Sequence[object]) -> Any:
+        raise self._error
+
+    async def close(self) -> None:
+        await self._endpoint.close()
+
+
 class EvmReader:
     """Implements :class:`aggregator.ports.ChainReader` over one endpoint.
 
@@ -135,8 +151,7 @@ class EvmReader:
         adapters: what is read.
         feeds: the chain's own price feeds.
         assets: what is configured on the chain.
-        parent: a reader of the chain that ``row.finality`` or ``row.irreversible`` names as L1. Shared: not closed
-            here.
+        parent: a reader of the chain that ``row.finality`` or ``row.irreversible`` names as L1; may be shared.
     """
 
     def __init__(
@@ -157,7 +172,7 @@ class EvmReader:
         self._lag: float | None = None
         self._frozen_at: tuple[Block, str] | None = None
         self._adapters, self._feeds, self._assets = tuple(adapters), tuple(feeds), tuple(assets)
-        self._identified = False
+        self._identified = self._proven = False
         self._wrong: dict[str, str] | None = None  # asset -> what is wrong; None = not looked at yet
 
     @property
@@ -257,15 +272,22 @@ class EvmReader:
 
     async def _is_settled(self, block: Block, origin: str, final: Block) -> bool:
         assert self._parent is not None
-        target = origin.removeprefix("0x")
-        ((number, digest),) = await self._run(block, [[(target, ORIGIN_NUMBER), (target, ORIGIN_HASH)]])
-        height = decode_uint(number)
-        if height is None or digest is None or len(digest) != WORD:
-            raise Garbage(self._row.name, f"{origin} does not tell number() and hash() of an L1 block")
+        # Not by Multicall3: the search may go back to before it was deployed.
+        pinned = {"blockHash": block.hash, "requireCanonical": True}
+        number, digest = await asyncio.gather(
+            *(
+                self._endpoint.call("eth_call", [{"to": origin, "data": f"0x{data}"}, pinned])
+                for data in (ORIGIN_NUMBER, ORIGIN_HASH)
+            )
+        )
+        if not all(isinstance(word, str) and _HASH.fullmatch(word) for word in (number, digest)):
+            problem = f"{origin} does not tell number() and hash() of an L1 block at block {block.height}"
+            raise Garbage(self._row.name, problem)
+        height = int(number, 16)
         if height > final.height:
             return False
         canonical = final if height == final.height else await self._parent.block_at(height)
-        return canonical.hash == "0x" + digest.hex()
+        return canonical.hash == str(digest).lower()
 
     async def irreversible(self) -> Block:
         """Return the newest block by ``row.irreversible``.
@@ -429,7 +451,61 @@ class EvmReader:
                 continue
             code = DEBT_UNREADABLE if position.side == "debt" else "unreadable"
             findings.append(Finding(code, position.account, f"{position.asset}: {lie}"))
-        return Reading(block, tuple(positions), tuple(findings), frozen=frozen)
+        await self._prove(block, subjects, positions, findings)
+        kept, withheld = withhold(positions, await self._unverified(block, subjects))
+        return Reading(block, kept, (*findings, *withheld), frozen=frozen)
+
+    async def _prove(
+        self, block: Block, subjects: Sequence[Subject], positions: Iterable[Position], findings: Iterable[Finding]
+    ) -> None:
+        """Check one native balance of a reading against a state proof, where the chain is configured for it.
+
+        A node that has given a proof before must give one every time: else a lie would only have to withhold it.
+
+        Raises:
+            Contradicted: the node says something else than it proves; it is not asked again by this reader.
+            Garbage, Unprovable: the proof is none.
+        """
+        native = next((a.id for a in self._assets if a.kind == "native"), None)
+        address = choose_address(block, subjects) if self._row.prove else None
+        if native is None or address is None:
+            return
+        if any(f.detail.startswith(f"{native}:") and f.detail.lower().endswith(address) for f in findings):
+            return  # the node did not say what it holds
+        held = (p for p in positions if p.asset == native and p.side == "asset" and p.address.lower() == address)
+        try:
+            await verify_balance(self._endpoint, self._row.name, block, address, sum(p.quantity for p in held))
+        except Unprovable:
+            if self._proven:
+                raise
+        except Contradicted as error:
+            self._endpoint = _Halted(self._endpoint, error)
+            raise
+        else:
+            self._proven = True
+
+    async def _unverified(self, block: Block, subjects: Sequence[Subject]) -> Mapping[Subject, str]:
+        """Ask the members that are contracts; return those that do not agree at ``block``, and what they say."""
+        flow = members_flow(subjects)
+        answers: list[Answer] = []
+        for chunk in _chunks(next(flow)):
+            answers += await self._ask_members(block, chunk)
+        try:
+            flow.send(answers)
+        except StopIteration as stop:
+            failed: Mapping[Subject, str] = stop.value
+            return failed
+        raise AssertionError("members_flow asks once")
+
+    async def _ask_members(self, block: Block, calls: Sequence[Call]) -> list[Answer]:
+        """Ask strangers' contracts, apart from everything else: one that breaks a batch costs nobody but itself."""
+        try:
+            return await self._aggregate(block, calls)
+        except (Garbage, NodeRefused):
+            if len(calls) == 1:
+                return [None]
+        middle = len(calls) // 2
+        return [*await self._ask_members(block, calls[:middle]), *await self._ask_members(block, calls[middle:])]
 
     async def read_quotes(self, block: Block) -> tuple[Quote, ...]:
         """Read this chain's price feeds at ``block``; none answers for a sequencer that is down or just back."""
@@ -473,12 +549,20 @@ class EvmReader:
                 raise Unavailable(row.name, cause)
             return cause or "up"
 
+        async def proofs() -> str:
+            address = "0x" + "00" * 20
+            claimed = await read_balance(self._endpoint, row.name, block, address)
+            await verify_balance(self._endpoint, row.name, block, address, claimed)
+            return "balances can be proven"
+
         await probe("finality", finality)
         await probe("headers", headers)
         if self._watched:
             await probe("logs", logs)
         if row.sequencer is not None:
             await probe("sequencer", sequencer)
+        if row.prove:
+            await probe("proofs", proofs)
         try:
             for asset, lie in (await self._misdescribed(block)).items():
                 findings.append(Finding("failed", asset, lie))
@@ -511,8 +595,10 @@ class EvmReader:
         return tuple(findings)
 
     async def close(self) -> None:
-        """Close the endpoint."""
+        """Close the endpoint, and the parent's reader."""
         await self._endpoint.close()
+        if self._parent is not None:
+            await self._parent.close()
 
 
 def _chunks(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:

@@ -1,6 +1,6 @@
-"""The client of our two programs: addresses, instructions, state, refusals.
+"""The client of our programs: addresses, instructions, state, refusals.
 
-The layouts are documented in proofs/programs/registry.c and proofs/programs/vault.c; nothing here touches the network.
+The layouts are documented in proofs/programs/registry.c, vault.c and links.c; nothing here touches the network.
 Addresses are `solders.pubkey.Pubkey`; 32-byte ids are bytes; amounts are base units; times are Unix seconds.
 """
 
@@ -22,8 +22,9 @@ from proofs.statement import Deployment, Header, pack_header
 _SYSTEM = Pubkey.from_string(SYSTEM_PROGRAM)
 _TOKEN = Pubkey.from_string(TOKEN_PROGRAM)
 
-REGISTRY_SIZE, VAULT_SIZE, HOLDING_SIZE, DEPOSIT_SIZE = 3_416, 56, 128, 168
+REGISTRY_SIZE, VAULT_SIZE, HOLDING_SIZE, DEPOSIT_SIZE, LINK_SIZE = 3_416, 56, 128, 168, 176
 REGISTRY_TAG, VAULT_TAG, HOLDING_TAG, DEPOSIT_TAG = b"cmREGST1", b"cmVAULT1", b"cmHOLDG1", b"cmDEPOS1"
+LINK_TAG = b"cmLINKR1"
 RING_SLOTS = 64
 _RING, _RING_STRIDE, _MEMBERS = 856, 40, 144
 
@@ -85,6 +86,22 @@ class VaultRefusal(IntEnum):
     REQUEST_OPEN = 23
     REQUEST_NONE = 24
     NOT_READY = 25
+
+
+class LinksRefusal(IntEnum):
+    """Custom error codes of the links program; their meaning is in the table of links.c."""
+
+    INSTRUCTION_MALFORMED = 1
+    ACCOUNTS_WRONG = 2
+    PAYER_NOT_SIGNER = 3
+    MEMBER_NOT_SIGNER = 4
+    SYSTEM_PROGRAM_WRONG = 5
+    ADDRESS_WRONG = 6
+    RECORD_WRONG = 7
+    SYSVAR_UNREADABLE = 8
+    EXPIRED = 9
+    NONCE_USED = 10
+    REVOKED_ALREADY = 11
 
 
 # ---- registry ----
@@ -339,6 +356,67 @@ def decode_deposit(account: str, raw: RawAccount, program: Pubkey) -> Deposit:
         amount=fields.u64(136),
         pending=fields.u64(144),
         ready_at=fields.u64(152),
+    )
+
+
+# ---- links ----
+
+
+@dataclass(frozen=True, slots=True)
+class LinkConsent:
+    """What a program-derived address agreed to. `controller` is the keccak of its CAIP-10 text.
+
+    `revoked` is the nonce and expiry of its revoke, None while it stands.
+    """
+
+    deployment_id: bytes
+    member: str
+    account: bytes
+    controller: bytes
+    nonce: int
+    expiry: int
+    revoked: tuple[int, int] | None
+
+
+def link_address(program: Pubkey, deployment_id: bytes, member: Pubkey, account: bytes) -> Pubkey:
+    """Return the address of the record by which a member agrees to back an account."""
+    return Pubkey.find_program_address([b"link", deployment_id, bytes(member), account], program)[0]
+
+
+def build_link_accept(
+    program: Pubkey,
+    payer: Pubkey,
+    member: Pubkey,
+    deployment_id: bytes,
+    account: bytes,
+    controller: bytes,
+    nonce: int,
+    expiry: int,
+) -> Instruction:
+    """Return the instruction that records a member's consent; a PDA's program passes it on with the PDA's signature."""
+    data = bytes([0]) + deployment_id + account + controller + struct.pack("<QQ", nonce, expiry)
+    record = link_address(program, deployment_id, member, account)
+    signs = AccountMeta(member, is_signer=True, is_writable=False)
+    return Instruction(program, data, [_signer(payer), signs, _writable(record), _readonly(_SYSTEM)])
+
+
+def build_link_revoke(program: Pubkey, member: Pubkey, record: Pubkey, nonce: int, expiry: int) -> Instruction:
+    """Return the instruction by which a member takes its consent back."""
+    signs = AccountMeta(member, is_signer=True, is_writable=False)
+    return Instruction(program, bytes([1]) + struct.pack("<QQ", nonce, expiry), [signs, _writable(record)])
+
+
+def decode_link(account: str, raw: RawAccount, program: Pubkey) -> LinkConsent:
+    """Decode a member's record. Raises LayoutError."""
+    fields = _open(account, raw, program, LINK_SIZE, LINK_TAG)
+    return LinkConsent(
+        deployment_id=fields.bytes32(8),
+        member=fields.key(40),
+        account=fields.bytes32(72),
+        controller=fields.bytes32(104),
+        nonce=fields.u64(136),
+        expiry=fields.u64(144),
+        revoked=(fields.u64(152), fields.u64(160)) if fields.flag(168, "revoked") else None,
     )
 
 

@@ -11,19 +11,24 @@ import asyncio
 import base64
 import binascii
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
-from adapters.solana.layouts import Flow, RawAccount
+from adapters.members import withhold
+from adapters.solana.layouts import Answers, Batch, Flow, RawAccount
+from adapters.solana.members import Members
 from aggregator.domain.errors import Garbage, SourceError, Unavailable, WrongChain
 from aggregator.domain.price import Quote
 from aggregator.domain.rows import ChainRow
-from aggregator.domain.snapshot import Block, Finding, Position, Reading, Subject
+from aggregator.domain.snapshot import Block, Finding, Reading, Subject
 
 KEYS_PER_CALL = 100
 READS = 4  # of one round, until all its requests are answered at one slot
 MAX_STEPS_BACK = 64
 FINALIZED, CONFIRMED = {"commitment": "finalized"}, {"commitment": "confirmed"}
+
+
+R = TypeVar("R")
 
 
 class Endpoint(Protocol):
@@ -49,8 +54,11 @@ class SolanaAdapter(Protocol):
 class SolanaReader:
     """Implements :class:`aggregator.ports.ChainReader` over one endpoint."""
 
-    def __init__(self, row: ChainRow, endpoint: Endpoint, adapters: Sequence[SolanaAdapter]) -> None:
+    def __init__(
+        self, row: ChainRow, endpoint: Endpoint, adapters: Sequence[SolanaAdapter], members: Members | None = None
+    ) -> None:
         self._row, self._endpoint, self._adapters = row, endpoint, tuple(adapters)
+        self._members = members or Members(None)
         self._identified = False
         self._lag: float | None = None
 
@@ -187,11 +195,9 @@ class SolanaReader:
             least_slot = max(slots)
         raise Unavailable(self._row.name, f"{READS} times, {len(chunks)} requests were not answered at one slot")
 
-    async def _drive(
-        self, block: Block, flows: Sequence[Flow]
-    ) -> list[tuple[tuple[Position, ...], tuple[Finding, ...]]]:
+    async def _drive(self, block: Block, flows: Sequence[Generator[Batch, Answers, R]]) -> list[R]:
         """Drive generators in lockstep until all have returned; equal keys of a round are read once."""
-        results: dict[int, tuple[tuple[Position, ...], tuple[Finding, ...]]] = {}
+        results: dict[int, R] = {}
         waiting: dict[int, tuple[str, ...]] = {}
 
         def resume(i: int, answers: tuple[RawAccount | None, ...] | None) -> None:
@@ -216,8 +222,10 @@ class SolanaReader:
             block,
             [a.flow([s for s in subjects if (s.address is None) == (a.keyed_by == "account")]) for a in self._adapters],
         )
-        positions = tuple(p for found, _ in results for p in found)
-        return Reading(block, positions, tuple(f for _, found in results for f in found))
+        # Looked up after the positions: who took its consent back in between holds nothing by it.
+        (unverified,) = await self._drive(block, [self._members.flow(subjects)])
+        positions, withheld = withhold([p for found, _ in results for p in found], unverified)
+        return Reading(block, positions, (*(f for _, found in results for f in found), *withheld))
 
     async def read_quotes(self, block: Block) -> tuple[Quote, ...]:
         """Return nothing: no price feed is read from this chain yet."""

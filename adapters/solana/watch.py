@@ -147,35 +147,35 @@ class SolanaWatcher:
         holdings: set[str | int] = set()
         self._session = session
         try:
-            roots = await session.call("rootSubscribe", [])
             for program in self._programs:
                 config = FINALIZED | {"filters": [{"dataSize": HOLDING_SIZE}]}
                 holdings.add(await session.call("programSubscribe", [program, config]))
-            subscribed: dict[str, str] = {}
+            await self._subscribe(session, accounts)
+            roots = await session.call("rootSubscribe", [])  # last, so that nothing is missed after the first root
             while True:
-                fresh = [key for key in self._wanted if key not in subscribed]
-                if fresh and len(self._wanted) <= self._key_limit:
-                    await self._subscribe(session, fresh, accounts)
-                    subscribed |= {key: self._wanted[key] for key in fresh}
-                    if self._after != UNKNOWN:
-                        # They may have changed before anybody listened.
-                        self._mark(self._root + 1, {subscribed[key] for key in fresh})
+                if fresh := await self._subscribe(session, accounts):
+                    self._mark(self._root + 1, fresh)  # they may have changed before anybody listened
                 told = await session.next(SILENCE_SECONDS)
                 if told.subscription == roots:
                     self._take_root(told.result)
                 elif told.subscription in accounts:
-                    self._mark(self._slot(told.result), {accounts[told.subscription]})
+                    self._mark(self._slot(told.result), {self._wanted[accounts[told.subscription]]})
                 elif told.subscription in holdings:
                     self._mark(self._slot(told.result), self._fields(told.result))
         finally:
             self._session = None
 
-    async def _subscribe(self, session: Session, keys: Sequence[str], accounts: dict[str | int, str]) -> None:
-        async def subscribe(key: str) -> None:
-            accounts[await session.call("accountSubscribe", [key, FINALIZED])] = self._wanted[key]
+    async def _subscribe(self, session: Session, accounts: dict[str | int, str]) -> set[str]:
+        """Subscribe to accounts that are wanted and not yet listened to; return their words."""
 
+        async def subscribe(key: str) -> None:
+            accounts[await session.call("accountSubscribe", [key, FINALIZED])] = key
+
+        listened = set(accounts.values())
+        keys = [key for key in self._wanted if key not in listened] if len(self._wanted) <= self._key_limit else []
         for start in range(0, len(keys), AT_ONCE):
             await asyncio.gather(*(subscribe(key) for key in keys[start : start + AT_ONCE]))
+        return {self._wanted[key] for key in keys}
 
     def _take_root(self, root: Any) -> None:
         if not isinstance(root, int) or root < 0:

@@ -10,7 +10,7 @@ from fastapi.staticfiles import StaticFiles
 from aggregator.api import errors
 from aggregator.api.context import ApiService
 from aggregator.api.guard import Guard
-from aggregator.api.routes import accounts, epochs, operations, pages, world
+from aggregator.api.routes import accounts, epochs, latency, operations, pages, signing, world
 
 __all__ = ["ApiService", "create_app"]
 
@@ -32,9 +32,10 @@ def create_app(service: ApiService) -> FastAPI:
     app.state.service = service
     app.add_middleware(Guard)
     errors.install(app)
-    for module in (accounts, epochs, world):
+    for module in (accounts, epochs, latency, world):
         app.include_router(module.router, prefix="/v1")
     app.include_router(operations.router)
     app.include_router(pages.router)
+    app.include_router(signing.router)
     app.mount("/static", StaticFiles(directory=Path(__file__).with_name("web") / "static"), name="static")
     return app

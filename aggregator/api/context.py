@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from aggregator.domain.certificate import EpochRecord, EpochSummary
+from aggregator.domain.latency import LatencyReport, Leg
 from aggregator.domain.rows import AssetRow, ChainRow, DeploymentRow, DestinationRow, SourceRow
 from aggregator.domain.snapshot import Finding
 from aggregator.ports import Accounts, Clock, Halt, Halts, Store
@@ -24,6 +25,7 @@ class ApiService:
     """Everything the API needs.
 
     Args:
+        latency: returns what was measured of the legs in so many seconds, of one chain (id or name) and leg or of all.
         bundle: returns the audit bundle of one account at one whole epoch as JSON text.
         proof: returns the sibling path of the leaf at an index of ``record.leaves``.
         readiness: returns the reasons why the service is not ready, none when it is.
@@ -32,6 +34,7 @@ class ApiService:
     store: Store
     accounts: Accounts
     halts: Halts
+    latency: Callable[[int, str | None, Leg | None], Awaitable[LatencyReport]]
     clock: Clock
     chains: tuple[ChainRow, ...]
     assets: tuple[AssetRow, ...]

@@ -5,6 +5,7 @@ Every amount is a string (JavaScript rounds integers beyond 2**53): ``exact`` as
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -15,6 +16,7 @@ from pydantic import BaseModel, Field
 from aggregator.api.context import ApiService
 from aggregator.domain.certificate import EpochRecord, EpochSummary, LinkRecord, Posting
 from aggregator.domain.errors import UnknownError
+from aggregator.domain.links import LinkMessage
 from aggregator.domain.report import AccountMargin, Component, Flag, Haircuts, LeafValues
 from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow
 from aggregator.domain.snapshot import Account, ChainView, Finding
@@ -77,6 +79,7 @@ class AccountView(BaseModel):
     controller: str = Field(description="CAIP-10", examples=["eip155:31337:0x" + "aa" * 20])
     home: str = Field(description="CAIP-2 of the destination that holds its budget", examples=["eip155:31337"])
     links: list[str] = Field(description="CAIP-10 addresses that back it")
+    ending: list[str] = Field(description="Those of `links` that are revoked: their assets count 0, their debts stand")
 
 
 class AccountPage(BaseModel):
@@ -90,14 +93,27 @@ class LinkView(BaseModel):
     """One entry of the links log."""
 
     position: int = Field(description="Place in the log, which decides conflicts", examples=[1])
+    kind: Literal["link", "revoke", "end"] = Field(description="An end completes the revoke that has its nonce")
     account: str
     controller: str
     member: str
     nonce: str = Field(examples=["1"])
     expiry: int
-    invite_signature: str
-    accept_signature: str
+    invite_signature: str = Field(description="The controller's; empty where the member revokes, and in an end")
+    accept_signature: str = Field(description="The member's; empty where the controller revokes, and in an end")
     recorded_at: int
+
+
+class MessageView(BaseModel):
+    """What one side of a link signs."""
+
+    verb: Literal["invite", "accept", "revoke"]
+    signer: str = Field(description="CAIP-10 of the side that signs", examples=["eip155:31337:0x" + "aa" * 20])
+    nonce: str = Field(examples=["1"])
+    expiry: int
+    form: Literal["eip712", "text"] = Field(description="eth_signTypedData_v4, or a text signed with Ed25519")
+    message: str = Field(description="Exactly what is signed: EIP-712 JSON, or the text")
+    digest: str = Field(description="EIP-712 digest, which an EIP-1271 contract is asked about; empty for a text")
 
 
 class Freshness(BaseModel):
@@ -334,6 +350,26 @@ class PostingView(BaseModel):
     updated_at: int
 
 
+class ReorgView(BaseModel):
+    """A certified block that is not canonical any more: why statements below the floor are void."""
+
+    chain: str
+    name: str
+    height: int
+    was: str
+    now: str = Field(description="Empty: the chain is shorter than it was")
+
+
+class CarriedView(BaseModel):
+    """Accounts not read anew at a chain's block: nothing was seen to touch them since an older one."""
+
+    chain: str
+    name: str
+    height: int
+    time: int
+    accounts: int = Field(description="How many")
+
+
 class EpochView(BaseModel):
     """One epoch: what was signed, by whom, and what was seen."""
 
@@ -347,6 +383,9 @@ class EpochView(BaseModel):
     signatures: list[SignatureView]
     refusals: list[RefusalView]
     chains: list[ChainLeg]
+    skew: int = Field(description="Seconds between the oldest and the newest block of the Cut")
+    carried: list[CarriedView]
+    reorgs: list[ReorgView] = Field(description="Why this epoch's floor is its own number; empty otherwise")
     findings: list[FindingView]
     postings: list[PostingView]
 
@@ -432,6 +471,8 @@ class AssetView(BaseModel):
     policy: str
     underlying: str | None
     sources: list[str] = Field(description="Names of its price sources")
+    status: Literal["ok", "unknown", "stale"] = Field(description="Unknown: no price. Stale: its chain is not fresh")
+    cause: str = Field(description="Why it is not ok")
 
 
 class DestinationView(BaseModel):
@@ -483,6 +524,20 @@ def build_account(account: Account) -> AccountView:
         controller=account.controller,
         home=account.home,
         links=list(account.links),
+        ending=list(account.ending),
+    )
+
+
+def build_message(message: LinkMessage) -> MessageView:
+    """Build from what one side signs."""
+    return MessageView(
+        verb=message.verb,
+        signer=message.signer,
+        nonce=str(message.nonce),
+        expiry=message.expiry,
+        form="text" if message.typed is None else "eip712",
+        message=message.text if message.typed is None else json.dumps(message.typed, indent=2),
+        digest=message.digest,
     )
 
 
@@ -732,9 +787,29 @@ def build_epoch(service: ApiService, record: EpochRecord, postings: tuple[Postin
         signatures=build_signatures(service, record),
         refusals=_build_refusals(record.refusals),
         chains=[build_leg(service, view) for view in record.chains],
+        **_build_cut(service, record),
         findings=[build_finding(finding) for finding in record.findings],
         postings=[build_posting(posting) for posting in postings],
     )
+
+
+def _build_cut(service: ApiService, record: EpochRecord) -> dict[str, Any]:
+    """Build what the committed text of the Cut says beyond the chains; a pruned epoch has none."""
+    cut = json.loads(record.preimages.get("cut", "{}"))
+    return {
+        "skew": cut.get("skew", 0),
+        "carried": [
+            CarriedView(
+                chain=c["block"]["chain"],
+                name=service.chain_name(c["block"]["chain"]),
+                height=c["block"]["height"],
+                time=c["block"]["time"],
+                accounts=c["count"],
+            )
+            for c in cut.get("carried", [])
+        ],
+        "reorgs": [ReorgView(name=service.chain_name(r["chain"]), **r) for r in cut.get("reorgs", [])],
+    }
 
 
 def build_statement(service: ApiService, record: EpochRecord) -> StatementView:
@@ -771,11 +846,23 @@ def build_statement(service: ApiService, record: EpochRecord) -> StatementView:
     )
 
 
-def build_asset(service: ApiService, row: AssetRow) -> AssetView:
-    """Build one configured asset with the sources of its feed."""
+def build_asset(service: ApiService, row: AssetRow, record: EpochRecord | None) -> AssetView:
+    """Build one configured asset with the sources of its feed, and whether the newest epoch could count it."""
+    status, cause = "unknown", "no epoch yet"
+    if record is not None:
+        chain = row.id.partition("/")[0]
+        view = next((v for v in record.chains if v.chain == chain), None)
+        priceless = next((f for f in record.findings if (f.code, f.scope) == ("price-unknown", row.feed)), None)
+        status, cause = "ok", ""
+        if priceless is not None:
+            status, cause = "unknown", priceless.detail
+        elif view is None or view.status != "ok":
+            status, cause = "stale", view.cause if view is not None else "its chain was never read"
     return AssetView(
         **row.model_dump(include={"id", "symbol", "kind", "decimals", "feed", "policy", "underlying"}),
         sources=[source.name for source in service.sources if source.feed == row.feed],
+        status=status,
+        cause=cause,
     )
 
 

@@ -26,6 +26,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from aggregator.core.haircut import hold_bound
 from aggregator.domain.errors import InputError
 from aggregator.domain.latency import (
     EVERYWHERE,
@@ -203,11 +204,6 @@ def survival(law: Law, seconds: float) -> float:
     return math.fsum(chance for value, chance in zip(*law, strict=True) if value >= seconds)
 
 
-def bound(law: Law, epsilon: float) -> int:
-    """Return the most seconds that are reached with a chance above ``epsilon``."""
-    return max((value for value in law.seconds if survival(law, value) > epsilon), default=0)
-
-
 def dominates(longer: Law, law: Law) -> bool:
     """Say whether ``longer`` exceeds every length at least as likely as ``law`` does."""
     return all(survival(longer, value) >= survival(law, value) - _NOISE for value in law.seconds)
@@ -216,13 +212,18 @@ def dominates(longer: Law, law: Law) -> bool:
 def within_band(theirs: LatencyTables, mine: LatencyTables, configured: LatencyTables, steps: int = STEPS) -> str:
     """Say what makes a proposer's tables unacceptable, "" if nothing does. Longer laws are.
 
-    Refused are tables that lack a leg or add one; a law that does not dominate the configured one, outages included;
-    a law that is more than ``steps`` grid steps shorter than one's own at its median, 90th or 99th percentile. One's
-    own law counts once it rests on twice ``FEWEST`` measurements: until then the proposer may still lack some.
+    Refused are tables that :func:`parse_tables` would refuse, that lack a leg or add one; a law that does not dominate
+    the configured one, outages included; a law that is more than ``steps`` grid steps shorter than one's own at its
+    median, 90th or 99th percentile. One's own law counts once it rests on twice ``FEWEST`` measurements: until then
+    the proposer may still lack some.
 
     Args:
         configured: what ``build_tables`` makes of no samples.
     """
+    try:
+        parse_tables(tables_json(theirs))
+    except InputError as error:
+        return str(error)
     laws = {(leg.chain, leg.leg): leg.law for leg in theirs}
     own = {(leg.chain, leg.leg): leg for leg in mine}
     floor = {(leg.chain, leg.leg): leg.law for leg in configured}
@@ -312,7 +313,7 @@ def describe(
             for t in sorted(wanted, key=lambda t: (t.chain, LEGS.index(t.leg)))
         ),
         holds=tuple(
-            _hold_report(row, convolve(held[row.id]), epsilon)
+            _hold_report(row, held[row.id], epsilon)
             for row in sorted(chains, key=lambda row: row.id)
             if only[0] in (None, row.id) and only[1] in (None, *HOLD_LEGS)
         ),
@@ -344,7 +345,8 @@ def _leg_report(table: LegLaw, name: str, samples: Sequence[Sample], configured:
     )
 
 
-def _hold_report(row: ChainRow, law: Law, epsilon: float) -> HoldReport:
+def _hold_report(row: ChainRow, legs: Sequence[Law], epsilon: float) -> HoldReport:
+    law = convolve(legs)
     return HoldReport(
         row.id,
         row.name,
@@ -352,7 +354,7 @@ def _hold_report(row: ChainRow, law: Law, epsilon: float) -> HoldReport:
         quantile(law, 0.9),
         quantile(law, 0.99),
         law.seconds[-1],
-        bound(law, epsilon),
+        hold_bound(legs, epsilon),
     )
 
 

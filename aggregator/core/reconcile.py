@@ -40,8 +40,8 @@ def reconcile(
     chain's ``max_age``, "stale" after. A chain that never was read is "missing".
 
     A reading may be merged: positions with ``seen`` are carried from an older block, which gets a view of its own, as
-    old as it is and stale whenever the chain's newest is. What is not carried as the reading itself says is dropped, and
-    its account is ``not-read-yet``.
+    old as it is and stale whenever the chain's newest is. What is not carried as the reading itself says is dropped,
+    and its account is ``not-read-yet``.
 
     Args:
         cut: the epoch's Cut; a reading at another block, at a block after the cut, or with other accounts carried, is

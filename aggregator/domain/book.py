@@ -235,9 +235,9 @@ def build_book(
     ``debt-unreadable`` or ``not-read-yet`` finding of the Snapshot makes its account blind too.
 
     ``partial`` marks what is unknown whatever it is worth: a finding on the account, one on a chain that it is linked
-    to, a debt that cannot be interpreted, a malformed amount, a chain never read. An asset that cannot be interpreted,
-    and a chain-wide finding where the account has no link, are left to the valuation, which knows what the asset could
-    count and what the account has there: both may be a stranger's gift.
+    to, a debt or a seizable asset that cannot be interpreted, a malformed amount, a chain never read. Any other asset
+    that cannot be interpreted, and a chain-wide finding where the account has no link, are left to the valuation, which
+    knows whether the asset could count and what the account has there: both may be a stranger's gift.
 
     Args:
         snapshot: what was seen.
@@ -293,7 +293,12 @@ def build_book(
     doubted = np.zeros(len(chains) + 1, dtype=np.bool_)
     doubted[[place[f.scope.split(" ", 1)[0]] for f in _worrying(snapshot) if f.scope.split(" ", 1)[0] in place]] = True
     partial = _partial(snapshot, number, place, touches, monitored) | linked[:, doubted].any(axis=1)
-    partial[[owner[i] for i, (code, _) in trouble.items() if sides[i] != ASSET or code == "bad-amount"]] = True
+    odd = [
+        owner[i]
+        for i, (code, _) in trouble.items()
+        if sides[i] != ASSET or rows[i].control == "seizable" or code == "bad-amount"
+    ]
+    partial[odd] = True
     blind = np.zeros(len(accounts), dtype=np.bool_)
     unread = (f.scope.split(" ", 1)[0] for f in snapshot.findings if f.code in (DEBT_UNREADABLE, NOT_READ_YET))
     blind[[number[account] for account in unread if account in number]] = True

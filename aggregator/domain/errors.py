@@ -11,6 +11,7 @@
     │   ├── Unreachable          down, slow or refusing; retryable
     │   ├── WrongChain           answers for another chain
     │   ├── Garbage              answers what the protocol does not allow
+    │   ├── Contradicted         says something else than it proves; excluded until the process ends
     │   ├── NodeRefused          answers with a JSON-RPC error (a revert, bad parameters)
     │   └── Unavailable          answers well, but does not have it (pruned state, unknown block); retryable
     ├── RefusedError             one of our own rules says no (an attestor, a watermark, a quorum)
@@ -87,6 +88,20 @@ class WrongChain(SourceError):
 
 class Garbage(SourceError):
     """Answers something the protocol does not allow; never read as a value."""
+
+
+class Contradicted(SourceError):
+    """A node that says something else than its own state proof shows. It is not asked again.
+
+    Args:
+        height: of the block that both were about. block: its hash.
+        about: what was claimed, for example "balance of 0x…".
+        value: what the node said. proven: what its proof shows.
+    """
+
+    def __init__(self, source: str, height: int, block: str, about: str, value: str, proven: str) -> None:
+        self.height, self.block, self.about, self.value, self.proven = height, block, about, value, proven
+        super().__init__(source, f"halted: says {about} is {value} at block {height}, its state proof shows {proven}")
 
 
 class NodeRefused(SourceError):

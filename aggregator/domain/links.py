@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aggregator.domain.certificate import LinkRecord, State
 from aggregator.domain.errors import ConflictError
 from aggregator.domain.report import AccountMargin, Flag
 from aggregator.domain.snapshot import Account, ChainView
+from proofs.links import Verb
 
 
 class Backing(NamedTuple):
@@ -22,6 +23,18 @@ class Backing(NamedTuple):
 
     link: LinkRecord
     revoke: LinkRecord | None = None
+
+
+class LinkMessage(NamedTuple):
+    """What one side signs, in the form in which its address signs it."""
+
+    verb: Verb
+    signer: str  # CAIP-10
+    nonce: int
+    expiry: int
+    text: str  # what a Solana wallet signs, "" for an EVM address
+    typed: dict[str, Any] | None  # EIP-712 JSON for an EVM wallet, None for a Solana address
+    digest: str  # 0x, the EIP-712 digest that a contract is asked about; "" for a Solana address
 
 
 def backings(log: Iterable[LinkRecord]) -> dict[str, Backing]:

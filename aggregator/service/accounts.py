@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any, NamedTuple
 
 import structlog
 
 from aggregator.domain.certificate import EpochRecord, LinkRecord, State
 from aggregator.domain.errors import ConflictError, InputError, UnknownError
-from aggregator.domain.links import endable, next_nonce
+from aggregator.domain.links import LinkMessage, endable, next_nonce
 from aggregator.domain.snapshot import Account, Finding, Subject
 from aggregator.ports import Clock, Store
 from aggregator.service.seals import questions, to_terms
@@ -241,18 +240,6 @@ class LinkEnder:
             except ConflictError as error:  # both sides signed anew in this moment
                 log.info("link does not end", member=entry.member, cause=str(error))
         return tuple(ended)
-
-
-class LinkMessage(NamedTuple):
-    """What one side signs, in the form in which its address signs it."""
-
-    verb: Verb
-    signer: str  # CAIP-10
-    nonce: int
-    expiry: int
-    text: str  # what a Solana wallet signs, "" for an EVM address
-    typed: dict[str, Any] | None  # EIP-712 JSON for an EVM wallet, None for a Solana address
-    digest: str  # 0x, the EIP-712 digest that a contract is asked about; "" for a Solana address
 
 
 def _side(by: str) -> Side:

@@ -226,6 +226,8 @@ class Observer:
         last, rule = self._memory[chain].last, self._rereading
         if last is None or len(accounts) < rule.full_below or rule.epochs <= 1:
             return accounts
+        if (watcher := self._watchers.get(chain)) is not None:
+            watcher.watch(subjects_on(chain, accounts, {}))
         words = await self._touched(chain, last.block.height, block.height)
         if words is None:
             return accounts

@@ -11,13 +11,18 @@ import structlog
 from aggregator.core.pipeline import explain
 from aggregator.domain.certificate import Certificate, EpochRecord, State
 from aggregator.domain.errors import CrossmarginError, SourceError
+from aggregator.domain.latency import EVERYWHERE, LatencyTables
 from aggregator.domain.price import Quote
 from aggregator.domain.report import AccountMargin, MarginReport
+from aggregator.domain.snapshot import REORGED
 from aggregator.ports import Clock, PriceSource, Store
 from aggregator.service import telemetry
+from aggregator.service.accounts import LinkEnder
 from aggregator.service.attest import Attesting, Proposal, Rules, collect_quorum
 from aggregator.service.collect import Collected, Observer
-from aggregator.service.workbench import Computed, Workbench
+from aggregator.service.latency import LatencyMeter
+from aggregator.service.seals import seals
+from aggregator.service.workbench import Computed, Workbench, skew
 from proofs.statement import GENESIS_SET_ID, Header, StatementBody, body_hash
 from proofs.statement import digest as statement_digest
 
@@ -32,6 +37,8 @@ class Cycle:
 
     Args:
         offer: called with each certified epoch (the relayer's door); it returns at once.
+        meter: takes what was measured, and gives the laws that the valuation uses.
+        ender: ends revoked links when they may.
     """
 
     def __init__(
@@ -46,10 +53,13 @@ class Cycle:
         clock: Clock,
         offer: Callable[[EpochRecord], Awaitable[None]],
         keep_epochs: int,
+        meter: LatencyMeter,
+        ender: LinkEnder,
     ) -> None:
         self._workbench, self._observer, self._source = workbench, observer, source
         self._store, self._attestors, self._rules, self._clock = store, attestors, rules, clock
         self._offer, self._keep = offer, keep_epochs
+        self._meter, self._ender = meter, ender
         self.last_problem: str = "no epoch has run yet"
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -99,7 +109,8 @@ class Cycle:
         state = await self._store.state()
         previous = await self._store.certificate()
         seen, (updates, published) = await asyncio.gather(
-            self._observer.collect(number, cut_time, state.accounts), self._published(cut_time)
+            self._observer.collect(number, cut_time, state.accounts, seals(self._rules.deployment_id, state.links)),
+            self._published(cut_time),
         )
         telemetry.EPOCH_SECONDS.labels("read").observe(perf_counter() - started)
         for chain in seen.causes:
@@ -107,15 +118,20 @@ class Cycle:
 
         computing = perf_counter()
         quotes = (*published, *seen.quotes)
-        mine = await asyncio.to_thread(self._workbench.compute, seen, quotes, updates, state, self._observer.last)
+        latency = self._meter.tables(cut_time)
+        mine = await asyncio.to_thread(
+            self._workbench.compute, seen, quotes, updates, state, self._observer.last, latency
+        )
         telemetry.EPOCH_SECONDS.labels("compute").observe(perf_counter() - computing)
-        proposal = self._propose(number, seen, mine, updates, state, previous)
+        proposal = self._propose(number, seen, mine, updates, state, previous, latency)
 
         asking = perf_counter()
         quorum = await collect_quorum(
             proposal, self._attestors, self._rules.deployment, timeout=self._workbench.lifetime / 2
         )
         telemetry.EPOCH_SECONDS.labels("attest").observe(perf_counter() - asking)
+        if quorum.attestations:
+            self._meter.measure("attest", EVERYWHERE, perf_counter() - asking)
         for attestor, reason in quorum.refusals:
             telemetry.REFUSALS.labels(attestor, reason.partition(":")[0]).inc()
 
@@ -136,11 +152,14 @@ class Cycle:
         await self._store.save_epoch(record)
         await self._store.save_readings(self._observer.name, self._observer.parts)
         telemetry.EPOCH_SECONDS.labels("store").observe(perf_counter() - storing)
-        self._measure(record)
+        self._measure(record, seen)
+        await self._meter.flush()
         if record.attestations:
             self._observer.attested(record.digest, seen)
             self._observer.certified(record.digest, record.header.floor)
+            self._meter.certified(number, record.header.produced_at)
             await self._offer(record)
+            await self._ender.settle(record, state)
         else:
             log.warning("epoch not certified", epoch=number, refusals=dict(quorum.refusals))
         return record
@@ -168,6 +187,7 @@ class Cycle:
         updates: Sequence[bytes],
         state: State,
         previous: Certificate | None,
+        latency: LatencyTables,
     ) -> Proposal:
         body = StatementBody(
             cut_digest=mine.digests["cut"],
@@ -198,11 +218,20 @@ class Cycle:
             updates=tuple(updates),
             state=state,
             previous=previous,
+            latency=latency,
             preimages=mine.preimages,
         )
 
     @staticmethod
-    def _measure(record: EpochRecord) -> None:
+    def _measure(record: EpochRecord, seen: Collected) -> None:
+        carried = dict.fromkeys(seen.readings, 0)
+        for group in seen.cut.carried:
+            carried[group.block.chain] += len(group.accounts)
+        for chain, count in carried.items():
+            telemetry.CARRIED.labels(chain).set(count)
+            telemetry.HALTED_CHAINS.labels(chain).set(seen.causes.get(chain, "").startswith(REORGED))
+        telemetry.CUT_SKEW.set(skew(record.chains))
+        telemetry.FLOOR.set(record.header.floor)
         telemetry.EPOCHS.labels("certified" if record.attestations else "uncertified").inc()
         if record.attestations:
             telemetry.EPOCH_NUMBER.set(record.header.epoch)

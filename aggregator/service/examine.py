@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+from aggregator.core.latency import within_band
+from aggregator.domain.errors import RefusedError
 from aggregator.ports import PriceSource, Store
 from aggregator.service.attest import Proposal, Recomputed
 from aggregator.service.collect import Observer
+from aggregator.service.latency import LatencyMeter
+from aggregator.service.seals import seals
 from aggregator.service.state_rules import StateRules
 from aggregator.service.workbench import Workbench
 
@@ -20,13 +24,20 @@ class Examiner:
         observer: its own readers and memory.
         source: verifies raw price updates; None where no signed price is configured.
         store: where its copy of the links log comes from, and where it remembers what it read.
+        meter: its own measurements, which the proposer's laws must not fall short of.
     """
 
     def __init__(
-        self, rules: StateRules, workbench: Workbench, observer: Observer, source: PriceSource | None, store: Store
+        self,
+        rules: StateRules,
+        workbench: Workbench,
+        observer: Observer,
+        source: PriceSource | None,
+        store: Store,
+        meter: LatencyMeter,
     ) -> None:
         self._workbench, self._observer, self._source, self._store = workbench, observer, source, store
-        self._rules = rules
+        self._rules, self._meter = rules, meter
 
     async def recompute(self, proposal: Proposal) -> Recomputed:
         """Check what the proposer chose, read the chains at its Cut, and compute what follows.
@@ -38,13 +49,14 @@ class Examiner:
         self._settle(proposal.body.previous, 0 if proposal.previous is None else proposal.previous.header.floor)
         state, cut = proposal.state, proposal.cut
         await self._rules.verify(proposal, await self._store.state())
-        seen = await self._observer.collect_at(cut, state.accounts)
+        self._check_latency(proposal)
+        seen = await self._observer.collect_at(cut, state.accounts, seals(self._rules.deployment_id, state.links))
         published = (
             self._source.decode(proposal.updates, cut.cut_time) if self._source is not None and proposal.updates else ()
         )
         quotes = (*published, *seen.quotes)
         mine = await asyncio.to_thread(
-            self._workbench.compute, seen, quotes, proposal.updates, state, self._observer.last
+            self._workbench.compute, seen, quotes, proposal.updates, state, self._observer.last, proposal.latency
         )
         self._observer.attested(proposal.digest, seen)
         self._rules.attested(proposal.digest, state, mine, self._workbench.world)
@@ -59,6 +71,12 @@ class Examiner:
             mine.digests["state"],
             mine.commitment.accounts_root,
         )
+
+    def _check_latency(self, proposal: Proposal) -> None:
+        """Refuse laws shorter than one's own measurements allow; longer ones cost the owner, not the lender."""
+        problem = within_band(proposal.latency, self._meter.tables(proposal.cut.cut_time), self._meter.configured)
+        if problem:
+            raise RefusedError("latency", problem)
 
     def _settle(self, previous: bytes, floor: int) -> None:
         """What was attested last and is certified by now becomes the ground for what follows."""

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 from prometheus_client import Histogram
 
-from aggregator.core.latency import GRID, NEWEST, REFRESH, WINDOW, build_tables, select
+from aggregator.core.latency import GRID, NEWEST, REFRESH, WINDOW, build_tables, describe, select
 from aggregator.domain.certificate import Posting
-from aggregator.domain.latency import LatencyTables, Leg, Sample
+from aggregator.domain.errors import UnknownError
+from aggregator.domain.latency import EVERYWHERE, LatencyReport, LatencyTables, Leg, Sample
 from aggregator.domain.rows import ChainRow, DestinationRow
 from aggregator.ports import Clock, Latencies
 from aggregator.service import telemetry
@@ -118,6 +119,38 @@ class LatencyMeter:
             return False
         series.append(sample)
         return True
+
+
+async def report_latency(
+    store: Latencies,
+    chains: Sequence[ChainRow],
+    destinations: Sequence[DestinationRow],
+    *,
+    now: float,
+    epsilon: float,
+    seconds: int = WINDOW,
+    chain: str | None = None,
+    leg: Leg | None = None,
+) -> LatencyReport:
+    """Return what the store remembers of the last ``seconds``, and the laws that follow from the whole window.
+
+    Args:
+        epsilon: the policy's ``exit_epsilon``.
+        chain: CAIP-2, name, or ``EVERYWHERE``; None for all.
+
+    Raises:
+        UnknownError: names ``chain``.
+    """
+    if chain is not None and chain != EVERYWHERE:
+        found = next((row.id for row in chains if chain in (row.id, row.name)), None)
+        if found is None:
+            known = ", ".join(row.name for row in chains)
+            raise UnknownError("chain", chain, f"configured are {known}; {EVERYWHERE} is for legs of no chain")
+        chain = found
+    samples = await store.window(int(now) - WINDOW - REFRESH)
+    return describe(
+        samples, chains, destinations, now=now, since=int(now) - seconds, epsilon=epsilon, only=(chain, leg)
+    )
 
 
 class Landings:

@@ -7,7 +7,6 @@ if not: no statement may leave out an entry older than its cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import structlog
@@ -51,7 +50,7 @@ class StateRules:
     """
 
     def __init__(self, deployment_id: bytes, cooldown: int, witness: Witness | None = None) -> None:
-        self._deployment_id, self._cooldown, self._witness = deployment_id, cooldown, witness
+        self.deployment_id, self._cooldown, self._witness = deployment_id, cooldown, witness
         self._verified: set[LinkRecord | tuple[str, bytes]] = set()
         self._asked: set[LinkRecord] = set()
         self._certified = _Attested()
@@ -146,11 +145,11 @@ class StateRules:
             signed = to_signed_link(entry, salt)
             terms, at, invite, accept = signed.terms, signed.accepted_at, signed.invite, signed.accept
             if entry.kind == "link" and invite is not None and accept is not None:
-                verify_link(self._deployment_id, terms, invite, accept, at, salt=salt, ask_chain=True)
+                verify_link(self.deployment_id, terms, invite, accept, at, salt=salt, ask_chain=True)
             elif entry.kind == "revoke" and invite is not None and accept is None:
-                verify_revoke(self._deployment_id, terms, "controller", invite, at, salt=salt, ask_chain=True)
+                verify_revoke(self.deployment_id, terms, "controller", invite, at, salt=salt, ask_chain=True)
             elif entry.kind == "revoke" and accept is not None and invite is None:
-                verify_revoke(self._deployment_id, terms, "member", accept, at, salt=salt, ask_chain=True)
+                verify_revoke(self.deployment_id, terms, "member", accept, at, salt=salt, ask_chain=True)
             else:
                 raise RefusedError("state", f"link {entry.position}: not the signatures of a {entry.kind}")
         except (ProofError, InputError) as error:
@@ -166,7 +165,7 @@ class StateRules:
         """
         if entry in self._asked:
             return
-        for side, chain, subject in questions(self._deployment_id, entry):
+        for side, chain, subject in questions(self.deployment_id, entry):
             if self._witness is None:
                 raise RefusedError("state", f"link {entry.position}: {chain} must be asked about the {side}")
             try:

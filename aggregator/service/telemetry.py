@@ -23,6 +23,10 @@ LATENCY = Histogram(
 )
 EPOCH_NUMBER = Gauge("crossmargin_epoch", "The newest certified epoch")
 CHAIN_AGE = Gauge("crossmargin_chain_age_seconds", "Age of a chain's pinned block at the cut", ["chain"])
+CUT_SKEW = Gauge("crossmargin_cut_skew_seconds", "Seconds between the oldest and the newest block of a Cut")
+CARRIED = Gauge("crossmargin_carried_accounts", "Accounts carried from an older block of the chain", ["chain"])
+FLOOR = Gauge("crossmargin_floor_epoch", "Statements below this epoch are void after a reorganisation; 0 = none")
+HALTED_CHAINS = Gauge("crossmargin_chain_halted", "1 while a reorganisation below finality halts the chain", ["chain"])
 READ_FAILURES = Counter("crossmargin_read_failures_total", "Chains not read in an epoch", ["chain"])
 DISPUTES = Counter(
     "crossmargin_disputes_total",

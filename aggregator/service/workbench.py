@@ -176,7 +176,14 @@ class Workbench:
     def _state(state: State) -> dict[str, Any]:
         return {
             "accounts": [
-                {"id": a.id, "controller": a.controller, "kind": a.kind, "home": a.home, "links": list(a.links)}
+                {
+                    "id": a.id,
+                    "controller": a.controller,
+                    "kind": a.kind,
+                    "home": a.home,
+                    "links": list(a.links),
+                    "ending": list(a.ending),
+                }
                 for a in state.accounts
             ],
             "links": [encode_link(to_signed_link(link, state.salts[link.account])) for link in state.links],

@@ -338,8 +338,8 @@ def play(*, once: bool, port: int | None) -> int:
 def _announce(console: Console, world: World) -> None:
     console.print(
         f"\n  page  {world.url}/\n  docs  {world.url}/docs\n  API   {world.url}/v1/accounts\n"
-        f"  shell .venv/bin/crossmargin accounts   (also: margin meridian, chains, epochs, check, export meridian -o FILE)\n"
-        f"  fault .venv/bin/python -m infra.devnet fault list   (then: fault lying on, fault dead on --provider all, …)\n"
+        f"  shell .venv/bin/crossmargin accounts   (also: margin meridian, chains, epochs, check, disputes)\n"
+        f"  fault .venv/bin/python -m infra.devnet fault list   (then: fault lying, fault dead --provider all, …)\n"
     )
 
 
@@ -354,19 +354,31 @@ def _live(console: Console, stage: Stage) -> None:
     stage.tell = tell
     if not console.is_terminal:
         stage.tell = console.print
-        for phase in PHASES:
-            phase(stage)
-        while True:
+        _play_on(stage)
+        while stage.service.poll() is None:
             time.sleep(1)
+        raise DemoError(f"the service stopped (exit {stage.service.returncode})")
     with Live(console=console, refresh_per_second=2, screen=False) as live:
         stage.on_look = lambda: live.update(_picture(stage, events))
-        for phase in PHASES:
-            phase(stage)
-        tell("the scenario is over; everything keeps running until Ctrl-C")
+        _play_on(stage)
         while stage.service.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
                 live.update(_picture(stage, events))
             time.sleep(1)
+
+
+def _play_on(stage: Stage) -> None:
+    """Play the phases; one that fails, for instance since somebody turned a fault on meanwhile, ends only the play."""
+    try:
+        for phase in PHASES:
+            phase(stage)
+    except DemoError as error:
+        if stage.service.poll() is not None:
+            raise
+        stage.tell(f"the scenario ends here: {error}")
+    else:
+        stage.tell("the scenario is over")
+    stage.tell("everything keeps running until Ctrl-C; turn faults on and off: python -m infra.devnet fault list")
 
 
 def _picture(stage: Stage, events: list[str]) -> Group:

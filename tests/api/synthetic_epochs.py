@@ -12,11 +12,15 @@ from typing import Any
 
 from aggregator.api import ApiService
 from aggregator.domain.certificate import Attestation, EpochRecord, LinkRecord, Posting
+from aggregator.domain.latency import LatencyReport, Leg
 from aggregator.domain.report import AccountMargin, Component, Flag, Haircuts, Interval, LeafValues, Status
 from aggregator.domain.rows import AssetRow, ChainRow, DeploymentRow, DestinationRow, SourceRow
 from aggregator.domain.snapshot import Account, Block, ChainView, Finding, Position, Reading
 from aggregator.ports import Store
+from aggregator.service.accounts import AccountBook
+from aggregator.service.latency import report_latency
 from aggregator.store.halts import SqlHalts
+from aggregator.store.latencies import SqlLatencies
 from aggregator.store.sql import SqlStore
 from proofs.hashing import keccak256
 from proofs.leaf import Leaf, hash_leaf
@@ -299,10 +303,12 @@ class StandingClock:
         self.time += seconds
 
 
-class TrustingAccounts:
-    """Accounts whose signatures nobody checks; everything else is the store's own judgement."""
+class TrustingAccounts(AccountBook):
+    """Accounts whose links' signatures nobody checks; everything else is as it is."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: StandingClock, rows: dict[str, Any]) -> None:
+        chains, destinations = [row.id for row in rows["chains"]], [row.chain for row in rows["destinations"]]
+        super().__init__(store, clock, bytes(32), chains, destinations)
         self.store = store
 
     async def open_account(self, controller: str, salt: str, kind: str, home: str | None, label: str) -> Account:
@@ -392,16 +398,30 @@ async def make_bundle(record: EpochRecord, account: str) -> str:
 
 def make_world(store: SqlStore) -> World:
     """Build a service over a store that ``fill`` filled."""
-    clock, reasons = StandingClock(), list[Finding]()
+    clock, reasons, rows = StandingClock(), list[Finding](), make_rows()
+
+    async def latency(seconds: int, chain: str | None = None, leg: Leg | None = None) -> LatencyReport:
+        return await report_latency(
+            SqlLatencies(store),
+            rows["chains"],
+            rows["destinations"],
+            now=clock.now(),
+            epsilon=1e-4,
+            seconds=seconds,
+            chain=chain,
+            leg=leg,
+        )
+
     service = ApiService(
         store=store,
-        accounts=TrustingAccounts(store),
+        accounts=TrustingAccounts(store, clock, rows),
         halts=SqlHalts(store),
+        latency=latency,
         clock=clock,
         bundle=make_bundle,
         proof=make_path,
         readiness=lambda: reasons,
-        **make_rows(),
+        **rows,
     )
     return World(service, store, clock, reasons)
 

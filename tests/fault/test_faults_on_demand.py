@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -111,9 +112,8 @@ def test_each_mode_shows(providers: Providers, alpha: Anvil, svm: SvmServer) -> 
     assert httpx.post(turned("garbage"), json={}, trust_env=False).content == b"<html>maintenance</html>"
     assert ask(turned("wrong-chain"), "eth_chainId")["result"] == hex(31338)
     assert ask(turned("wrong-id"), "eth_chainId")["id"] != 7
-    for mode in ("slow", "slow-loris"):
-        with pytest.raises(httpx.TimeoutException):
-            ask(turned(cast(Mode, mode)), "eth_chainId", timeout=0.3)
+    with pytest.raises(httpx.TimeoutException):
+        ask(turned("slow"), "eth_chainId", timeout=0.3)
     turned("stale")
     alpha.mine(2)
     assert ask(url, "eth_blockNumber")["result"] == hex(head)
@@ -255,7 +255,7 @@ def test_a_reorganised_chain_keeps_its_clock_and_goes_on(beta: Anvil) -> None:
     after = blocks_of(beta, head - 10, head)
     assert [b["hash"] for b in before[:5]] == [a["hash"] for a in after[:5]]
     assert not {b["hash"] for b in before[5:]} & {a["hash"] for a in after[5:]}
-    assert all(one["hash"] == other["parentHash"] for one, other in zip(after, after[1:], strict=False))
+    assert all(one["hash"] == other["parentHash"] for one, other in pairwise(after))
     assert beta.rpc("eth_getTransactionReceipt", sent) is None
     times = [int(a["timestamp"], 16) for a in after]
     assert times == sorted(times)

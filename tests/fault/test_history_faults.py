@@ -185,14 +185,14 @@ def pinned_lag(watching: Watching) -> int:
 async def test_what_is_not_finalized_is_not_seen() -> None:
     """A15: lamports that a slot brought which never became final are not in any reading."""
     owner = Keypair.from_seed(b"\x32" * 32)
-    with SvmServer(slot_ms=100, finalized_depth=8) as svm:
-        await asyncio.to_thread(svm.call, "x_advance", 20)
+    with SvmServer(slot_ms=100, finalized_depth=64) as svm:
+        await asyncio.to_thread(svm.call, "x_advance", 220)
 
         async def fund(user: SolanaUser) -> None:
             await user.airdrop(3 * 10**9)
 
         await act(svm.url, owner, fund)
-        await steer(svm.url, "x_advance", 20)
+        await steer(svm.url, "x_advance", 220)
         chain = f"solana:{svm.genesis[:32]}"
         row = ChainRow(
             id=chain,
@@ -214,10 +214,9 @@ async def test_what_is_not_finalized_is_not_seen() -> None:
 
         held = await read()
         assert held > 0
-        await steer(svm.url, "x_pause")
         await act(svm.url, owner, fund)
         assert await read() == held, "processed, not finalized"
-        await steer(svm.url, "x_reorg", 4)
-        await steer(svm.url, "x_advance", 20)
+        await steer(svm.url, "x_reorg", 60)
+        await steer(svm.url, "x_advance", 220)
         assert await read() == held, "and never will be"
         await reader.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +13,10 @@ from aggregator.core.haircut import (
     expected_shortfall_up,
     gate_open,
     haircut_table,
+    hold_bound,
     liquidity_haircut,
 )
+from aggregator.domain.latency import Law
 from aggregator.domain.rows import JumpRow, LatencyLeg
 from tests.strategies import asset_policy
 
@@ -114,3 +118,41 @@ def test_the_gate_only_opens_with_more_delay_and_shuts_with_more_latency(
         leg = late[which % len(late)]
         late[which % len(late)] = leg.model_copy(update={"typical": leg.typical + slower})
         assert not gate_open(late, delay, epsilon)
+
+
+@st.composite
+def measured(draw: st.DrawFn) -> Law:
+    seconds = draw(st.lists(st.integers(0, 90_000), min_size=1, max_size=6, unique=True).map(sorted))
+    weights = draw(st.lists(st.integers(1, 1_000), min_size=len(seconds), max_size=len(seconds)))
+    return Law(tuple(seconds), tuple(weight / sum(weights) for weight in weights))
+
+
+@given(st.lists(legs.map(lambda x: x[0]) | measured(), min_size=1, max_size=3), st.floats(1e-6, 0.5), st.data())
+def test_a_hold_takes_no_less_long_with_a_longer_leg_and_about_what_its_legs_add_up_to(
+    hold: list[LatencyLeg | Law], epsilon: float, data: st.DataObject
+) -> None:
+    bound = hold_bound(hold, epsilon)
+    exact = {0: 1.0}
+    for leg in hold:
+        atoms = (
+            list(zip(*leg, strict=True))
+            if isinstance(leg, Law)
+            else [(leg.typical, 1 - leg.outage_probability), (leg.typical + leg.outage, leg.outage_probability)]
+        )
+        longer: dict[int, float] = {}
+        for seconds, chance in exact.items():
+            for further, part in atoms:
+                longer[seconds + further] = longer.get(seconds + further, 0.0) + chance * part
+        exact = longer
+    least = max(s for s in exact if math.fsum(c for other, c in exact.items() if other >= s) > epsilon * (1 + 1e-9))
+    most = max(s for s in exact if math.fsum(c for other, c in exact.items() if other >= s) > epsilon * (1 - 1e-9))
+    assert least <= bound <= most * (1 + 1 / 256) ** 3
+    which, slower = data.draw(st.integers(0, len(hold) - 1)), data.draw(st.integers(1, 5_000))
+    late: list[LatencyLeg | Law] = list(hold)
+    leg = late[which]
+    late[which] = (
+        leg._replace(seconds=tuple(s + slower for s in leg.seconds))
+        if isinstance(leg, Law)
+        else leg.model_copy(update={"typical": leg.typical + slower})
+    )
+    assert hold_bound(late, epsilon * (1 - 1e-9)) >= bound

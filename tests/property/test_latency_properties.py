@@ -8,12 +8,12 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregator.core.haircut import hold_bound
 from aggregator.core.latency import (
     FEWEST,
     GRID,
     HOLD_LEGS,
     NODES,
-    bound,
     build_tables,
     combine,
     convolve,
@@ -27,7 +27,7 @@ from aggregator.core.latency import (
     tables_json,
     within_band,
 )
-from aggregator.domain.latency import EVERYWHERE, Law, Leg, Sample
+from aggregator.domain.latency import EVERYWHERE, LatencyTables, Law, Leg, Sample
 from aggregator.domain.rows import DestinationRow, LatencyLeg
 from tests.strategies import EVM, SOLANA, chain_row
 
@@ -162,7 +162,7 @@ def test_a_hold_is_never_bounded_below_what_is_configured(
     made, configured = build_tables(samples, chains, DESTINATIONS), build_tables((), chains, DESTINATIONS)
     law, least = convolve(hold_legs(made, chains)[EVM]), convolve(hold_legs(configured, chains)[EVM])
     assert dominates(law, least)
-    assert bound(law, epsilon) >= bound(least, epsilon)
+    assert hold_bound([law], epsilon) >= hold_bound([least], epsilon)
     assert within_band(made, configured, configured) == ""
     assert parse_tables(tables_json(made)) == made
 
@@ -173,9 +173,9 @@ def test_whoever_measures_more_refuses_nobody_who_measures_longer(
 ) -> None:
     chains = (chain_row(EVM, hold=tuple(hold)), chain_row(SOLANA))
 
-    def tables(values: list[float]) -> object:
+    def tables(values: list[float]) -> LatencyTables:
         return build_tables([Sample("relay", EVM, value, 1) for value in values], chains, DESTINATIONS)
 
     longer = [value + more[i % len(more)] for i, value in enumerate(seconds)]
     configured = build_tables((), chains, DESTINATIONS)
-    assert within_band(tables(longer), tables(seconds), configured) == ""  # type: ignore[arg-type]
+    assert within_band(tables(longer), tables(seconds), configured) == ""

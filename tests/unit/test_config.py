@@ -110,6 +110,7 @@ REQUIRED: tuple[Place, ...] = (
     *(("service", key) for key in ("data", "epoch_seconds", "listen", "attestor_keys", "passphrase_file")),
     *(("deployment", key) for key in ("network_class", "members", "threshold", "not_after", "salt")),
     *(("chains", 1, key) for key in ("id", "name", "family", "rpc", "genesis", "block_seconds", "max_age", "hold")),
+    ("chains", 1, "finality"),
     *(("assets", 0, key) for key in ("id", "symbol", "kind", "decimals", "feed", "policy")),
     *(("sources", 2, key) for key in ("name", "feed", "kind", "id")),
     *(("venues", 0, key) for key in ("chain", "kind")),
@@ -151,6 +152,11 @@ def test_every_key_has_an_example_and_every_example_a_key() -> None:
     assert set(EXAMPLES) == set(keys_of(Settings))
 
 
+def rollup(index: int, l1: str, key: str = "finality", **more: Any) -> Callable[[Document], None]:
+    """Let a chain be final by its L1."""
+    return put("chains", index, key, value={"l1": l1, "origin": OTHER, "typical": 900} | more)
+
+
 BROKEN: tuple[tuple[str, Callable[[Document], None], str, str], ...] = (
     ("a chain without blocks", put("chains", 0, "block_seconds", value=0), "chains[0].block_seconds", "greater than 0"),
     ("a word for a number", put("chains", 2, "max_age", value="long"), "chains[2].max_age", "integer"),
@@ -185,6 +191,53 @@ BROKEN: tuple[tuple[str, Callable[[Document], None], str, str], ...] = (
     ),
     ("a table where a list belongs", put("chains", value={}), "chains", "tuple"),
     ("a list where a table belongs", put("service", value=[]), "service", "ServiceRow"),
+    # finality
+    ("no rule", put("chains", 0, "finality", value={}), "chains[0].finality", "one of depth, tag and l1"),
+    ("two rules", put("chains", 0, "finality", "tag", value="safe"), "chains[0].finality", "one of depth, tag and l1"),
+    ("a made-up tag", put("chains", 0, "finality", value={"tag": "latest"}), "chains[0].finality.tag", "'finalized'"),
+    ("a tag of any length", put("chains", 0, "finality", value={"tag": "safe"}), "chains[0].finality", "typical"),
+    ("a timed depth", put("chains", 0, "finality", "typical", value=9), "chains[0].finality", "typical"),
+    ("a negative depth", put("chains", 0, "finality", "depth", value=-1), "chains[0].finality.depth", "0"),
+    ("an L1 without origin", rollup(0, BETA, origin=None), "chains[0].finality", "origin"),
+    ("a short origin", rollup(0, BETA, origin="0x12"), "chains[0].finality.origin", "40 hex digits"),
+    ("an L1 that is no id", rollup(0, "ethereum"), "chains[0].finality.l1", "not CAIP-2"),
+    ("an L1 that is not configured", rollup(0, "eip155:1"), "chains[0].finality.l1", "not among the EVM chains"),
+    ("an L1 on Solana", rollup(0, SOL), "chains[0].finality.l1", "not among the EVM chains"),
+    ("an L1 by its name", rollup(0, "beta"), "chains[0].finality.l1", "not CAIP-2"),
+    ("its own L1", rollup(0, ALPHA), "chains[0].finality.l1", "settled on eip155:31337 itself"),
+    ("an L1 in a ring", both(rollup(0, BETA), rollup(1, ALPHA)), "chains[0].finality.l1", "itself"),
+    (
+        "an L1 in a ring of rules",
+        both(rollup(0, BETA), rollup(1, ALPHA, "irreversible")),
+        "chains[0].finality.l1",
+        "itself",
+    ),
+    (
+        "a shallow floor",
+        put("chains", 0, "irreversible", value={"depth": 1}),
+        "chains[0].irreversible",
+        "1 block deep is shallower than finality, 2 blocks deep",
+    ),
+    (
+        "a shallow tag",
+        both(
+            put("chains", 0, "finality", value={"tag": "finalized", "typical": 9}),
+            put("chains", 0, "irreversible", value={"tag": "safe", "typical": 9}),
+        ),
+        "chains[0].irreversible",
+        "tag safe is shallower",
+    ),
+    ("finality of Solana", put("chains", 2, "finality", value={"depth": 1}), "chains[2].finality", "leave it out"),
+    ("a floor of Solana", put("chains", 2, "irreversible", value={"depth": 1}), "chains[2].irreversible", "leave it"),
+    ("a sequencer of Solana", put("chains", 2, "sequencer", value={"feed": OTHER}), "chains[2].sequencer", "leave it"),
+    ("proofs of Solana", put("chains", 2, "prove", value=True), "chains[2].prove", "leave it out"),
+    ("a short uptime feed", put("chains", 0, "sequencer", value={"feed": "0x1"}), "chains[0].sequencer.feed", "40 hex"),
+    ("no grace", put("chains", 0, "sequencer", value={"feed": OTHER, "grace": -1}), "chains[0].sequencer.grace", "0"),
+    ("a websocket by http", put("chains", 0, "ws", value=[f"https://x/{RPC_SECRET}"]), "chains[0].ws", "wss://"),
+    ("a websocket twice", put("chains", 0, "ws", value=[f"wss://x/{RPC_SECRET}"] * 2), "chains[0].ws", "twice"),
+    # reading and links
+    ("no sample", put("service", "reread_epochs", value=0), "service.reread_epochs", "greater than or equal to 1"),
+    ("a cool-down too short", put("service", "link_cooldown", value=MAX_LIFETIME + 4), "service.link_cooldown", "605"),
     # references and duplicates
     ("a chain given twice", twice("chains"), "chains[3].id", "given twice"),
     ("a name given twice", put("chains", 1, "name", value="alpha"), "chains[1].name", "'alpha' is given twice"),
@@ -354,7 +407,9 @@ def test_junk_anywhere_is_accepted_or_named_and_tells_no_secret(place: Place, ju
 
 
 def test_secrets_are_in_no_text_of_the_settings() -> None:
-    settings = parse_settings(make_document())
+    document = make_document()
+    document["chains"][0]["ws"] = [f"wss://rpc.example.org/{RPC_SECRET}"]
+    settings = parse_settings(document)
     for text in (repr(settings), str(settings), settings.model_dump_json(), repr(settings.chains[0])):
         assert RPC_SECRET not in text
         assert PYTH_SECRET not in text
@@ -391,6 +446,43 @@ def test_a_deployment_that_cannot_be_is_named(changes: Document, says: str) -> N
     assert says in str(caught.value)
 
 
+def test_a_cool_down_as_long_as_any_statement_lives_is_accepted() -> None:
+    document = make_document()
+    document["service"]["link_cooldown"] = MAX_LIFETIME + 5
+    assert parse_settings(document).service.link_cooldown == MAX_LIFETIME + 5
+
+
+@pytest.mark.parametrize(
+    ("rule", "seconds", "text"),
+    [
+        ({"depth": 0}, 0, "the newest block"),
+        ({"depth": 1}, 3, "1 block deep"),
+        ({"depth": 64}, 192, "64 blocks deep"),
+        ({"tag": "safe", "typical": 400}, 400, "tag safe"),
+        ({"l1": BETA, "origin": OTHER, "typical": 900}, 900, f"final on its L1 {BETA}"),
+    ],
+)
+def test_a_rule_of_finality_says_what_it_is_and_how_long_it_takes(rule: Document, seconds: int, text: str) -> None:
+    document = make_document()
+    document["chains"][0] |= {"finality": rule, "block_seconds": 3}
+    row = parse_settings(document).chains[0]
+    assert (row.finality_seconds, row.finality_text) == (seconds, text)
+    assert row.irreversible == row.finality
+
+
+def test_on_solana_the_rule_is_what_validators_finalized() -> None:
+    row = parse_settings(make_document()).chains[2]
+    assert row.finality_text == "finalized by its validators"
+    assert row.finality_seconds == 32 * row.block_seconds  # 31 confirmed slots on top, docs.solana.com
+
+
+def test_rules_that_cannot_be_compared_stand_side_by_side() -> None:
+    document = make_document()
+    document["chains"][0] |= {"finality": {"depth": 500}, "irreversible": {"tag": "finalized", "typical": 900}}
+    document["chains"][1] |= {"finality": {"tag": "safe", "typical": 9}, "irreversible": {"depth": 1}}
+    parse_settings(document)
+
+
 def test_every_spelling_of_an_address_becomes_one() -> None:
     document, lower = make_document(), CHECKSUMMED.lower()
     put("deployment", "members", 0, value=CHECKSUMMED)(document)
@@ -398,7 +490,12 @@ def test_every_spelling_of_an_address_becomes_one() -> None:
     put("assets", 1, "id", value=f"{ALPHA}/erc20:{CHECKSUMMED}")(document)
     put("assets", 2, "underlying", value=f"{ALPHA}/erc20:0x{CHECKSUMMED[2:].upper()}")(document)
     put("sources", 1, "id", value=f"{ALPHA}:{CHECKSUMMED}")(document)
+    put("chains", 0, "finality", value={"l1": BETA, "origin": CHECKSUMMED, "typical": 9})(document)
+    put("chains", 0, "sequencer", value={"feed": CHECKSUMMED})(document)
     s = parse_settings(document)
+    assert s.chains[0].finality.origin == s.chains[0].irreversible.origin == lower
+    assert s.chains[0].sequencer is not None
+    assert s.chains[0].sequencer.feed == lower
     assert s.deployment.members[0] == s.venues[0].addresses["vault"] == lower
     assert s.assets[1].id == s.assets[2].underlying == f"{ALPHA}/erc20:{lower}"
     assert s.sources[1].id == f"{ALPHA}:{lower}"

@@ -18,16 +18,19 @@ from aggregator.config import parse_settings
 from aggregator.domain.certificate import EpochRecord, LinkRecord
 from aggregator.domain.errors import RefusedError, Unreachable
 from aggregator.domain.price import Quote
-from aggregator.domain.snapshot import Account, Position, Reading
+from aggregator.domain.snapshot import Account, Finding, Position, Reading, Subject
 from aggregator.ports import Store
-from aggregator.service.accounts import AccountBook
+from aggregator.service.accounts import AccountBook, LinkEnder
 from aggregator.service.attest import Attestor, Rules
 from aggregator.service.collect import Observer, Rereading
 from aggregator.service.cycle import Cycle
 from aggregator.service.examine import Examiner
+from aggregator.service.state_rules import StateRules
+from aggregator.service.latency import LatencyMeter
 from aggregator.service.workbench import Workbench
 from aggregator.store import SqlStore
 from aggregator.store.halts import SqlHalts
+from aggregator.store.latencies import SqlLatencies
 from infra.devnet.hermes import Published, Publisher, build_update, read_feeds
 from proofs.hashing import keccak256
 from proofs.links import LinkTerms, Verb, link_digest, link_text
@@ -174,15 +177,21 @@ class SimulatedWorld:
             0,
         )
         self.offered: list[EpochRecord] = []
+        self.disowned: set[str] = set()
         self.ada, self.bob = EvmPerson("ada"), EvmPerson("bob", BETA)
         self.cleo, self.watched = SolanaPerson("cleo"), EvmPerson("watched")
         self.levels = {"ETH/USD": 2_000 * 10**8, "SOL/USD": 100 * 10**8, "USDC/USD": 10**8}
 
     async def __aenter__(self) -> Self:
         self.store = await SqlStore.open(store_url(self.settings))
-        self.halts = SqlHalts(self.store)
+        self.halts, self.latencies = SqlHalts(self.store), SqlLatencies(self.store)
         self.book = AccountBook(
-            self.store, self.clock, self.deployment.deployment_id(), list(self.chains), list(self.chains)
+            self.store,
+            self.clock,
+            self.deployment.deployment_id(),
+            list(self.chains),
+            list(self.chains),
+            self.witness,
         )
         self.start_service()
         self.tick(FIRST_EPOCH - 10)
@@ -201,8 +210,20 @@ class SimulatedWorld:
         memory = remembered or {}
         service = self.settings.service
         rereading = Rereading(service.reread_epochs, service.epoch_seconds, service.full_read_below)
+        rows = self.settings.chains, self.settings.destinations
+        self.meters = {
+            name: LatencyMeter(self.clock, *rows, self.latencies if name == "coordinator" else None, histogram=None)
+            for name in self.readers
+        }
         self.observers = {
-            name: Observer(name, readers, memory.get(name), halts=self.halts, rereading=rereading)
+            name: Observer(
+                name,
+                readers,
+                memory.get(name),
+                halts=self.halts,
+                rereading=rereading,
+                measure=self.meters[name].measure,
+            )
             for name, readers in self.readers.items()
         }
         store: Store = self.store
@@ -213,7 +234,12 @@ class SimulatedWorld:
                 self.signers[index],
                 MemoryWatermark(),
                 Examiner(
-                    self.deployment.deployment_id(), self.workbench, self.observers[name], self.prices, store
+                    StateRules(self.deployment.deployment_id(), service.link_cooldown, self.witness),
+                    self.workbench,
+                    self.observers[name],
+                    self.prices,
+                    store,
+                    self.meters[name],
                 ).recompute,
                 rules=self.rules,
                 clock=self.clock,
@@ -231,7 +257,15 @@ class SimulatedWorld:
             clock=self.clock,
             offer=self._offer,
             keep_epochs=1_000,
+            meter=self.meters["coordinator"],
+            ender=LinkEnder(store, self.clock, service.link_cooldown),
         )
+
+    async def witness(self, chain: str, subject: Subject) -> tuple[Finding, ...]:
+        """Answer as a chain does about an address without a key: those in ``disowned`` do not agree (any more)."""
+        address = f"{chain}:{subject.address}"
+        assert subject.seal
+        return (Finding("member-unverified", subject.account, address),) if address in self.disowned else ()
 
     async def restart(self) -> None:
         """Build the service anew over its store, as a process that was killed does."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 
 from aggregator.api.context import ApiService, Service
@@ -15,10 +15,12 @@ from aggregator.api.views import (
     AccountView,
     LinkView,
     MarginView,
+    MessageView,
     ProofView,
     build_account,
     build_link,
     build_margin,
+    build_message,
     build_proof,
     destination_id,
 )
@@ -26,13 +28,16 @@ from aggregator.domain.certificate import EpochRecord
 from aggregator.domain.errors import UnknownError
 from aggregator.domain.report import AccountMargin
 from aggregator.domain.snapshot import Account
+from proofs.links import CONTRACT_SIGNATURE_LIMIT
 
 router = APIRouter(tags=["accounts"], responses=RESPONSES)
 
 EPOCH_MAX = 2**63 - 1  # what every database's integer column holds
 _CAIP10 = r"^[-a-z0-9]{3,8}:[-_a-zA-Z0-9]{1,32}:[-.%a-zA-Z0-9]{1,128}$"
 _CAIP2 = r"^[-a-z0-9]{3,8}:[-_a-zA-Z0-9]{1,32}$"
-_SIGNATURE = r"^[0-9a-zA-Z]{64,140}$"
+_SIGNATURE = r"^(eip1271:0x[0-9a-fA-F]*|pda:[1-9A-HJ-NP-Za-km-z]{32,44}|[0-9a-zA-Z]{64,140})$"
+_SIGNATURE_MAX = len("eip1271:0x") + 2 * CONTRACT_SIGNATURE_LIMIT
+_SIGNATURE_TEXT = "0x hex of 65 bytes (EVM), base58 (Solana), eip1271:0x… (contract), pda:<record> (program-derived)"
 
 Reference = Annotated[
     str,
@@ -42,6 +47,7 @@ Reference = Annotated[
         examples=["alice"],
     ),
 ]
+Signature = Annotated[str, StringConstraints(pattern=_SIGNATURE, max_length=_SIGNATURE_MAX)]
 EpochQuery = Annotated[int | None, Query(ge=0, le=EPOCH_MAX, description="Certified epoch; default: the newest")]
 
 
@@ -62,17 +68,29 @@ class OpenAccount(BaseModel):
     label: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._-]{0,63})?$", examples=["alice"])
 
 
-class AddLink(BaseModel):
-    """A link that both sides signed."""
+class Terms(BaseModel):
+    """What both sides of a link sign, besides the account."""
 
     model_config = ConfigDict(extra="forbid")
 
-    controller: str = Field(pattern=_CAIP10, description="CAIP-10, signs the invite")
-    member: str = Field(pattern=_CAIP10, description="CAIP-10, signs the acceptance")
-    nonce: int = Field(ge=0, le=2**64 - 1, description="Above the last one; a decimal string is taken too")
+    controller: str = Field(pattern=_CAIP10, description="CAIP-10, controls the account")
+    member: str = Field(pattern=_CAIP10, description="CAIP-10, backs the account")
+    nonce: int = Field(ge=0, le=2**64 - 1, description="Above the last one of the pair; a decimal string is taken too")
     expiry: int = Field(ge=0, le=2**64 - 1, description="Unix seconds until which the signatures may be used")
-    invite_signature: str = Field(pattern=_SIGNATURE, description="0x hex of 65 bytes (EVM) or base58 (Solana)")
-    accept_signature: str = Field(pattern=_SIGNATURE, description="0x hex of 65 bytes (EVM) or base58 (Solana)")
+
+
+class AddLink(Terms):
+    """A link that both sides signed."""
+
+    invite_signature: Signature = Field(description=f"The controller's: {_SIGNATURE_TEXT}")
+    accept_signature: Signature = Field(description=f"The member's: {_SIGNATURE_TEXT}")
+
+
+class RevokeLink(Terms):
+    """A link that one side revokes."""
+
+    by: Literal["controller", "member"] = Field(description="Whose signature it is")
+    signature: Signature = Field(description=_SIGNATURE_TEXT)
 
 
 @router.get("/accounts")
@@ -113,6 +131,28 @@ async def add_link(service: Service, ref: Reference, wanted: AddLink) -> LinkVie
     """Record that an address backs the account; both sides' signatures are checked."""
     account = await service.store.account(ref)
     return build_link(await service.accounts.add_link(account.id, **wanted.model_dump()))
+
+
+@router.post("/accounts/{ref}/links/revoke", status_code=201, responses=WRITE_RESPONSES)
+async def revoke_link(service: Service, ref: Reference, wanted: RevokeLink) -> LinkView:
+    """Record that one side revokes a link: its assets count 0 at once, its debts until it ends."""
+    account = await service.store.account(ref)
+    return build_link(await service.accounts.revoke_link(account.id, **wanted.model_dump()))
+
+
+@router.get("/accounts/{ref}/links/message")
+async def get_message(
+    service: Service,
+    ref: Reference,
+    member: Annotated[str, Query(pattern=_CAIP10, description="CAIP-10 of the address that backs the account")],
+    verb: Annotated[Literal["invite", "accept", "revoke"], Query(description="invite: the controller; accept: member")],
+    by: Annotated[Literal["controller", "member"], Query(description="Who signs a revoke")] = "controller",
+    nonce: Annotated[int | None, Query(ge=0, le=2**64 - 1, description="Default: the least unused")] = None,
+    expiry: Annotated[int | None, Query(ge=0, le=2**64 - 1, description="Unix seconds; default: in a day")] = None,
+) -> MessageView:
+    """Return what one side signs to invite, to accept or to revoke."""
+    account = await service.store.account(ref)
+    return build_message(await service.accounts.message(account.id, member, verb, by, nonce, expiry))
 
 
 @router.get("/accounts/{ref}/margin")

@@ -51,6 +51,7 @@ async def show_overview(service: Service) -> HTMLResponse:
     observed = await service.newest(certified=False)
     accounts = await service.store.accounts()
     halts = await service.standing_halts()
+    voided = await service.store.epoch(record.header.floor) if record is not None and record.header.floor else None
     latest = await service.store.latest_postings()
     moving = {posting.destination: posting for posting in reversed(await service.store.postings(limit=50))}
     return render(
@@ -58,6 +59,7 @@ async def show_overview(service: Service) -> HTMLResponse:
         now=service.clock.now(),
         deployment=build_deployment(service),
         record=build_epoch(service, record, ()) if record else None,
+        voided=build_epoch(service, voided, ()) if voided else None,
         findings=build_epoch(service, observed, ()).findings if observed else [],
         rows=await _build_rows(service, record),
         total=len(accounts),

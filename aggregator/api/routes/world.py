@@ -31,8 +31,9 @@ async def list_chains(service: Service) -> list[ChainStateView]:
 
 @router.get("/assets")
 async def list_assets(service: Service) -> list[AssetView]:
-    """List the configured assets."""
-    return [build_asset(service, row) for row in service.assets]
+    """List the configured assets, and whether the newest epoch, certified or not, could count them."""
+    record = await service.newest(certified=False)
+    return [build_asset(service, row, record) for row in service.assets]
 
 
 @router.get("/prices")

@@ -18,7 +18,7 @@ from pathlib import Path
 from proofs.programs.sbpflink import link
 
 PROGRAMS = Path(__file__).parents[3] / "proofs" / "programs"
-NAMES = ("registry", "vault")
+NAMES = ("registry", "vault", "links")
 COMPILER = "clang-19"
 # -mcpu=v2: sBPF has neither the 32-bit jumps nor the 32-bit arithmetic of later BPF. No section may be writable and
 # no jump table may exist. The stack limit is that of one sBPF frame.
@@ -45,14 +45,14 @@ def read_compiler() -> tuple[str, str]:
     return path, found[1]
 
 
-def build_program(name: str) -> bytes:
-    """Compile and link proofs/programs/NAME.c; return the program file. Raises BuildError, LinkError."""
+def build_program(name: str, folder: Path = PROGRAMS) -> bytes:
+    """Compile and link NAME.c of a folder; return the program file. Raises BuildError, LinkError."""
     compiler, _ = read_compiler()
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "program.o"
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / "program.o"
         # Run inside the source folder, so that no path of this machine can get into the object.
-        command = [compiler, *FLAGS, "-c", f"{name}.c", "-o", str(target)]
-        done = subprocess.run(command, cwd=PROGRAMS, capture_output=True, text=True, check=False)
+        command = [compiler, *FLAGS, f"-I{PROGRAMS}", "-c", f"{name}.c", "-o", str(target)]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BuildError(f"{name}.c does not compile:\n{done.stderr}")
         return link(target.read_bytes())

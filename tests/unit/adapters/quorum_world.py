@@ -77,6 +77,9 @@ class FakeProvider:
     closed: bool = False
     positions: tuple[Position, ...] = POSITIONS
     asked: int = 0
+    depth: int = 10  # of what it calls irreversible
+    changed: frozenset[str] = frozenset(ACCOUNTS[:2])
+    frozen: str = ""
 
     @property
     def row(self) -> ChainRow:
@@ -120,6 +123,30 @@ class FakeProvider:
             raise Unavailable(NAME, f"the node does not have block {height}")
         return block(height, self.number + 1 if self.fault in ("wrong-chain", "fork") else 0)
 
+    async def headers(self, first: int, last: int) -> tuple[Block, ...]:
+        return tuple([await self.block_at(height) for height in range(first, last + 1)])
+
+    async def irreversible(self) -> Block:
+        await self._answer()
+        match self.fault:
+            case "ahead":
+                return block(self.head + 1_000 * (self.number + 1), self.number + 1)
+            case "stale":
+                return block(self.head - self.depth - 1_000 * (self.number + 1))
+            case "wrong-chain" | "fork":
+                return block(self.head - self.depth, self.number + 1)
+        return block(self.head - self.depth)
+
+    async def changes(self, first: int, last: int) -> frozenset[str] | None:
+        await self._answer()
+        if self.fault == "unhandled":
+            return None
+        return frozenset() if self.fault == "omits" else self.changed
+
+    @property
+    def finality_lag(self) -> float | None:
+        return float(self.depth * STEP)
+
     async def read(self, pinned: Block, subjects: Sequence[Subject]) -> Reading:
         await self._answer()
         if self.fault == "stale" or (
@@ -144,7 +171,7 @@ class FakeProvider:
                 positions.append(held(mine, WETH, 7 + self.number, "debt", "lender"))
             case "hides-trouble":
                 findings = [Finding("unreadable", mine, f"provider {self.number} cannot tell")]
-        return Reading(pinned, tuple(positions), tuple(findings))
+        return Reading(pinned, tuple(positions), tuple(findings), frozen=self.frozen)
 
     async def read_quotes(self, pinned: Block) -> tuple[Quote, ...]:
         await self._answer()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partialmethod
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -15,8 +17,9 @@ from hypothesis import strategies as st
 from adapters.evm.abi import Answer, Call
 from adapters.evm.reader import CALLS_PER_BATCH, HEX_PER_BATCH, EvmReader
 from aggregator.domain.errors import Garbage, NodeRefused, Unavailable
-from aggregator.domain.rows import FinalityRow
+from aggregator.domain.rows import ChainRow, FinalityRow
 from aggregator.domain.snapshot import Block, Finding, Position, Subject
+from aggregator.ports import HEADERS_LIMIT
 from tests.chain.evm_venues import CHAIN, NAME, chain_row
 
 ACCOUNT = "0x" + "ab" * 32
@@ -163,3 +166,100 @@ def test_nothing_to_ask_asks_nothing() -> None:
     assert read(chain).positions == ()
     assert read(chain, Asking("v", [])).findings == (Finding("x", ACCOUNT, "v"),)
     assert chain.requests == []
+
+
+# Ancestry
+
+
+@given(first=st.integers(0, 300), more=st.integers(0, 300))
+def test_headers_are_every_block_or_of_a_long_range_the_ends(first: int, more: int) -> None:
+    chain, last = Chain(range(0, 7_000, 10)), first + more
+    found = asyncio.run(chain.reader().headers(first, last))
+    heights = list(range(first, last + 1)) if more < HEADERS_LIMIT else [first, last]
+    assert [(b.height, b.hash, b.time) for b in found] == [(h, f"0x{h + 1:064x}", 10 * h) for h in heights]
+    assert chain.blocks_asked == len(heights)
+
+
+@pytest.mark.parametrize("broken", [3, 4, 5])
+def test_blocks_that_do_not_link_are_no_ancestry(broken: int) -> None:
+    class Forked(Chain):
+        def block(self, height: int) -> dict[str, str]:
+            return super().block(height) | ({"parentHash": "0x" + "fa" * 32} if height == broken else {})
+
+    with pytest.raises(Garbage, match=f"^{NAME}: block {broken} does not link to block {broken - 1}$"):
+        asyncio.run(Forked(range(9)).reader().headers(2, 7))
+    assert len(asyncio.run(Forked(range(9)).reader().headers(broken, 7))) == 8 - broken
+
+
+def test_ancestry_in_which_time_runs_backwards_is_refused() -> None:
+    with pytest.raises(Garbage, match=r"block 3 is 5 s before its parent"):
+        asyncio.run(Chain([0, 10, 20, 15]).reader().headers(1, 3))
+
+
+@pytest.mark.parametrize(("first", "last"), [(2, 1), (-1, 3)])
+def test_a_range_that_is_none_is_the_callers_error(first: int, last: int) -> None:
+    with pytest.raises(ValueError, match="no range of heights"):
+        asyncio.run(Chain(range(9)).reader().headers(first, last))
+
+
+@dataclass
+class Parent:
+    """A reader of an L1 with ten blocks, of which those up to ``final`` are final."""
+
+    row: ChainRow
+    final: int
+
+    async def pin(self, cut_time: int) -> Block:
+        return await self.block_at(self.final)
+
+    irreversible = partialmethod(pin, 0)
+
+    async def block_at(self, height: int) -> Block:
+        return Block("eip155:1", height, f"0x{height + 77:064x}", "", height)
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class Rollup(Chain):
+    """Each block names the L1 block it comes from; those from ``lost`` on name one that is not canonical."""
+
+    origins: Sequence[int] = ()
+    lost: int = 10**9
+
+    async def call(self, method: str, params: Sequence[Any]) -> Any:
+        if method == "eth_call":
+            origin = self.origins[int(params[1]["blockHash"], 16) - 1]
+            fork = 0 if origin < self.lost else 2**255
+            return f"0x{origin if params[0]['data'] == '0x8381f58a' else fork + origin + 77:064x}"
+        return await super().call(method, ["latest"] if params == ["finalized", False] else params)
+
+
+@given(
+    steps=st.lists(st.integers(0, 1) | st.just(3), min_size=1, max_size=60),
+    first=st.integers(0, 4),
+    final=st.integers(0, 30),
+    lost=st.integers(0, 40),
+)
+def test_a_rollup_is_final_as_a_look_at_every_block_tells(steps: list[int], first: int, final: int, lost: int) -> None:
+    origins = list(accumulate(steps, initial=first))
+    rollup = Rollup(range(len(origins)), origins=origins, lost=lost)
+    rule = FinalityRow(l1="eip155:1", origin="0x" + "15" * 20, typical=900)
+    row = chain_row("http://unused", genesis=f"0x{1:064x}", finality=rule)
+    parent: Any = Parent(chain_row("http://unused", id="eip155:1"), final)
+    reader = EvmReader(row, rollup, [], [], parent=parent)
+    expected = [height for height, origin in enumerate(origins) if origin <= final and origin < lost]
+    for ask in (reader.pin(10**9), reader.irreversible()):
+        if expected:
+            assert asyncio.run(ask).height == expected[-1]
+        else:
+            with pytest.raises(Unavailable, match=r"comes from an L1 block that is final"):
+                asyncio.run(ask)
+    assert rollup.blocks_asked <= 6 + 4 * len(origins).bit_length()
+
+
+def test_a_rollup_needs_a_reader_of_the_chain_it_settles_on() -> None:
+    rule = FinalityRow(l1="eip155:1", origin="0x" + "15" * 20, typical=900)
+    for changes in ({"finality": rule}, {"irreversible": rule}):
+        with pytest.raises(ValueError, match=r"^parent: a reader of eip155:1 is needed"):
+            Chain().reader(**changes)

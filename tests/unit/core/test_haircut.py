@@ -13,10 +13,12 @@ from aggregator.core.haircut import (
     expected_shortfall_up,
     gate_open,
     haircut_table,
+    hold_bound,
     hold_law,
     liquidity_coefficient,
     liquidity_haircut,
 )
+from aggregator.domain.latency import Law
 from aggregator.domain.rows import JumpRow, LatencyLeg
 from tests.strategies import RISKY, STABLE, asset_policy
 
@@ -147,3 +149,44 @@ def test_the_law_of_a_hold_is_the_convolution_of_its_legs() -> None:
 )
 def test_the_gate_reads_the_whole_law(remaining: float, epsilon: float, expected: bool) -> None:
     assert gate_open(LEGS, remaining, epsilon) is expected
+
+
+MEASURED = Law((20, 45, 3_600), (0.9, 0.0995, 0.0005))
+
+
+def test_measured_and_configured_legs_convolve_to_one_law() -> None:
+    law = hold_law((MEASURED, LEGS[0]))
+    assert law == pytest.approx(
+        {
+            80: 0.9 * 0.999,
+            105: 0.0995 * 0.999,
+            680: 0.9 * 1e-3,
+            706: 0.0995 * 1e-3,  # 705, rounded up to 9 significant bits
+            3_664: 0.0005 * 0.999,  # 3,660
+            4_264: 0.0005 * 1e-3,  # 4,260
+        }
+    )
+    assert hold_law((LEGS[0], MEASURED)) == law
+    assert math.fsum(law.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "bound"), [(0.5, 80), (0.1, 105), (0.01, 105), (1e-3, 680), (5.5e-4, 706), (1e-4, 3_664), (1e-7, 4_264)]
+)
+def test_the_bound_of_a_measured_hold_is_its_last_value_above_epsilon(epsilon: float, bound: int) -> None:
+    assert hold_bound((MEASURED, LEGS[0]), epsilon) == bound
+    assert not gate_open((MEASURED, LEGS[0]), bound, epsilon)
+    assert gate_open((MEASURED, LEGS[0]), bound + 1, epsilon)
+
+
+def test_a_measured_two_atom_law_is_the_configured_leg() -> None:
+    as_law = [Law((leg.typical, leg.typical + leg.outage), (0.999, 0.001)) for leg in LEGS]
+    for epsilon in (0.5, 1e-2, 1e-4, 1e-7):
+        exact = hold_bound(LEGS, epsilon)
+        assert exact <= hold_bound(as_law, epsilon) <= exact * (1 + 2 / 256)
+
+
+@pytest.mark.parametrize("law", [Law((), ()), Law((1, 2), (1.0,))])
+def test_a_law_needs_a_chance_for_each_value(law: Law) -> None:
+    with pytest.raises(ValueError, match="one chance for each value"):
+        hold_law([law])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from aggregator.core.commitment import digest_text
+from aggregator.core.haircut import hold_bound
 from aggregator.core.latency import (
     FEWEST,
     GRID,
@@ -16,7 +17,6 @@ from aggregator.core.latency import (
     NODES,
     REFRESH,
     WINDOW,
-    bound,
     build_tables,
     combine,
     convolve,
@@ -93,8 +93,8 @@ def test_a_law_needs_a_measurement() -> None:
 def test_one_outlier_of_many_keeps_its_own_chance() -> None:
     law = discretise([1.0] * 4_095 + [600.0])
     assert law == Law((1, 600), (4_095 / 4_096, 1 / 4_096))
-    assert bound(law, 1e-4) == 600
-    assert bound(law, 1e-3) == 1
+    assert hold_bound([law], 1e-4) == 600
+    assert hold_bound([law], 1e-3) == 1
 
 
 # measured and configured
@@ -244,6 +244,14 @@ def test_missing_and_added_legs_are_refused() -> None:
     assert within_band(configured[1:], configured, configured) == "attest on * is missing"
     extra = (*configured, configured[-1]._replace(chain="solana:zzz"))
     assert within_band(extra, configured, configured) == "relay on solana:zzz is not a leg of this configuration"
+
+
+@pytest.mark.parametrize("chance", [float("nan"), 1.5, 0.5])
+def test_what_is_no_law_is_refused_before_it_is_compared(chance: float) -> None:
+    configured = tables()
+    theirs = tuple(t._replace(law=Law((9_999,), (chance,))) for t in configured)
+    assert within_band(theirs, configured, configured).startswith("latency[0].chance: does not add up to 1")
+    assert "is not above the one before" in within_band(configured[::-1], configured, configured)
 
 
 # JSON

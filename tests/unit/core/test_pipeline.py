@@ -147,6 +147,9 @@ def test_a_consumer_debt_is_recourse_whatever_its_reader_says() -> None:
     ("changes", "flags"),
     [
         ({"status": "stale", "cause": "halted: no block for 400 s"}, Flag.STALE | Flag.HALTED_CHAIN),
+        ({"status": "stale", "cause": "reorged: slot 90 was replaced"}, Flag.STALE | Flag.HALTED_CHAIN),
+        ({"status": "stale", "cause": "frozen: the sequencer is down"}, Flag.STALE | Flag.HALTED_CHAIN),
+        ({"status": "stale", "cause": "dark: no node answers"}, Flag.STALE),
         ({"status": "stale", "cause": "no node answers"}, Flag.STALE),
     ],
 )
@@ -190,6 +193,23 @@ def test_only_legs_that_matter_make_an_account_stale(leg: Position, matters: boo
     found = margin(snapshot([position(1, ETH, 1.0), debt(1, USDC, 100.0), leg], views=DARK))
     assert found.flags == (Flag.STALE | Flag.HALTED_CHAIN if matters else Flag(0))
     assert found.as_of == CUT_TIME - (400 if matters else 20)
+
+
+@pytest.mark.parametrize("cause", ["halted: x", "reorged: x", "frozen: x", "dark: x"])
+def test_a_chain_that_cannot_be_relied_on_makes_nobody_unhealthy_who_may_not_be(cause: str) -> None:
+    """At `low` and `mid` the account fails, at `high` it holds: its collateral is where nothing can be known."""
+    owed = debt(1, USDC, 1_500.0)
+    views = [view(EVM), view(SOLANA, 20, status="stale", cause=cause)]
+    torn = quotes(conf=0.1)
+    spanning = [position(1, SOL, 12.0), owed]
+    found = margin(snapshot(spanning, views=views), torn)
+    assert found.maintenance_excess.mid < 0 < found.maintenance_excess.high
+    assert found.status == "unknown"
+    assert Flag.LIQUIDATABLE not in found.flags
+    assert margin(snapshot(spanning), torn).status == "unhealthy"  # read, it is what it seems
+    hopeless = margin(snapshot([position(1, SOL, 1.0), owed], views=views), torn)
+    assert hopeless.status == "unhealthy"
+    assert Flag.LIQUIDATABLE in hopeless.flags
 
 
 def test_an_old_block_alone_makes_a_leg_stale() -> None:
@@ -238,6 +258,80 @@ def test_a_debt_that_cannot_be_read_opens_nothing_and_is_never_healthy(kind: str
     assert all(leaf.requirement_maintenance > 0 for leaf in found.leaves)
     assert "could not be read" in next(c for c in found.components if c.position.side == "asset").reason
     assert other == margin(snapshot([position(2, ETH, 1.0)]))
+
+
+WITHOUT_SOL = [q for q in quotes() if q.feed != "SOL/USD"]
+LONE_SOL = [q for q in quotes() if q.feed != "SOL/USD" or q.source == "alpha"]
+"""No source at all prices SOL; one does, at 150 USD, which is too few."""
+WALLET = {"control": "none", "removal_delay": 0, "venue": "wallet"}
+
+
+@pytest.mark.parametrize(
+    ("leg", "said", "partial"),
+    [
+        # No price at all: what matters is whether it could count.
+        pytest.param(position(1, SOL, 9.0, **WALLET), WITHOUT_SOL, False, id="no price, in a wallet"),
+        pytest.param(position(1, SOL, 9.0, removal_delay=1), WITHOUT_SOL, False, id="no price, gone before a hold"),
+        pytest.param(position(1, SOL, 1), WITHOUT_SOL, True, id="no price, seizable, however little"),
+        pytest.param(position(1, SOL, 0), WITHOUT_SOL, True, id="no price, seizable, nothing seen"),
+        # Too few prices: gross value is 2,100 USD, of which a ten-thousandth is 0.0014 SOL.
+        pytest.param(position(1, SOL, 0.0012), LONE_SOL, False, id="dust at the price there is"),
+        pytest.param(position(1, SOL, 0.0015), LONE_SOL, True, id="more than dust at the price there is"),
+        pytest.param(position(1, SOL, 9.0, **WALLET), LONE_SOL, True, id="much, in a wallet"),
+        # Debts, always.
+        pytest.param(debt(1, SOL, 1), LONE_SOL, True, id="the smallest debt"),
+        pytest.param(borrowed(1, SOL, 1), WITHOUT_SOL, True, id="the smallest debt without a price"),
+        # What cannot be interpreted.
+        pytest.param(position(1, ETH, 9.0, asset=f"{EVM}/x", **WALLET), quotes(), False, id="unknown, in a wallet"),
+        pytest.param(position(1, ETH, 9.0, asset=f"{EVM}/x"), quotes(), True, id="unknown, seizable"),
+        pytest.param(position(1, ETH, -1, **WALLET), quotes(), True, id="malformed"),
+        pytest.param(borrowed(1, ETH, 9.0, asset=f"{EVM}/x"), quotes(), True, id="unknown debt"),
+    ],
+)
+def test_a_gift_without_a_price_makes_no_account_partial(leg: Position, said: list[Quote], partial: bool) -> None:
+    rows = [position(1, ETH, 1.0), debt(1, USDC, 100.0)]
+    clean, given = margin(snapshot(rows), said), margin(snapshot([*rows, leg]), said)
+    assert clean.flags == Flag(0)
+    assert given.flags == (Flag.PARTIAL if partial else Flag(0))
+    if leg.side == "asset":
+        assert given.maintenance_excess.low == clean.maintenance_excess.low
+        assert max(leaf.budget for leaf in given.leaves) == max(leaf.budget for leaf in clean.leaves)
+
+
+def test_a_monitored_account_counts_every_asset_so_every_one_without_a_price_makes_it_partial() -> None:
+    rows = [position(1, ETH, 1.0), position(1, SOL, 1, **WALLET)]
+    found = margin(snapshot(rows, kinds={1: "monitored"}), WITHOUT_SOL)
+    assert found.flags == Flag.PARTIAL | Flag.MONITORED
+
+
+def test_a_gift_never_shields_from_liquidation_but_what_could_count_does() -> None:
+    rows = [position(1, ETH, 1.0), debt(1, USDC, 5_000.0)]
+    gift = position(1, ETH, 9.0, asset=f"{EVM}/x", **WALLET)
+    reader = Finding("unknown-asset", account_id(1), "aave-v3 reserve 0xee is not configured")  # beside the position
+    for leg in (position(1, SOL, 9.0, **WALLET), gift):
+        found = margin(snapshot([*rows, leg], findings=(reader,)), WITHOUT_SOL)
+        assert (found.status, found.flags) == ("unhealthy", Flag.LIQUIDATABLE)
+    for leg, said in ((position(1, SOL, 1), WITHOUT_SOL), (position(1, SOL, 1), LONE_SOL)):
+        assert Flag.LIQUIDATABLE not in margin(snapshot([*rows, leg]), said).flags
+
+
+@pytest.mark.parametrize(
+    ("leg", "links", "partial"),
+    [
+        pytest.param(position(1, SOL, 0.0012), (), False, id="dust there"),
+        pytest.param(position(1, SOL, 0.0015), (), True, id="more than dust there"),
+        pytest.param(debt(1, SOL, 1), (), True, id="the smallest debt there"),
+        pytest.param(position(1, ETH, 0.1), (), False, id="nothing there"),
+        pytest.param(position(1, ETH, 0.1), (f"{SOLANA}:holder",), True, id="a link there"),
+    ],
+)
+def test_what_could_not_be_read_of_a_chain_concerns_who_is_there(
+    leg: Position, links: tuple[str, ...], partial: bool
+) -> None:
+    unread = Finding("reading-refused", SOLANA, "not at the block of the cut")
+    rows = [position(1, ETH, 1.0), debt(1, USDC, 100.0), leg]
+    found = margin(snapshot(rows, findings=(unread,), links={1: links}))
+    assert found.flags == (Flag.PARTIAL if partial else Flag(0))
 
 
 def test_an_unpriced_asset_makes_nobody_liquidatable() -> None:

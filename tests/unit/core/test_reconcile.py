@@ -9,7 +9,21 @@ from itertools import permutations
 import pytest
 
 from aggregator.core.reconcile import reconcile
-from aggregator.domain.snapshot import Account, Block, ChainView, Cut, Position, Reading, Snapshot
+from aggregator.domain.snapshot import (
+    DARK,
+    FROZEN,
+    REORGED,
+    Account,
+    Block,
+    Carried,
+    ChainView,
+    Cut,
+    Finding,
+    Position,
+    Reading,
+    Snapshot,
+    Subject,
+)
 from tests.strategies import CUT_TIME, ETH, EVM, SOL, SOLANA, account_id, chain_row, debt, position
 
 HOLDER = "0x" + "aa" * 20
@@ -146,3 +160,159 @@ def test_two_readers_of_one_address_without_links_do_not_double_it() -> None:
     found = seen(Reading(BLOCK, rows))
     assert found.positions == (rows[1],)
     assert codes(found) == ["double-claim"]
+
+
+@pytest.mark.parametrize("state", [DARK, REORGED, FROZEN])
+def test_a_chain_that_cannot_be_relied_on_is_stale_at_once(state: str) -> None:
+    found = seen(Reading(BLOCK, ()), causes={EVM: f"{state}: so it is"})
+    assert evm_view(found) == ChainView(EVM, "stale", f"{state}: so it is", BLOCK, 10)
+
+
+@pytest.mark.parametrize("text", ["frozen: the sequencer is down", "the sequencer is down"])
+def test_a_reading_says_itself_that_its_chain_is_frozen(text: str) -> None:
+    for causes in ({}, {EVM: "one provider is slow"}):
+        found = seen(Reading(BLOCK, (position(1, ETH, 1.0),), frozen=text), causes=causes)
+        assert evm_view(found) == ChainView(EVM, "stale", "frozen: the sequencer is down", BLOCK, 10)
+        assert len(found.positions) == 1
+    reorged = seen(Reading(BLOCK, (), frozen=text), causes={EVM: "reorged: block 90 was replaced"})
+    assert evm_view(reorged).cause.startswith(REORGED)
+
+
+def test_who_was_read_does_not_depend_on_how_a_link_was_sealed() -> None:
+    read = (Subject(ONE.id, None), Subject(ONE.id, HOLDER, "0xseal"), Subject(TWO.id, None))
+    assert codes(seen(Reading(BLOCK, (), subjects=read))) == []
+    assert codes(seen(Reading(BLOCK, (), subjects=read[::2]))) == ["not-read-yet"]
+
+
+# --- carried readings -----------------------------------------------------------------------------------------------
+
+OLD = Block(EVM, 90, "0x90", "0x89", CUT_TIME - 120)
+OLDER = Block(EVM, 80, "0x80", "0x79", CUT_TIME - 310)
+ANEW, SINCE_OLD, SINCE_OLDER = (
+    position(1, ETH, 1.0),
+    position(2, ETH, 2.0, seen=90),
+    position(2, ETH, 3.0, seen=80),
+)
+
+
+def merged(*carried: Carried, rows: tuple[Position, ...] = (), **given: object) -> Snapshot:
+    reading = Reading(BLOCK, rows, carried=carried)
+    return seen(reading, cut=replace(CUT, carried=carried), **given)  # type: ignore[arg-type]
+
+
+def test_a_merged_reading_has_a_view_for_every_block_it_rests_on() -> None:
+    older, old = Carried(OLDER, ()), Carried(OLD, (TWO.id,))
+    found = merged(older, old, rows=(SINCE_OLD, ANEW))
+    assert found.positions == (ANEW, SINCE_OLD)
+    assert evm_view(found) == ChainView(EVM, "ok", "", BLOCK, 10)
+    assert found.carried == (
+        ChainView(EVM, "stale", "last read anew 310 s before the cut", OLDER, 310),
+        ChainView(EVM, "ok", "", OLD, 120),
+    )
+    assert codes(found) == []
+
+
+@pytest.mark.parametrize("cause", ["dark: no answer", "reorged: block 95 was replaced", "frozen: sequencer down"])
+def test_what_is_carried_is_stale_with_its_chain(cause: str) -> None:
+    found = merged(Carried(OLD, (TWO.id,)), rows=(SINCE_OLD,), causes={EVM: cause})
+    assert found.carried == (ChainView(EVM, "stale", cause, OLD, 120),)
+
+
+@pytest.mark.parametrize(
+    ("block", "why"),
+    [
+        pytest.param(OLD._replace(height=101), "newer than the reading's own block 100", id="higher"),
+        pytest.param(OLD._replace(time=BLOCK.time + 1), "newer than the reading's own block 100", id="later"),
+        pytest.param(OLD._replace(time=CUT_TIME + 5), "5 s after the cut", id="after the cut"),
+        pytest.param(OLD._replace(height=100), "of which there are two", id="another block at the newest height"),
+        pytest.param(OLD._replace(chain=SOLANA), f"which is not on {EVM}", id="another chain"),
+        pytest.param(OLD._replace(height=0), "which no position can name", id="height 0"),
+    ],
+)
+def test_nothing_is_carried_from_a_block_that_is_not_older(block: Block, why: str) -> None:
+    rows = (ANEW, position(2, ETH, 2.0, seen=block.height), debt(2, ETH, 1.0, seen=block.height))
+    carried = (Carried(block, (TWO.id,)),)
+    cut = replace(CUT, carried=carried if block.chain == EVM else ())
+    found = seen(Reading(BLOCK, rows if block.height else rows[:1], carried=carried), cut=cut)
+    if block.chain != EVM:
+        assert codes(found) == ["reading-refused"]  # the cut cannot say the same
+        return
+    assert found.positions == (ANEW,)
+    assert found.carried == ()
+    assert Finding("not-read-yet", TWO.id, f"{EVM}: carried from block {block.height}, {why}") in found.findings
+
+
+def test_two_blocks_at_one_height_carry_nothing() -> None:
+    twin = OLD._replace(hash="0xff")
+    found = merged(Carried(OLD, (ONE.id,)), Carried(twin, (TWO.id,)), rows=(SINCE_OLD,))
+    assert (found.positions, found.carried) == ((), ())
+    assert {(f.code, f.scope) for f in found.findings} == {("not-read-yet", ONE.id), ("not-read-yet", TWO.id)}
+
+
+@pytest.mark.parametrize(
+    "carried",
+    [
+        pytest.param((), id="no block"),
+        pytest.param((Carried(OLDER, (TWO.id,)),), id="another block"),
+        pytest.param((Carried(OLD, (ONE.id,)),), id="another account"),
+    ],
+)
+def test_a_position_carried_from_nowhere_is_dropped_and_its_account_unread(carried: tuple[Carried, ...]) -> None:
+    found = merged(*carried, rows=(ANEW, SINCE_OLD))
+    assert found.positions == (ANEW,)
+    assert [(f.code, f.scope) for f in found.findings] == [("not-read-yet", TWO.id)]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param((), id="nothing carried"),
+        pytest.param((Carried(OLD, (ONE.id, TWO.id)),), id="more accounts"),
+        pytest.param((Carried(OLD._replace(hash="0xff"), (TWO.id,)),), id="another hash"),
+        pytest.param((Carried(OLD, (TWO.id,)), Carried(OLDER, (ONE.id,))), id="one block more"),
+    ],
+)
+def test_a_reading_that_does_not_carry_what_the_cut_says_is_refused(said: tuple[Carried, ...]) -> None:
+    reading = Reading(BLOCK, (SINCE_OLD,), carried=(Carried(OLD, (TWO.id,)),))
+    found = seen(reading, cut=replace(CUT, carried=said))
+    assert codes(found) == ["reading-refused"]
+    assert (found.positions, found.carried, evm_view(found).status) == ((), (), "missing")
+
+
+def test_a_remembered_reading_keeps_what_it_carried() -> None:
+    last = Reading(BLOCK, (ANEW, SINCE_OLD), carried=(Carried(OLD, (TWO.id,)),))
+    found = seen(None, previous={EVM: last}, causes={EVM: "no node answers"})
+    assert found.positions == (ANEW, SINCE_OLD)
+    assert found.carried == (ChainView(EVM, "ok", "no node answers", OLD, 120),)
+
+
+def test_a_duplicate_counts_at_the_older_block() -> None:
+    rows = (position(2, ETH, 2.0), SINCE_OLD, position(2, ETH, 2.5, seen=80))
+    for order in permutations(rows):
+        found = merged(Carried(OLDER, (TWO.id,)), Carried(OLD, (TWO.id,)), rows=order)
+        assert found.positions == (SINCE_OLD._replace(seen=80),)
+
+
+# --- links that end -------------------------------------------------------------------------------------------------
+
+
+def test_an_ending_link_takes_its_assets_along_and_leaves_its_debts() -> None:
+    rows = (
+        position(1, ETH, 1.0),
+        position(1, ETH, 2.0, venue="wallet", address=HOLDER),
+        debt(1, ETH, 0.5, address=HOLDER),
+    )
+    leaving = replace(ONE, ending=ONE.links)
+    assert seen(Reading(BLOCK, rows)).positions == tuple(sorted(rows))
+    found = seen(Reading(BLOCK, rows), accounts=(leaving, TWO))
+    assert found.positions == tuple(sorted((rows[0], rows[2])))
+    assert [(f.code, f.scope) for f in found.findings] == [("link-ending", ONE.id)]
+    assert f"{EVM}:{HOLDER}" in found.findings[0].detail
+
+
+def test_an_ending_link_frees_its_address_for_nobody_yet() -> None:
+    leaving, other = replace(ONE, ending=ONE.links), replace(TWO, links=ONE.links)
+    rows = tuple(position(n, ETH, 1.0, venue="wallet", address=HOLDER) for n in (1, 2))
+    found = seen(Reading(BLOCK, rows), accounts=(other, leaving))
+    assert found.positions == ()
+    assert {(f.code, f.scope) for f in found.findings} == {("double-claim", TWO.id), ("link-ending", ONE.id)}

@@ -374,16 +374,6 @@ async def test_a_cut_with_a_foreign_chain_is_refused(world: SimulatedWorld, acco
         await world.observers["attestor-0"].collect_at(cut, ())
 
 
-async def test_after_a_reorg_the_new_chain_counts(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
-    await world.epoch(FIRST_EPOCH)
-    world.chains[ALPHA].put(vault(accounts["ada"].id, WETH, ETHER))
-    world.chains[ALPHA].reorg(4)
-    record = await world.epoch(FIRST_EPOCH + 1)
-    assert len(record.attestations) == 4
-    [leg] = [c for c in margin_of(record, accounts["ada"]).components if c.position.chain == ALPHA]
-    assert leg.position.amount == ETHER
-
-
 async def test_without_price_updates_prices_are_unknown_and_the_epoch_is_certified(
     world: SimulatedWorld, accounts: dict[str, Account]
 ) -> None:

@@ -55,7 +55,7 @@ def test_tables_change_at_whole_periods_only() -> None:
     clock.time += REFRESH - 1
     assert law(meter, "attest", EVERYWHERE) == Law((4,), (1.0,))
     clock.time += 1
-    assert law(meter, "attest", EVERYWHERE) == Law((4, 50), (0.5, 0.5))
+    assert law(meter, "attest", EVERYWHERE) == Law((4, 50), (29 / 64, 35 / 64))  # a bin with both counts as 50
 
 
 def test_what_is_older_than_the_window_no_longer_counts() -> None:

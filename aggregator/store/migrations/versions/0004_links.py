@@ -36,14 +36,10 @@ def downgrade() -> None:
         batch_op.create_index(batch_op.f("ix_backing_account"), ["account"], unique=False)
     # The version before knows no entries but links: addresses that were revoked back their accounts again.
     op.execute("DELETE FROM link WHERE kind <> 'link'")
-    op.execute(
-        "INSERT INTO backing SELECT member, MIN(account), MAX(nonce) FROM link GROUP BY member"
-    )
+    op.execute("INSERT INTO backing SELECT member, MIN(account), MAX(nonce) FROM link GROUP BY member")
     with op.batch_alter_table("link") as batch_op:
         batch_op.drop_index(batch_op.f("ix_link_member"))
         batch_op.drop_index(batch_op.f("ix_link_account"))
         batch_op.drop_constraint(batch_op.f("uq_link_account_member_kind_nonce"), type_="unique")
-        batch_op.create_unique_constraint(
-            batch_op.f("uq_link_account_member_nonce"), ["account", "member", "nonce"]
-        )
+        batch_op.create_unique_constraint(batch_op.f("uq_link_account_member_nonce"), ["account", "member", "nonce"])
         batch_op.drop_column("kind")
