@@ -212,7 +212,21 @@ def _verify_answers(response: Any, id: object) -> None:
 
 
 class _Provider(AsyncHTTPProvider):
-    """web3's provider, strict about what it decodes."""
+    """web3's provider, strict about what it decodes, over a session of its own.
+
+    web3 keeps sessions behind a lock that a caller cancelled while it waits leaves locked, so that every later request
+    would hang (web3 8, ``_utils/async_caching.py``).
+    """
+
+    session: aiohttp.ClientSession | None = None
+
+    async def _make_request(self, method: RPCEndpoint, request_data: bytes) -> bytes:
+        if self.session is None:  # made here, since a session belongs to the running loop
+            self.session = aiohttp.ClientSession(raise_for_status=True, response_class=_CappedResponse)
+        async with self.session.post(
+            str(self.endpoint_uri), data=request_data, **self.get_request_kwargs()
+        ) as response:
+            return await response.read()
 
     @staticmethod
     def encode_rpc_dict(rpc_dict: RPCRequest) -> bytes:
@@ -239,7 +253,6 @@ class EvmEndpoint(_Endpoint):
             request_kwargs={"timeout": aiohttp.ClientTimeout(total=row.timeout), "allow_redirects": False},
             exception_retry_configuration=None,
         )
-        self._session: aiohttp.ClientSession | None = None
 
     async def call(self, method: str, params: Sequence[object]) -> Any:
         """Return the ``result`` of one JSON-RPC call.
@@ -254,9 +267,6 @@ class EvmEndpoint(_Endpoint):
 
     async def _once(self, method: str, params: Sequence[object]) -> Any:
         name = self.row.name
-        if self._session is None:  # made here, since a session belongs to the running loop
-            self._session = aiohttp.ClientSession(raise_for_status=True, response_class=_CappedResponse)
-            await self._provider.cache_async_session(self._session)
         try:
             response: Any = await self._provider.make_request(RPCEndpoint(method), list(params))
         except TimeoutError:
@@ -293,9 +303,9 @@ class EvmEndpoint(_Endpoint):
 
     async def close(self) -> None:
         """Close the connection pool; more than one may ask, as several readers may share an endpoint."""
-        if self._session is not None:
-            self._session = None
-            await self._provider.disconnect()
+        session, self._provider.session = self._provider.session, None
+        if session is not None:
+            await session.close()
 
 
 class _CappedStream(httpx2.AsyncByteStream):

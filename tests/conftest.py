@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,31 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         _Gate.loopback = True
+
+
+# The registry of faults: a whole run fails if one has no test that passed.
+
+_passed: set[str] = set()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note which tests passed, whatever their parameters."""
+    if report.when == "call":
+        name = report.nodeid.partition("[")[0]
+        if report.passed:
+            _passed.add(name)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a whole run in which a fault of ``faults.toml`` has no test that passed."""
+    config = session.config
+    chosen = config.option.keyword or config.option.markexpr or config.option.collectonly or config.option.lf
+    if chosen or list(config.args) != config.getini("testpaths"):
+        return
+    faults = tomllib.loads((_ROOT / "faults.toml").read_text("utf-8"))
+    open_faults = [id for id, row in faults.items() if not row["tests"] or not _passed.issuperset(row["tests"])]
+    if open_faults:
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(f"faults without passing tests (tests/faults.toml): {', '.join(open_faults)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -55,6 +55,7 @@ class EvmWatcher:
     ) -> None:
         self._row, self._socket, self._word_limit = row, socket, word_limit
         self._contracts = sorted({contract.lower() for contract in contracts})
+        self._watched = frozenset(self._contracts)
         self._marks: dict[int, set[str]] = {}
         self._count = 0  # of words in all marks
         self._after, self._covered = UNKNOWN, 0  # every log of (after, covered] has been seen
@@ -175,10 +176,9 @@ class EvmWatcher:
     def _decode(self, logs: Any, first: int, last: int) -> list[tuple[int, set[str]]]:
         if not isinstance(logs, list):
             raise Garbage(self._row.name, "eth_getLogs is not a list")
-        watched = frozenset(self._contracts)
         decoded = []
         for log in logs:
-            words = decode_log_words(self._row.name, [log], watched, first, last)
+            words = decode_log_words(self._row.name, [log], self._watched, first, last)
             decoded.append((_quantity(self._row.name, log["blockNumber"]), words))
         return decoded
 

@@ -76,6 +76,7 @@ class SolanaWatcher:
         self._programs, self._mints = sorted(set(programs)), sorted(set(mints))
         self._word_limit, self._key_limit = word_limit, key_limit
         self._wanted: dict[str, str] = {}  # account key -> the word it stands for
+        self._unheard: dict[str, str] = {}  # those of them that are not subscribed to yet
         self._addresses: set[str] = set()
         self._marks: dict[int, set[str]] = {}
         self._count = 0
@@ -104,8 +105,9 @@ class SolanaWatcher:
         self._addresses |= new
         for address in sorted(new):
             word = "0x" + bytes(Pubkey.from_string(address)).hex()
-            self._wanted[address] = word
-            self._wanted |= {associated_address(address, mint): word for mint in self._mints}
+            keys = (address, *(associated_address(address, mint) for mint in self._mints))
+            self._wanted |= dict.fromkeys(keys, word)
+            self._unheard |= dict.fromkeys(keys, word)
         if self._session is not None:
             self._session.nudge()
 
@@ -117,7 +119,8 @@ class SolanaWatcher:
         """Return the words of what changed in (after, upto]; None where not everything was seen."""
         if not 0 <= self._after <= after <= upto <= self.covered():
             return None
-        return frozenset().union(*(words for slot, words in self._marks.items() if after < slot <= upto))
+        told = (words for slot, words in self._marks.items() if after < slot <= upto)
+        return frozenset(self._unheard.values()).union(*told)
 
     def forget(self, upto: int) -> None:
         """Drop what was told up to this slot; asking for it gives None from now on."""
@@ -144,6 +147,7 @@ class SolanaWatcher:
         self._after, self._covered, self._root, self._count = UNKNOWN, 0, 0, 0
         self._marks.clear()
         accounts: dict[str | int, str] = {}
+        self._unheard = dict(self._wanted)
         holdings: set[str | int] = set()
         self._session = session
         try:
@@ -153,7 +157,8 @@ class SolanaWatcher:
             await self._subscribe(session, accounts)
             roots = await session.call("rootSubscribe", [])  # last, so that nothing is missed after the first root
             while True:
-                if fresh := await self._subscribe(session, accounts):
+                if self._unheard:
+                    fresh = await self._subscribe(session, accounts)
                     self._mark(self._root + 1, fresh)  # they may have changed before anybody listened
                 told = await session.next(SILENCE_SECONDS)
                 if told.subscription == roots:
@@ -171,11 +176,10 @@ class SolanaWatcher:
         async def subscribe(key: str) -> None:
             accounts[await session.call("accountSubscribe", [key, FINALIZED])] = key
 
-        listened = set(accounts.values())
-        keys = [key for key in self._wanted if key not in listened] if len(self._wanted) <= self._key_limit else []
+        keys = list(self._unheard) if len(self._wanted) <= self._key_limit else []
         for start in range(0, len(keys), AT_ONCE):
             await asyncio.gather(*(subscribe(key) for key in keys[start : start + AT_ONCE]))
-        return {self._wanted[key] for key in keys}
+        return {self._unheard.pop(key) for key in keys}
 
     def _take_root(self, root: Any) -> None:
         if not isinstance(root, int) or root < 0:

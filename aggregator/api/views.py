@@ -110,7 +110,7 @@ class MessageView(BaseModel):
     verb: Literal["invite", "accept", "revoke"]
     signer: str = Field(description="CAIP-10 of the side that signs", examples=["eip155:31337:0x" + "aa" * 20])
     nonce: str = Field(examples=["1"])
-    expiry: int
+    expiry: str = Field(description="Unix seconds", examples=["1800086400"])
     form: Literal["eip712", "text"] = Field(description="eth_signTypedData_v4, or a text signed with Ed25519")
     message: str = Field(description="Exactly what is signed: EIP-712 JSON, or the text")
     digest: str = Field(description="EIP-712 digest, which an EIP-1271 contract is asked about; empty for a text")
@@ -534,7 +534,7 @@ def build_message(message: LinkMessage) -> MessageView:
         verb=message.verb,
         signer=message.signer,
         nonce=str(message.nonce),
-        expiry=message.expiry,
+        expiry=str(message.expiry),
         form="text" if message.typed is None else "eip712",
         message=message.text if message.typed is None else json.dumps(message.typed, indent=2),
         digest=message.digest,

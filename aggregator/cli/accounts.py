@@ -24,7 +24,7 @@ from aggregator.cli.frame import (
 from aggregator.cli.margin import flag_names, fraction, margin_json
 from aggregator.config import Settings
 from aggregator.domain.units import format_usd
-from aggregator.service.accounts import AccountBook, link_message
+from aggregator.service.accounts import AccountBook
 
 accounts_app = typer.Typer(help="Open, list and link margin accounts.", rich_markup_mode=None)
 app.add_typer(accounts_app, name="accounts")
@@ -46,7 +46,7 @@ def accounts_list(ctx: typer.Context, config: ConfigOption = None, json_output: 
                 [
                     {
                         "id": a.id, "label": a.label, "kind": a.kind, "controller": a.controller, "home": a.home,
-                        "links": list(a.links),
+                        "links": list(a.links), "ending": list(a.ending),
                         "margin": margin_json(margins[a.id], newest.header.epoch, newest.header.valid_until, now)
                         if newest and a.id in margins else None,
                     }
@@ -104,22 +104,29 @@ def _book(settings: Settings, store: Any) -> AccountBook:
         deployment.deployment_id(),
         [c.id for c in settings.chains],
         [d.chain for d in settings.destinations],
+        bootstrap.chain_witness(settings),
     )
 
 
-NonceOption = Annotated[int, typer.Option(help="Rises with each link of the same pair.")]
-ExpiryOption = Annotated[
-    int | None, typer.Option(help="Unix seconds until which the link may be recorded; default: in a day.")
-]
+MemberOption = Annotated[str, typer.Option(help="CAIP-10 address that backs the account.")]
+NonceOption = Annotated[int, typer.Option(help="The nonce that was signed.")]
+ExpiryOption = Annotated[int, typer.Option(help="The expiry that was signed, Unix seconds.")]
+SIGNATURE_HELP = "0x hex (EVM), base58 (Solana), eip1271:0x… (a contract) or pda:<record> (program-derived)"
 
 
 @accounts_app.command("message")
 def accounts_message(
     account: AccountArgument,
-    member: Annotated[str, typer.Option(help="CAIP-10 address that is to back the account.")],
-    side: Annotated[str, typer.Option(help="invite (the controller signs) or accept (the member signs).")],
-    nonce: NonceOption = 1,
-    expiry: ExpiryOption = None,
+    member: MemberOption,
+    verb: Annotated[
+        str,
+        typer.Option("--verb", "--side", help="invite (the controller signs), accept (the member signs) or revoke."),
+    ],
+    by: Annotated[str, typer.Option(help="Who signs a revoke: controller or member.")] = "controller",
+    nonce: Annotated[int | None, typer.Option(help="Rises with what a pair signs; default: the least unused.")] = None,
+    expiry: Annotated[
+        int | None, typer.Option(help="Unix seconds until which it may be recorded; default: in a day.")
+    ] = None,
     config: ConfigOption = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -127,16 +134,14 @@ def accounts_message(
 
     async def work() -> None:
         async with opened(config) as (settings, store):
-            known = await store.account(account)
-        until = expiry if expiry is not None else int(time.time()) + 86_400
-        deployment_id = bootstrap.deployment_of(settings).deployment_id()
-        message = link_message(deployment_id, known, member, nonce, until, side)
+            message = await _book(settings, store).message(account, member, verb, by, nonce, expiry)
         if json_output:
-            print_json({"expiry": until, "nonce": nonce, "side": side, "message": message})
-        elif isinstance(message, str):
-            out.print(message)
+            shown = message._asdict() | {"message": message.text if message.typed is None else message.typed}
+            print_json({name: shown[name] for name in ("verb", "signer", "nonce", "expiry", "digest", "message")})
+        elif message.typed is None:
+            out.print(message.text, soft_wrap=True)
         else:
-            print_json(message)
+            print_json(message.typed)
 
     run_async(work)
 
@@ -144,10 +149,10 @@ def accounts_message(
 @accounts_app.command("link")
 def accounts_link(
     account: AccountArgument,
-    member: Annotated[str, typer.Option(help="CAIP-10 address that is to back the account.")],
-    invite: Annotated[str, typer.Option(help="The controller's signature (0x hex, or base58 on Solana).")],
-    accept: Annotated[str, typer.Option(help="The member's signature.")],
-    expiry: Annotated[int, typer.Option(help="The expiry that both signed.")],
+    member: MemberOption,
+    invite: Annotated[str, typer.Option(help=f"The controller's signature: {SIGNATURE_HELP}.")],
+    accept: Annotated[str, typer.Option(help="The member's signature, likewise.")],
+    expiry: ExpiryOption,
     nonce: NonceOption = 1,
     config: ConfigOption = None,
     json_output: JsonOption = False,
@@ -168,9 +173,40 @@ def accounts_link(
     run_async(work)
 
 
+@accounts_app.command("revoke")
+def accounts_revoke(
+    account: AccountArgument,
+    member: MemberOption,
+    signature: Annotated[str, typer.Option(help=f"Of the side that revokes: {SIGNATURE_HELP}.")],
+    nonce: NonceOption,
+    expiry: ExpiryOption,
+    by: Annotated[str, typer.Option(help="Whose signature it is: controller or member.")] = "controller",
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Record that one side revokes a link: its assets count 0 at once, its debts until the link ends."""
+
+    async def work() -> None:
+        async with opened(config) as (settings, store):
+            known = await store.account(account)
+            entry = await _book(settings, store).revoke_link(
+                known.id, known.controller, member, nonce, expiry, by, signature
+            )
+            cooldown = settings.service.link_cooldown
+        if json_output:
+            print_json(entry._asdict())
+        else:
+            out.print(
+                f"{entry.member} is revoked (entry {entry.position} of the links log): its assets count 0 from now on; "
+                f"the link ends {cooldown} s from now or later, once the address owes nothing"
+            )
+
+    run_async(work)
+
+
 @accounts_app.command("links")
 def accounts_links(account: AccountArgument, config: ConfigOption = None, json_output: JsonOption = False) -> None:
-    """List the links of an account."""
+    """List what the links log says of an account, and what of it stands."""
 
     async def work() -> None:
         async with opened(config) as (_, store):
@@ -179,10 +215,14 @@ def accounts_links(account: AccountArgument, config: ConfigOption = None, json_o
         if json_output:
             print_json([link._asdict() for link in links])
             return
-        shown = table("", ">entry", "member", ">nonce", "recorded")
+        shown = table("", ">entry", "kind", "member", "by", ">nonce", "recorded")
         for link in links:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(link.recorded_at))
-            shown.add_row(str(link.position), link.member, str(link.nonce), when + " UTC")
+            given = (("controller", link.invite_signature), ("member", link.accept_signature))
+            by = ", ".join(side for side, signature in given if signature)
+            shown.add_row(str(link.position), link.kind, link.member, by, str(link.nonce), when + " UTC")
         out.print(shown)
+        for member in known.ending:
+            out.print(f"ending: {member} (its assets count 0, its debts stand)", style="yellow")
 
     run_async(work)

@@ -72,7 +72,7 @@ def chains_list(ctx: typer.Context, config: ConfigOption = None, json_output: Js
             record = await store.epoch(certified=False)
             standing = [halt for halt in await halts.log(LOG_LIMIT) if halt.resumed_at is None]
         seen = {view.chain: view for view in record.chains} if record else {}
-        now, rows = int(time.time()), []
+        now, rows = int(time.time()), list[dict[str, Any]]()
         for row in settings.chains:
             view = seen.get(row.id)
             block = view.block if view else None
@@ -97,7 +97,8 @@ def chains_list(ctx: typer.Context, config: ConfigOption = None, json_output: Js
             "chain", "status", ">height", ">age s", "final is", "cause",
         )  # fmt: skip
         for r in rows:
-            shown.add_row(r["name"], styled(r["status"]), _or_dash(r["height"]), _or_dash(r["age"]), r["finality"], r["cause"])  # fmt: skip  # noqa: E501
+            height, age = _or_dash(r["height"]), _or_dash(r["age"])
+            shown.add_row(r["name"], styled(r["status"]), height, age, r["finality"], r["cause"])
         out.print(shown)
         for r in rows:
             if r["halts"]:

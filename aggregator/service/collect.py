@@ -178,9 +178,7 @@ class Observer:
                 block = await self._follow(chain, await reader.pin(cut_time), epoch)
                 await self._read(chain, block, epoch, accounts, seals)
             self._measure("read", chain, asyncio.get_running_loop().time() - began)
-            self._measure("block", chain, cut_time - block.time)
-            if (lag := reader.finality_lag) is not None:
-                self._measure("finality", chain, lag)
+            self._measure_chain(reader, block, cut_time)
         except BelowFinality as error:
             return memory.last, await self._halt(chain, error, cut_time)
         except (SourceError, TimeoutError) as error:
@@ -260,6 +258,11 @@ class Observer:
         reader = self._readers[chain]
         reading, quotes = await asyncio.gather(reader.read(block, subjects), reader.read_quotes(block))
         return replace(reading, quotes=quotes, subjects=subjects)
+
+    def _measure_chain(self, reader: ChainReader, block: Block, cut_time: int) -> None:
+        self._measure("block", block.chain, cut_time - block.time)
+        if (lag := reader.finality_lag) is not None:
+            self._measure("finality", block.chain, lag)
 
     # --- history ---------------------------------------------------------------------------------------------------
 
@@ -393,6 +396,8 @@ class Observer:
                 if not memory.halted:
                     own = await self._pin(reader, cut.cut_time, 0 if block is None else block.height)
                     own = await self._follow(chain, own, cut.epoch)
+                    # Of what a party measures, only this is about the chain and not about the party.
+                    self._measure_chain(reader, own, cut.cut_time)
                 if block is not None and own is not None and not reorged:
                     await self._check_block(reader, block, own, cause)
                     await self._read_at(chain, block, carried, accounts, seals)

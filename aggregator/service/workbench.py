@@ -25,7 +25,7 @@ from aggregator.service.collect import Collected
 from proofs.bundle import encode_link
 from proofs.hashing import keccak256
 
-CODE_VERSION = "0.2.0"
+CODE_VERSION = "0.1.0"
 
 
 def skew(chains: Sequence[ChainView]) -> int:

@@ -101,7 +101,7 @@ async def test_a_lie_about_a_balance_ends_the_trust_in_that_node(
         await reader.read(block, SUBJECTS)
     await proxy.turn("pass")  # it repents, too late
     before = sum(proxy.requests.values())
-    for ask in (reader.verify_identity(), reader.pin(FAR), reader.read(block, SUBJECTS), reader.changes(1, 2)):
+    for ask in (reader.verify_identity(), reader.pin(FAR), reader.read(block, SUBJECTS), reader.block_at(1)):
         with pytest.raises(Contradicted):
             await ask
     assert sum(proxy.requests.values()) == before

@@ -115,3 +115,15 @@ def test_the_import_law_holds() -> None:
     done = subprocess.run([command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
+
+
+def test_every_fault_has_an_action_and_tests_that_exist() -> None:
+    faults = tomllib.loads((ROOT / "tests" / "faults.toml").read_text("utf-8"))
+    assert list(faults) == [f"A{i}" for i in range(1, 17)]
+    for id, row in faults.items():
+        assert row["fault"], id
+        assert row["action"], id
+        assert row["tests"], f"{id} has no test"
+        for node in row["tests"]:
+            file, _, name = node.partition("::")
+            assert f"def {name}(" in (ROOT / file).read_text("utf-8"), f"{id}: {node} does not exist"

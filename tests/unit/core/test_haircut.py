@@ -163,7 +163,7 @@ def test_measured_and_configured_legs_convolve_to_one_law() -> None:
             680: 0.9 * 1e-3,
             706: 0.0995 * 1e-3,  # 705, rounded up to 9 significant bits
             3_664: 0.0005 * 0.999,  # 3,660
-            4_264: 0.0005 * 1e-3,  # 4,260
+            4_272: 0.0005 * 1e-3,  # 4,260
         }
     )
     assert hold_law((LEGS[0], MEASURED)) == law
@@ -171,7 +171,7 @@ def test_measured_and_configured_legs_convolve_to_one_law() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "bound"), [(0.5, 80), (0.1, 105), (0.01, 105), (1e-3, 680), (5.5e-4, 706), (1e-4, 3_664), (1e-7, 4_264)]
+    ("epsilon", "bound"), [(0.5, 80), (0.1, 105), (0.01, 105), (1e-3, 680), (5.5e-4, 706), (1e-4, 3_664), (1e-7, 4_272)]
 )
 def test_the_bound_of_a_measured_hold_is_its_last_value_above_epsilon(epsilon: float, bound: int) -> None:
     assert hold_bound((MEASURED, LEGS[0]), epsilon) == bound

@@ -201,7 +201,7 @@ def test_a_chain_that_cannot_be_relied_on_makes_nobody_unhealthy_who_may_not_be(
     owed = debt(1, USDC, 1_500.0)
     views = [view(EVM), view(SOLANA, 20, status="stale", cause=cause)]
     torn = quotes(conf=0.1)
-    spanning = [position(1, SOL, 12.0), owed]
+    spanning = [position(1, SOL, 10.5), owed]
     found = margin(snapshot(spanning, views=views), torn)
     assert found.maintenance_excess.mid < 0 < found.maintenance_excess.high
     assert found.status == "unknown"
@@ -263,6 +263,7 @@ def test_a_debt_that_cannot_be_read_opens_nothing_and_is_never_healthy(kind: str
 WITHOUT_SOL = [q for q in quotes() if q.feed != "SOL/USD"]
 LONE_SOL = [q for q in quotes() if q.feed != "SOL/USD" or q.source == "alpha"]
 """No source at all prices SOL; one does, at 150 USD, which is too few."""
+ODD = f"{EVM}/erc20:0x{'ee' * 20}"
 WALLET = {"control": "none", "removal_delay": 0, "venue": "wallet"}
 
 
@@ -282,10 +283,10 @@ WALLET = {"control": "none", "removal_delay": 0, "venue": "wallet"}
         pytest.param(debt(1, SOL, 1), LONE_SOL, True, id="the smallest debt"),
         pytest.param(borrowed(1, SOL, 1), WITHOUT_SOL, True, id="the smallest debt without a price"),
         # What cannot be interpreted.
-        pytest.param(position(1, ETH, 9.0, asset=f"{EVM}/x", **WALLET), quotes(), False, id="unknown, in a wallet"),
-        pytest.param(position(1, ETH, 9.0, asset=f"{EVM}/x"), quotes(), True, id="unknown, seizable"),
+        pytest.param(position(1, ETH, 9.0, **WALLET)._replace(asset=ODD), quotes(), False, id="unknown, in a wallet"),
+        pytest.param(position(1, ETH, 9.0)._replace(asset=ODD), quotes(), True, id="unknown, seizable"),
         pytest.param(position(1, ETH, -1, **WALLET), quotes(), True, id="malformed"),
-        pytest.param(borrowed(1, ETH, 9.0, asset=f"{EVM}/x"), quotes(), True, id="unknown debt"),
+        pytest.param(borrowed(1, ETH, 9.0)._replace(asset=ODD), quotes(), True, id="unknown debt"),
     ],
 )
 def test_a_gift_without_a_price_makes_no_account_partial(leg: Position, said: list[Quote], partial: bool) -> None:
@@ -306,7 +307,7 @@ def test_a_monitored_account_counts_every_asset_so_every_one_without_a_price_mak
 
 def test_a_gift_never_shields_from_liquidation_but_what_could_count_does() -> None:
     rows = [position(1, ETH, 1.0), debt(1, USDC, 5_000.0)]
-    gift = position(1, ETH, 9.0, asset=f"{EVM}/x", **WALLET)
+    gift = position(1, ETH, 9.0, **WALLET)._replace(asset=ODD)
     reader = Finding("unknown-asset", account_id(1), "aave-v3 reserve 0xee is not configured")  # beside the position
     for leg in (position(1, SOL, 9.0, **WALLET), gift):
         found = margin(snapshot([*rows, leg], findings=(reader,)), WITHOUT_SOL)

@@ -1,0 +1,92 @@
+"""The Solana reader on the local SVM: finalized is irreversible, ancestry is told by its ends, changes by nobody."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from pydantic import SecretStr
+
+from adapters.rpc import SolanaEndpoint
+from adapters.solana.reader import SolanaReader
+from aggregator.domain.errors import Unavailable
+from aggregator.domain.rows import ChainRow, LatencyLeg
+from infra.devnet.svm import SvmServer
+
+pytestmark = pytest.mark.chain
+FAR = 2**40  # a cut time after everything
+CONFIRMED_DEPTH, FINALIZED_DEPTH = 2, 9
+
+
+@pytest.fixture(scope="module")
+def svm() -> Iterator[SvmServer]:
+    with SvmServer(slot_ms=3_600_000, confirmed_depth=CONFIRMED_DEPTH, finalized_depth=FINALIZED_DEPTH) as server:
+        yield server  # its slots come by hand
+
+
+@pytest.fixture
+async def reader(svm: SvmServer) -> AsyncIterator[SolanaReader]:
+    row = ChainRow(
+        id=f"solana:{svm.genesis[:32]}",
+        name="sol",
+        family="solana",
+        rpc=(SecretStr(svm.url),),
+        genesis=svm.genesis,
+        block_seconds=0.5,
+        max_age=60,
+        hold=(LatencyLeg(typical=1),),
+        requests_per_second=1_000,
+    )
+    made = SolanaReader(row, SolanaEndpoint(row, row.rpc[0]), [])
+    svm.call("x_advance", 20)
+    yield made
+    await made.close()
+
+
+async def test_what_is_pinned_is_irreversible_too(svm: SvmServer, reader: SolanaReader) -> None:
+    slot = svm.call("getSlot", {"commitment": "finalized"})
+    assert reader.finality_lag is None
+    block = await reader.pin(FAR)
+    assert block.height == slot
+    assert await reader.irreversible() == block == await reader.block_at(slot)
+    assert reader.finality_lag == (FINALIZED_DEPTH - CONFIRMED_DEPTH) * 0.5
+    svm.call("x_advance", 3)
+    assert (await reader.irreversible()).height == slot + 3
+
+
+async def test_ancestry_is_told_by_its_ends(reader: SolanaReader) -> None:
+    last = (await reader.irreversible()).height
+    one, other = await reader.headers(last - 7, last)
+    assert (one, other) == (await reader.block_at(last - 7), await reader.block_at(last))
+    assert await reader.headers(last, last) == (other,)
+    before, after = await reader.headers(last - 1, last)
+    assert after.parent == before.hash
+    with pytest.raises(ValueError, match="no range of slots"):
+        await reader.headers(last, last - 1)
+
+
+async def test_a_slot_that_is_not_finalized_is_no_end(reader: SolanaReader) -> None:
+    last = (await reader.irreversible()).height
+    with pytest.raises(Unavailable, match=f"no finalized block in slot {last + 1}"):
+        await reader.headers(last, last + 1)
+
+
+async def test_a_reorg_of_what_was_only_confirmed_replaces_nothing_that_was_read(
+    svm: SvmServer, reader: SolanaReader
+) -> None:
+    block = await reader.pin(FAR)
+    before = await reader.headers(block.height - 5, block.height)
+    svm.call("x_reorg", FINALIZED_DEPTH - 1)
+    svm.call("x_advance", 20)
+    assert await reader.headers(block.height - 5, block.height) == before
+    assert (await reader.pin(FAR)).height > block.height
+
+
+async def test_no_log_tells_what_changed(reader: SolanaReader) -> None:
+    last = (await reader.irreversible()).height
+    assert await reader.changes(last - 1, last) is None
+
+
+async def test_the_check_says_by_which_rule_it_reads(reader: SolanaReader) -> None:
+    findings = {f.scope: (f.code, f.detail) for f in await reader.check()}
+    assert findings["sol finality"] == ("ok", "finalized by its validators")
