@@ -342,7 +342,11 @@ class QuorumReader:
             NoQuorum: fewer providers than needed can read the block.
         """
         if self._alone is not None:
-            return await self._alone.read(block, subjects)
+            try:
+                return await self._alone.read(block, subjects)
+            except Contradicted as error:
+                self._report_contradiction(0, error)
+                raise
 
         async def ask(i: int) -> Reading:
             reading = await self._readers[i].read(block, subjects)

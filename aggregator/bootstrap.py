@@ -226,8 +226,8 @@ def _evm_adapter(row: ChainRow, venue: VenueRow, assets: dict[str, AssetRow]) ->
 def build_reader(settings: Settings, row: ChainRow) -> ChainReader:
     """Return a reader of one chain with all its configured venues; a missing adapter stops start-up.
 
-    Several providers in ``rpc`` make a quorum; what they dispute, or give themselves the lie by a state proof, goes, signed, to ``<data>/disputes.jsonl`` and to a
-    metric.
+    Several providers in ``rpc`` make a quorum. What they dispute, and where one's own state proof gives it the lie,
+    goes, signed, to ``<data>/disputes.jsonl`` and to a metric.
     """
     parent = _build_parent(settings, row)
     readers = [_build_provider(settings, row, url, parent) for url in row.rpc]

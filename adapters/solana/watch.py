@@ -157,7 +157,7 @@ class SolanaWatcher:
             await self._subscribe(session, accounts)
             roots = await session.call("rootSubscribe", [])  # last, so that nothing is missed after the first root
             while True:
-                if self._unheard:
+                if self._unheard and len(self._wanted) <= self._key_limit:
                     fresh = await self._subscribe(session, accounts)
                     self._mark(self._root + 1, fresh)  # they may have changed before anybody listened
                 told = await session.next(SILENCE_SECONDS)

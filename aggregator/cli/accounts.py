@@ -120,7 +120,7 @@ def accounts_message(
     member: MemberOption,
     verb: Annotated[
         str,
-        typer.Option("--verb", "--side", help="invite (the controller signs), accept (the member signs) or revoke."),
+        typer.Option("--verb", "--side", help="invite (the controller's), accept (the member's) or revoke."),
     ],
     by: Annotated[str, typer.Option(help="Who signs a revoke: controller or member.")] = "controller",
     nonce: Annotated[int | None, typer.Option(help="Rises with what a pair signs; default: the least unused.")] = None,

@@ -62,10 +62,10 @@ def list_faults(arguments: argparse.Namespace) -> None:
     for column in ("fault", "what it does", "where", "on"):
         table.add_column(column)
     for row in answer["faults"]:
-        where = {"provider": "a provider of ", "chain": "", "world": "everywhere"}[row["kind"]]
+        where = {"provider": "a provider", "chain": ", ".join(row["chains"]), "world": "everywhere"}[row["kind"]]
         once = "happens once" if row["once"] else ""
         on = Text(", ".join(row["on"]), style="bold yellow")
-        table.add_row(row["name"], row["about"], where + ", ".join(row["chains"]), on or Text(once, style="dim"))
+        table.add_row(row["name"], row["about"], where, on or Text(once, style="dim"))
     Console(highlight=False).print(table)
 
 

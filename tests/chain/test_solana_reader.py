@@ -9,8 +9,9 @@ from pydantic import SecretStr
 
 from adapters.rpc import SolanaEndpoint
 from adapters.solana.reader import SolanaReader
-from aggregator.domain.errors import Unavailable
+from aggregator.domain.errors import Garbage, Unavailable
 from aggregator.domain.rows import ChainRow, LatencyLeg
+from infra.devnet.providers.proxy import FaultProxy
 from infra.devnet.svm import SvmServer
 
 pytestmark = pytest.mark.chain
@@ -90,3 +91,39 @@ async def test_no_log_tells_what_changed(reader: SolanaReader) -> None:
 async def test_the_check_says_by_which_rule_it_reads(reader: SolanaReader) -> None:
     findings = {f.scope: (f.code, f.detail) for f in await reader.check()}
     assert findings["sol finality"] == ("ok", "finalized by its validators")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ('{"jsonrpc":"2.0","id":ID,"result":"GENESIS"}', None),
+        ('{"jsonrpc":"2.0","id":2,"result":"GENESIS"}', "answers another request"),
+        ('{"jsonrpc":"2.0","id":"1","result":"GENESIS"}', "answers another request"),
+        ('{"jsonrpc":"2.0","id":true,"result":"GENESIS"}', "answers another request"),
+        ('{"jsonrpc":"2.0","result":"GENESIS"}', "answers another request"),
+        (
+            '{"jsonrpc":"2.0","id":ID,"result":"GENESIS","error":{"code":1,"message":"no"}}',
+            "both a result and an error",
+        ),
+        ('{"jsonrpc":"2.0","id":ID,"result":"x","result":"GENESIS"}', "cannot be decoded"),
+        ('{"jsonrpc":"2.0","id":ID,"result":NaN}', "cannot be decoded"),
+        ('{"jsonrpc":"2.0","id":ID,"result":' + "[" * 100_000, "cannot be decoded"),
+    ],
+)
+async def test_only_the_answer_to_the_request_is_taken(
+    svm: SvmServer, reader: SolanaReader, body: str, says: str | None
+) -> None:
+    async with FaultProxy(svm.url) as proxy:
+        endpoint = SolanaEndpoint(reader.row, SecretStr(proxy.url))
+        proxy.garbage = (
+            body.replace("ID", "1").replace("GENESIS", svm.genesis).encode()
+        )  # its first request is number 1
+        await proxy.turn("garbage")
+        try:
+            if says is None:
+                assert await endpoint.call("getGenesisHash", []) == svm.genesis
+            else:
+                with pytest.raises(Garbage, match=f"^sol: the answer to getGenesisHash .*{says}"):
+                    await endpoint.call("getGenesisHash", [])
+        finally:
+            await endpoint.close()

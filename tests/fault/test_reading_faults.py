@@ -381,6 +381,8 @@ async def test_a_configured_quorum_keeps_its_disputes(venues: Venues, tmp_path: 
         }
         document["venues"] = [{"chain": CHAIN, "kind": "wallet"}]
         settings = parse_settings(document)
+        Path(settings.service.passphrase_file).write_text("for the key that signs them")
+        advance(venues, 3)  # what the venues hold is final
         reader = build_reader(settings, settings.chains[0])
         stack.push_async_callback(reader.close)
         await proxies[2].turn("lying")
@@ -389,7 +391,7 @@ async def test_a_configured_quorum_keeps_its_disputes(venues: Venues, tmp_path: 
         reading = await reader.read(await reader.pin(FAR), [Subject(venues.account, venues.address)])
         assert venues["usdc"].functions.balanceOf(venues.user).call() in {p.amount for p in reading.positions}
         (line,) = recorded(settings.service.data)
-        assert json.loads(line)["provider"] == labels["provider"]
+        assert json.loads(line)["record"]["provider"] == labels["provider"]
         assert REGISTRY.get_sample_value("crossmargin_disputes_total", labels) == before + 1
         verify_secret_free(line)
 

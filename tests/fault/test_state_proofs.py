@@ -210,3 +210,16 @@ async def test_a_majority_that_lies_is_caught_by_its_own_proofs(providers: Provi
         await proxy.turn("pass")
     with pytest.raises(SourceError, match="halted"):
         await observe(providers.reader)
+
+
+async def test_a_single_provider_is_recorded_too(anvil: Anvil, proxy: FaultProxy) -> None:
+    disputes: list[Dispute] = []
+    one = make(proxy.url, anvil)
+    reader = QuorumReader(one.row, [one], [f"{NAME}[0]"], 1, disputes.append)
+    assert held(await observe(reader)) == HOLDERS
+    await proxy.turn("lying")
+    for _ in range(2):
+        with pytest.raises(Contradicted):
+            await observe(reader)
+    assert [d.provider for d in disputes] == [f"{NAME}[0]"]
+    await reader.close()

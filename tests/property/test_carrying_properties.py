@@ -123,7 +123,8 @@ def test_carrying_one_account_changes_no_other(
     rows, older, behind = drawn
     mine = account_id(number)
     alone = [new if new.account == mine else row for row, new in zip(rows, older, strict=True)]
-    untouched(*(report_of(r, behind, age, quotes(), of) for r in (alone, rows)), mine)
+    after, before = (report_of(r, behind, age, quotes(), of) for r in (alone, rows))
+    untouched(after, before, mine)
 
 
 @given(books(), views_of(), kinds, skews)
@@ -189,7 +190,9 @@ def worlds(draw: st.DrawFn) -> tuple[Cut, dict[str, Reading], dict[int, str]]:
     for i, row in enumerate(rows):
         if row.chain == EVM and draw(st.booleans()):
             rows[i] = row._replace(address=HOLDERS[int(row.account, 16)].rpartition(":")[2])
-    blocks, carried, readings = [], [], {}
+    blocks: list[Block] = []
+    carried: list[Carried] = []
+    readings: dict[str, Reading] = {}
     for chain in CHAINS:
         age, behind = draw(ages), draw(st.lists(st.integers(1, 200), max_size=2, unique=True))
         since = {n: draw(st.sampled_from([0, *behind])) for n in NUMBERS}

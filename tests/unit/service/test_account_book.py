@@ -151,12 +151,12 @@ async def test_a_message_says_what_each_side_signs(world: SimulatedWorld) -> Non
     account = await world.book.open_account(EVM.address, SALT, "risk-bearing", None, "mine")
     id = world.deployment.deployment_id()
     invite = link_message(id, account, SOLANA.address, 1, 9, "invite")
-    assert isinstance(invite, dict)
-    assert invite["primaryType"] == "LinkInvite"
-    assert invite["domain"]["salt"] == "0x" + id.hex()
+    assert invite.typed is not None
+    assert invite.typed["primaryType"] == "LinkInvite"
+    assert invite.typed["domain"]["salt"] == "0x" + id.hex()
     accept = link_message(id, account, SOLANA.address, 1, 9, "accept")
-    assert isinstance(accept, str)
-    assert accept.splitlines() == [
+    assert accept.typed is None
+    assert accept.text.splitlines() == [
         "crossmargin link accept",
         f"deployment: 0x{id.hex()}",
         f"account: {account.id}",
@@ -165,8 +165,14 @@ async def test_a_message_says_what_each_side_signs(world: SimulatedWorld) -> Non
         "nonce: 1",
         "expiry: 9",
     ]
-    sound = {"member": SOLANA.address, "nonce": 1, "expiry": 9, "side": "invite"}
-    for changes, field in (({"side": "both"}, "side"), ({"member": "x"}, "member"), ({"nonce": -1}, "nonce")):
+    for by, signer in (("controller", EVM.address), ("member", SOLANA.address)):
+        assert link_message(id, account, SOLANA.address, 1, 9, "revoke", by).signer == signer
+    sound: dict[str, Any] = {"member": SOLANA.address, "nonce": 1, "expiry": 9, "verb": "invite"}
+    wrong: list[tuple[dict[str, Any], str]] = [
+        *(({"verb": "both"}, "verb"), ({"member": "x"}, "member"), ({"nonce": -1}, "nonce")),
+        ({"verb": "revoke", "by": "me"}, "by"),
+    ]
+    for changes, field in wrong:
         with pytest.raises(InputError) as caught:
             link_message(id, account, **(sound | changes))
         assert caught.value.field == field
@@ -181,8 +187,11 @@ async def test_a_wallet_signs_the_message_as_printed(world: SimulatedWorld) -> N
     id, expiry = world.deployment.deployment_id(), int(world.clock.now()) + 600
     signatures = {}
     for side, person in (("invite", EVM), ("accept", EVM_TOO)):
-        message = link_message(id, account, EVM_TOO.address, 1, expiry, side)
-        signed = Wallet.sign_message(encode_typed_data(full_message=message), person.key.secret)
+        message = await world.book.message("mine", EVM_TOO.address, side, "member", expiry=expiry)
+        assert (message.signer, message.nonce) == (person.address, 1)
+        signable = encode_typed_data(full_message=message.typed)
+        signed = Wallet.sign_message(signable, person.key.secret)
+        assert message.digest == "0x" + bytes(signed.message_hash).hex()
         signatures[f"{side}_signature"] = "0x" + signed.signature.hex()
     await world.book.add_link(account.id, EVM.address, EVM_TOO.address, 1, expiry, **signatures)
     assert (await world.store.account("mine")).links == (EVM_TOO.address,)
