@@ -23,7 +23,7 @@ from aggregator.domain.rows import ChainRow
 
 MESSAGE_LIMIT = 8 << 20  # bytes; the answer to a backfill is the largest
 FIRST_DELAY, LONGEST_DELAY = 0.25, 30.0  # seconds
-QUEUE_LIMIT = 20_000  # notifications that wait; a client that cannot keep up starts over instead
+QUEUE_LIMIT = 32 << 20  # bytes of notifications that wait; a client that cannot keep up starts over instead
 
 
 class Notification(NamedTuple):
@@ -40,7 +40,8 @@ class Session:
         self._name, self._connection, self._timeout = name, connection, timeout
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._told: asyncio.Queue[Notification | Exception] = asyncio.Queue()
+        self._told: asyncio.Queue[tuple[Notification | Exception, int]] = asyncio.Queue()  # with its size
+        self._held = 0  # bytes that wait
 
     async def call(self, method: str, params: Sequence[object]) -> Any:
         """Return the ``result`` of one call.
@@ -78,17 +79,18 @@ class Session:
         """
         try:
             async with asyncio.timeout(timeout):
-                told = await self._told.get()
+                told, size = await self._told.get()
         except TimeoutError:
             raise Unreachable(self._name, f"the websocket told nothing for {timeout:g} s") from None
+        self._held -= size
         if isinstance(told, Exception):
-            self._told.put_nowait(told)  # also for whoever asks next
+            self._told.put_nowait((told, 0))  # also for whoever asks next
             raise told
         return told
 
     def nudge(self) -> None:
         """Make ``next`` return once, with a notification of no subscription."""
-        self._told.put_nowait(Notification("", None))
+        self._told.put_nowait((Notification("", None), 0))
 
     async def read(self) -> None:
         """Distribute what comes until the connection ends; its end is told like everything else."""
@@ -101,7 +103,7 @@ class Session:
             end = error
         except (WebSocketException, OSError) as error:
             end = Unreachable(self._name, f"the websocket closed ({type(error).__name__})")
-        self._told.put_nowait(end)
+        self._told.put_nowait((end, 0))
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(end)
@@ -117,9 +119,10 @@ class Session:
             told = Notification(body["params"]["subscription"], body["params"]["result"])
         except (ValueError, KeyError, TypeError):
             raise Garbage(self._name, "the websocket sent what is not JSON-RPC") from None
-        if self._told.qsize() >= QUEUE_LIMIT:
-            raise Garbage(self._name, f"the websocket sent more than {QUEUE_LIMIT} notifications at once")
-        self._told.put_nowait(told)
+        self._held += len(message)
+        if self._held > QUEUE_LIMIT:
+            raise Garbage(self._name, f"the websocket sent more than {QUEUE_LIMIT} bytes that nobody had read yet")
+        self._told.put_nowait((told, len(message)))
 
 
 class _Direct(connect):

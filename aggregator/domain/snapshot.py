@@ -87,7 +87,7 @@ FROZEN = "frozen"
 """How a cause begins when the chain itself does not advance; when it has not been read for too long; when a block below
 its finality was replaced, until an operator resumes it; when its sequencer is down or just back."""
 
-INFORMATIONAL = frozenset({"venue-health", "link-ending"})
+INFORMATIONAL = frozenset({"venue-health", "link-ending", "member-unverified"})
 """Codes of findings that tell something without making anything unknown."""
 BESIDE_A_POSITION = frozenset({"unknown-asset"})
 """Codes of a reader's findings about a position that it reports too: what that makes unknown is judged by the position,

@@ -238,6 +238,8 @@ class Observer:
                 or blocks[account.id].time < oldest
                 or not words.isdisjoint(words_of(chain, account))
                 or not covered.issuperset(subjects_on(chain, (account,), seals))
+                # What a contract answers can change with no word of it in any log.
+                or any(link in seals and link.startswith(f"{chain}:") for link in account.links)
             ):
                 due.append(account)
         return due

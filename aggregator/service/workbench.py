@@ -168,6 +168,11 @@ class Workbench:
     def _risk(report: MarginReport, latency: LatencyTables) -> dict[str, Any]:
         return {
             "latency": tables_json(latency),
+            # Carried views come after the chains' own and have no bound of their own.
+            "holds": [
+                {"chain": chain, "seconds": int(seconds)}
+                for chain, seconds in zip(report.book.chains, report.tables.hold, strict=False)
+            ],
             "bands": [dict(zip(b._fields, b, strict=True)) for b in report.prices],
             "cells": [dict(zip(c._fields, c, strict=True)) for c in report.cells],
         }

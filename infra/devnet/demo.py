@@ -194,7 +194,93 @@ def _fresh(stage: Stage, label: str) -> bool | None:
     return True if not m["freshness"]["stale"] and "stale" not in m["flags"] else None
 
 
-PHASES = (first_certificates, borrow, shock, halt, recover)
+def lie(stage: Stage) -> None:
+    """One provider of alpha lies: nothing changes but a record of who said what."""
+    before, liar = _holdings(stage, "harbor"), "alpha[2]"
+    stage.faults.turn("lying", True, "alpha", 2)
+    stage.tell(f"{liar} lies: it multiplies every amount by ten")
+    stage.until(f"a dispute with {liar}", lambda: _disputes(stage, liar) or None)
+    epoch = stage.desk.get("/v1/epochs/latest")["header"]["epoch"]
+    stage.until("two more epochs", lambda: _epoch_after(stage, epoch + 1))
+    if (after := _holdings(stage, "harbor")) != before:
+        raise DemoError(f"harbor shows {after} while {liar} lies, {before} was expected")
+    stage.tell(f"nothing changes but the record of it: {_disputes(stage, liar)} disputes with {liar}")
+    stage.faults.turn("lying", False, "alpha")
+
+
+def darken(stage: Stage) -> None:
+    """Two of three providers of alpha die: the chain goes dark and counts 0; what does not depend on it goes on."""
+    for provider in (1, 2):
+        stage.faults.turn("dead", True, "alpha", provider)
+    stage.tell("two of three providers of alpha die: too few are left to agree")
+    dark = stage.until("alpha dark", partial(_chain_not_ok, stage, "alpha"), 45)
+    stage.tell(f"alpha is {dark['status']}: {_first_words(dark['cause'])}")
+    stage.until("harbor stale", partial(_stale, stage, "harbor"))
+    if (m := stage.margin("solstice"))["freshness"]["stale"]:
+        raise DemoError(f"solstice does not depend on alpha but is flagged {m['flags']}")
+    epoch = stage.desk.get("/v1/epochs/latest")["header"]["epoch"]
+    stage.until("an epoch certified meanwhile", lambda: _epoch_after(stage, epoch))
+    stage.tell("harbor is stale, solstice goes on, and so do the epochs")
+    stage.faults.turn("dead", False, "alpha")
+    stage.until("alpha read again", lambda: _chain(stage, "alpha")["status"] == "ok" or None, 60)
+    stage.until("harbor fresh", partial(_fresh, stage, "harbor"))
+    stage.tell("both providers are back and alpha is read again")
+
+
+def reorganise(stage: Stage) -> None:
+    """Certified blocks of alpha are replaced: what was certified on them is void below a new floor."""
+    floor = stage.desk.get("/v1/epochs/latest")["header"]["floor"]
+    outcome = stage.faults.turn("reorg", True, "alpha")
+    stage.tell(outcome.did)
+
+    def superseded() -> dict[str, Any] | None:
+        latest: dict[str, Any] = stage.desk.get("/v1/epochs/latest")
+        return latest if latest["header"]["floor"] > floor else None
+
+    raised = stage.until("a higher floor", superseded)["header"]["floor"]
+    why = ", ".join(
+        f"block {r['height']} of {r['name']} was {r['was'][:10]}… and is {r['now'][:10]}…"
+        for r in stage.desk.get(f"/v1/epochs/{raised}")["reorgs"]
+    )
+    stage.tell(f"statements below epoch {raised} are void: {why}")
+    stage.until("a certificate above the floor on alpha", lambda: stage.desk.posted_epoch(stage.world.alpha) >= raised)
+    stage.tell("alpha holds a certificate above the floor")
+
+
+def _chain(stage: Stage, name: str) -> dict[str, Any]:
+    return next(dict(c) for c in stage.desk.get("/v1/chains") if c["name"] == name)
+
+
+def _chain_not_ok(stage: Stage, name: str) -> dict[str, Any] | None:
+    chain = _chain(stage, name)
+    return None if chain["status"] == "ok" else chain
+
+
+def _epoch_after(stage: Stage, epoch: int) -> bool | None:
+    return stage.desk.get("/v1/epochs/latest")["header"]["epoch"] > epoch or None
+
+
+def _holdings(stage: Stage, label: str) -> list[tuple[str, str, str]]:
+    """Return what an account holds and owes, in base units."""
+    return sorted((c["asset"], c["side"], c["quantity"]) for c in stage.margin(label)["components"])
+
+
+def _disputes(stage: Stage, provider: str) -> int:
+    """Return how many disputes with a provider the service has counted."""
+    lines = stage.desk.api.get("/metrics").text.splitlines()
+    named = f'provider="{provider}"'
+    return sum(
+        int(float(line.split()[-1]))
+        for line in lines
+        if line.startswith("crossmargin_disputes_total{") and named in line
+    )
+
+
+def _first_words(cause: str, limit: int = 110) -> str:
+    return cause if len(cause) <= limit else cause[:limit].rpartition(" ")[0] + " …"
+
+
+PHASES = (first_certificates, borrow, shock, halt, recover, lie, darken, reorganise)
 
 
 # --- checks of the single run -----------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ FAULTS: dict[str, Fault] = {
             "world",
             "silences the price publisher, and with it the feeds on the chains",
             "publisher-silent.md",
-            ("`crossmargin prices`, or {page}/v1/prices: sources and their age", MARGIN),
+            ("{page}/v1/prices: bands, and how many sources are present", MARGIN),
             (),
         ),
     )

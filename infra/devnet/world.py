@@ -40,7 +40,7 @@ MAX_LIFETIME = 600
 VAULT_DELAY = 120
 MAX_AGE = 14
 MEMBERS, THRESHOLD = 4, 3
-SOL_SLOT_MS, SOL_FINALIZED = 200, 12
+SOL_SLOT_MS, SOL_FINALIZED = 400, 8  # as long as on mainnet; final sooner
 PROVIDERS, QUORUM = 3, 2  # per chain: how many, and how many must agree
 SEQUENCER_GRACE = 20
 FEEDER_SECONDS = 2.0
@@ -97,9 +97,9 @@ class World:
             verify_port_free(listen_port)
         self.listen_port = listen_port or find_free_port()
         self.say = say
-        # A Cut is certified until some four seconds after its time, and names a block that was final then.
-        self.alpha = EvmChain(ALPHA, "alpha", Anvil(31337, block_time=1, accounts=12), 1, 3, 12, 9, 20)
-        self.beta = EvmChain(BETA, "beta", Anvil(31338, block_time=2, accounts=12), 2, 2, 8, 6, 14, has_sequencer=True)
+        # The newest certified Cut is up to some eight seconds old and names a block that was final then.
+        self.alpha = EvmChain(ALPHA, "alpha", Anvil(31337, block_time=1, accounts=12), 1, 3, 16, 13, 26)
+        self.beta = EvmChain(BETA, "beta", Anvil(31338, block_time=2, accounts=12), 2, 2, 9, 7, 15, has_sequencer=True)
         self.svm = SvmServer(slot_ms=SOL_SLOT_MS, finalized_depth=SOL_FINALIZED)
         self.hermes = PublisherProcess()
         self.providers = Providers(PROVIDERS)
@@ -257,7 +257,9 @@ class World:
     def _feed(self) -> None:
         """Carry the publisher's prices to the Chainlink-style feeds, as their own nodes would."""
         while not self._feeder_stop.wait(FEEDER_SECONDS):
-            with contextlib.suppress(Exception):  # a halted chain or a paused publisher: the feeds age, visibly
+            if self.prices_silent:
+                continue
+            with contextlib.suppress(Exception):  # a halted chain or a publisher that is down: the feeds age, visibly
                 prices = self.prices()
                 for chain in self.chains:
                     self._set_feeds(chain, prices)

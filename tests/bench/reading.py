@@ -39,7 +39,7 @@ def measure_reading(count: int = BALANCES, repeats: int = REPEATS) -> list[dict[
         multicall = deploy_multicall3(w3)
         addresses = ["0x" + keccak256(b"holder %d" % i)[:20].hex() for i in range(count)]
         expected = {a: i * 10**6 for i, a in enumerate(addresses) if i % 2}
-        asyncio.run(_set_balances(chain, token, expected))
+        asyncio.run(set_balances(chain, token, expected))
         chain.mine()
         ours, reference = asyncio.run(_compare(chain, token, multicall, addresses, expected, repeats))
     return [
@@ -54,7 +54,7 @@ def measure_reading(count: int = BALANCES, repeats: int = REPEATS) -> list[dict[
     ]
 
 
-async def _set_balances(chain: Anvil, token: str, balances: dict[str, int]) -> None:
+async def set_balances(chain: Anvil, token: str, balances: dict[str, int]) -> None:
     """Write balances into the token's storage."""
     holder, amount = next(iter(balances.items()))
     for slot in range(32):
@@ -125,20 +125,37 @@ async def _read_bare(
     provider: AsyncHTTPProvider, multicall: str, token: str, addresses: list[str], block: Block
 ) -> list[int]:
     """Read balances with nothing of ours: calldata laid out by hand, requests in parallel, words cut out by place."""
-    entry = token[2:].rjust(64, "0") + f"{1:064x}{0x60:064x}{36:064x}70a08231" + "0" * 24
 
     async def read(part: list[str]) -> list[int]:
-        count = len(part)
-        offsets = "".join([f"{32 * count + 0xC0 * i:064x}" for i in range(count)])
-        bodies = "".join([entry + address[2:] + "0" * 56 for address in part])
-        call = {"to": multicall, "data": f"0x82ad56cb{32:064x}{count:064x}{offsets}{bodies}"}
-        answer: Any = await provider.make_request(RPCEndpoint("eth_call"), [call, {"blockHash": block.hash}])
-        returned = bytes.fromhex(answer["result"][2:])
-        first = 64 + 32 * count + 96
-        return [int.from_bytes(returned[at : at + 32], "big") for at in range(first, len(returned), 128)]
+        params = pack_balances(multicall, token, part, block)
+        answer: Any = await provider.make_request(RPCEndpoint("eth_call"), params)
+        return cut_balances(answer["result"], len(part))
 
-    parts = [addresses[i : i + _PER_REQUEST] for i in range(0, len(addresses), _PER_REQUEST)]
-    return [balance for part in await asyncio.gather(*map(read, parts)) for balance in part]
+    return [balance for part in await asyncio.gather(*map(read, cut_batches(addresses))) for balance in part]
+
+
+def cut_batches(addresses: list[str]) -> list[list[str]]:
+    """Return the addresses in as many parts as there are requests."""
+    return [addresses[i : i + _PER_REQUEST] for i in range(0, len(addresses), _PER_REQUEST)]
+
+
+def pack_balances(multicall: str, token: str, addresses: list[str], block: Block) -> list[object]:
+    """Return the parameters of an ``eth_call`` that asks Multicall3 for balances at ``block``."""
+    count = len(addresses)
+    entry = token[2:].rjust(64, "0") + f"{1:064x}{0x60:064x}{36:064x}70a08231" + "0" * 24
+    offsets = "".join([f"{32 * count + 0xC0 * i:064x}" for i in range(count)])
+    bodies = "".join([entry + address[2:] + "0" * 56 for address in addresses])
+    return [
+        {"to": multicall, "data": f"0x82ad56cb{32:064x}{count:064x}{offsets}{bodies}"},
+        {"blockHash": block.hash},
+    ]
+
+
+def cut_balances(returned: str, count: int) -> list[int]:
+    """Return the balances in what Multicall3 returned, found by their places."""
+    data = bytes.fromhex(returned[2:])
+    first = 64 + 32 * count + 96
+    return [int.from_bytes(data[at : at + 32], "big") for at in range(first, len(data), 128)]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from web3.contract import Contract
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
+from adapters import ws
 from adapters.evm.watch import EvmWatcher
 from adapters.ws import MESSAGE_LIMIT, WsEndpoint
 from aggregator.domain.errors import Garbage, NodeRefused, SourceError, Unreachable
@@ -76,6 +77,14 @@ async def test_notifications_come_in_order_and_the_end_is_told() -> None:
         for _ in range(2):
             with pytest.raises(Unreachable, match="closed"):
                 await session.next(5)
+
+
+async def test_a_node_that_tells_more_than_can_be_read_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ws, "QUEUE_LIMIT", 1_000)
+    told = '{"method":"x","params":{"subscription":"0x1","result":"' + "x" * 300 + '"}}'
+    async with node(saying(*[told] * 9)) as endpoint, endpoint.open() as session:
+        with pytest.raises(Garbage, match="more than 1000 bytes"):
+            await session.call("eth_chainId", [])
 
 
 async def test_silence_is_an_end_too() -> None:

@@ -15,13 +15,14 @@ from prometheus_client import REGISTRY
 from solders.keypair import Keypair
 
 from adapters.evm.reader import EvmReader
+from adapters.keys import show_key
 from adapters.quorum import Dispute, Disputed, NoQuorum, QuorumReader
 from adapters.rpc import OPENS_AFTER, EvmEndpoint, SolanaEndpoint
 from adapters.solana.native import NativeWallet
 from adapters.solana.reader import SolanaReader
 from adapters.solana.spl_token import SplTokenWallet
-from aggregator.bootstrap import build_reader
-from aggregator.config import parse_settings
+from aggregator.bootstrap import build_reader, key_path, list_disputes
+from aggregator.config import Settings, parse_settings
 from aggregator.domain.errors import SourceError, WrongChain
 from aggregator.domain.rows import AssetRow, ChainRow, LatencyLeg
 from aggregator.domain.snapshot import INFORMATIONAL, Reading, Subject
@@ -363,6 +364,11 @@ async def test_the_check_says_who_is_bad(providers: Providers) -> None:
 # As configured
 
 
+def protect(settings: Settings) -> None:
+    """Give the key that signs disputes its passphrase."""
+    Path(settings.service.passphrase_file).write_text("for the key that signs them")
+
+
 def recorded(data: str) -> list[str]:
     return Path(data, "disputes.jsonl").read_text("utf-8").splitlines()
 
@@ -381,7 +387,7 @@ async def test_a_configured_quorum_keeps_its_disputes(venues: Venues, tmp_path: 
         }
         document["venues"] = [{"chain": CHAIN, "kind": "wallet"}]
         settings = parse_settings(document)
-        Path(settings.service.passphrase_file).write_text("for the key that signs them")
+        protect(settings)
         advance(venues, 3)  # what the venues hold is final
         reader = build_reader(settings, settings.chains[0])
         stack.push_async_callback(reader.close)
@@ -394,6 +400,8 @@ async def test_a_configured_quorum_keeps_its_disputes(venues: Venues, tmp_path: 
         assert json.loads(line)["record"]["provider"] == labels["provider"]
         assert REGISTRY.get_sample_value("crossmargin_disputes_total", labels) == before + 1
         verify_secret_free(line)
+        (entry,) = list_disputes(settings)
+        assert (entry.problem, entry.signer) == ("", show_key(key_path(settings, "evidence")))
 
 
 # Solana

@@ -227,6 +227,10 @@ class SimulatedWorld:
             for name, readers in self.readers.items()
         }
         store: Store = self.store
+        self.state_rules = {
+            name: StateRules(self.deployment.deployment_id(), service.link_cooldown, self.witness)
+            for name in service.attestor_keys
+        }
         self.attestors = [
             Attestor(
                 name,
@@ -234,7 +238,7 @@ class SimulatedWorld:
                 self.signers[index],
                 MemoryWatermark(),
                 Examiner(
-                    StateRules(self.deployment.deployment_id(), service.link_cooldown, self.witness),
+                    self.state_rules[name],
                     self.workbench,
                     self.observers[name],
                     self.prices,

@@ -64,7 +64,7 @@ class Node:
     async def close(self) -> None: ...
 
 
-def make_destination(node: Node, **options: Any) -> EvmRegistryDestination:
+def make_destination(node: Node, finality: FinalityRow | None = None, **options: Any) -> EvmRegistryDestination:
     row = DestinationRow(chain=CHAIN, kind="evm-registry", address=REGISTRY, clock_bound=5, payer_key="payer")
     chain = ChainRow(
         id=CHAIN,
@@ -73,7 +73,7 @@ def make_destination(node: Node, **options: Any) -> EvmRegistryDestination:
         rpc=(SecretStr("http://localhost"),),
         genesis="0x00",
         block_seconds=1,
-        finality=FinalityRow(depth=3),
+        finality=finality or FinalityRow(depth=3),
         max_age=60,
         hold=(LatencyLeg(typical=1),),
     )
@@ -215,6 +215,29 @@ async def test_status_reads_nonce_receipt_and_depth(answers: dict[str, Any], sta
     assert status.state == state
     if "eth_call" in answers:
         assert (status.height, status.cost, status.detail) == (0x61, 9, "the registry refuses: expired")
+
+
+@pytest.mark.parametrize(
+    ("rule", "tag"),
+    [
+        (FinalityRow(tag="safe", typical=9), "safe"),
+        (FinalityRow(tag="finalized", typical=9), "finalized"),
+        (FinalityRow(l1="eip155:1", origin="0x" + "15" * 20, typical=9), "finalized"),
+    ],
+    ids=["safe", "finalized", "by its L1"],
+)
+async def test_where_a_tag_says_what_is_final_the_node_is_asked(rule: FinalityRow, tag: str) -> None:
+    class Tagged(Node):
+        async def call(self, method: str, params: Any) -> Any:
+            if method == "eth_getBlockByNumber" and params == [tag, False]:
+                return newest
+            return await super().call(method, params)
+
+    posting = await make_destination(Node()).sign(CERTIFICATE)
+    receipt = {"blockNumber": "0x61", "gasUsed": "0x9", "status": "0x1"}
+    destination = make_destination(Tagged(eth_getTransactionReceipt=receipt), rule)
+    for newest, state in ((None, "confirmed"), ({"number": "0x60"}, "confirmed"), ({"number": "0x61"}, "final")):
+        assert (await destination.status(posting)).state == state
 
 
 @pytest.mark.parametrize("answer", ["0x", "0x01", None, "zz", 7])

@@ -1,0 +1,298 @@
+"""How a link ends: revoked by one side, it counts nothing at once, and stands until nothing is left to answer for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aggregator.bootstrap import build_bundle
+from aggregator.domain.certificate import EpochRecord, LinkRecord, State
+from aggregator.domain.errors import ConflictError, InputError, Unreachable
+from aggregator.domain.links import endable, with_links
+from aggregator.domain.report import Flag
+from aggregator.domain.snapshot import Account, ChainView, Finding, Position, Subject
+from aggregator.service.accounts import AccountBook
+from aggregator.service.seals import seal_of, seals
+from proofs.bundle import parse_bundle
+from proofs.links import LinkTerms, encode_base58, link_digest, link_text
+from proofs.verify import verify_bundle
+from tests.api.synthetic_epochs import CHAIN_A, CUT_TIME, make_account, make_component, make_margin
+from tests.worlds.documents import ALPHA, EPOCH_SECONDS, SOL, USDC
+from tests.worlds.world import DOLLAR, FIRST_EPOCH, EvmPerson, SimulatedWorld, SolanaPerson
+
+COOLDOWN = 40
+LATER = FIRST_EPOCH + COOLDOWN // EPOCH_SECONDS + 1
+WALLET = "eip1271:0xdead"
+SALT = "0x" + "07" * 32
+
+# The rule, alone
+
+MEMBER = f"{CHAIN_A}:0x{'22' * 20}"
+ALICE = make_account("alice")
+LINK = LinkRecord(1, ALICE.id, ALICE.controller, MEMBER, 1, 2**63, "0xaa", "0xbb", CUT_TIME - 100)
+REVOKE = LINK._replace(position=2, nonce=2, accept_signature="", recorded_at=CUT_TIME - COOLDOWN, kind="revoke")
+STATE = State((ALICE,), (LINK, REVOKE), {ALICE.id: bytes(32)})
+FRESH = (ChainView(CHAIN_A, "ok"),)
+
+
+def due(margin: Any = None, chains: Any = FRESH, state: State = STATE, now: int = CUT_TIME, **given: Any) -> int:
+    return len(endable([margin or make_margin(ALICE.id, 1)], chains, state, now, COOLDOWN, **given))
+
+
+def test_the_end_names_the_revoke_it_completes() -> None:
+    (end,) = endable([make_margin(ALICE.id, 1)], FRESH, STATE, CUT_TIME, COOLDOWN)
+    assert end == REVOKE._replace(position=-1, invite_signature="", recorded_at=0, kind="end")
+
+
+def test_a_link_ends_only_when_nothing_is_left_to_answer_for() -> None:
+    margin = make_margin(ALICE.id, 1)
+    owed = make_component(ALICE.id, side="debt")
+    theirs = owed._replace(position=owed.position._replace(chain=CHAIN_A, address=MEMBER.rpartition(":")[2]))
+    assert due() == 1
+    assert due(now=CUT_TIME - 1) == 0, "the cool-down has not passed"
+    assert due(chains=(ChainView(CHAIN_A, "stale", "dark: no answer"),)) == 0, "its chain was not read"
+    assert due(chains=()) == 0
+    assert due(replace(margin, components=(theirs,))) == 0, "it owes"
+    assert due(replace(margin, flags=Flag.PARTIAL)) == 0, "something is unknown"
+    assert due(replace(margin, free_collateral=-1)) == 0, "the account does not stand without it"
+    assert due(replace(margin, free_collateral=-1), slack=True) == 1
+    assert due(replace(margin, free_collateral=-1_000_000), slack=True) == 0
+    assert due(replace(margin, account="0x" + "00" * 32)) == 0, "the epoch does not hold the account"
+    renewed = replace(STATE, links=(LINK, REVOKE, LINK._replace(position=3, nonce=3)))
+    assert due(state=renewed) == 0
+    assert due(state=replace(STATE, links=(LINK,))) == 0
+
+
+def test_where_entries_contradict_each_other_the_earlier_counts() -> None:
+    other = make_account("bob")
+    stolen = LINK._replace(position=2, account=other.id)
+    foreign = REVOKE._replace(position=3, account=other.id)
+    alice, bob = with_links((ALICE, other), (LINK, stolen, foreign))
+    assert (alice.links, alice.ending, bob.links) == ((MEMBER,), (), ())
+
+
+# In a running service
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[SimulatedWorld]:
+    changes = {"service": {"link_cooldown": COOLDOWN, "max_lifetime": 20}, "policy": {"lifetime": 15}}
+    async with SimulatedWorld(tmp_path, changes) as made:
+        yield made
+
+
+@pytest.fixture
+async def watched(world: SimulatedWorld) -> Account:
+    """A monitored account with one wallet: 2 WETH."""
+    await world.populate()
+    return await world.store.account("watched")
+
+
+async def revoke(world: SimulatedWorld, account: Account, by: str, nonce: int = 2, **changes: Any) -> LinkRecord:
+    """Have the watched wallet, which also controls its account, revoke its link."""
+    expiry = int(world.clock.now()) + 600
+    who = world.watched
+    terms = LinkTerms(bytes.fromhex(account.id[2:]), who.address, who.address, nonce, expiry)
+    given = {"controller": who.address, "member": who.address, "nonce": nonce, "expiry": expiry, "by": by}
+    given["signature"] = who.sign(world.deployment.deployment_id(), "revoke", terms)
+    return await world.book.revoke_link(account.id, **(given | changes))
+
+
+def equity(record: EpochRecord, account: Account) -> int:
+    return next(m.equity for m in record.margins if m.account == account.id)
+
+
+@pytest.mark.parametrize("by", ["controller", "member"])
+async def test_a_revoked_link_counts_nothing_and_ends(world: SimulatedWorld, watched: Account, by: str) -> None:
+    assert equity(await world.epoch(FIRST_EPOCH), watched) > 3_000 * 10**8
+    await revoke(world, watched, by)
+    record = await world.epoch(FIRST_EPOCH + 1)
+    assert len(record.attestations) == 4, record.refusals
+    assert equity(record, watched) == 0
+    assert any(f.code == "link-ending" for f in record.findings)
+    assert '"ending":["' + world.watched.address in record.preimages["state"]
+    before = await world.epoch(LATER - 1)
+    assert [entry.kind for entry in await world.store.links(watched.id)] == ["link", "revoke"], before.refusals
+    await world.epoch(LATER + 1)
+    assert [entry.kind for entry in await world.store.links(watched.id)] == ["link", "revoke", "end"]
+    after = await world.epoch(LATER + 2)
+    assert len(after.attestations) == 4, after.refusals
+    assert (await world.store.account("watched")).links == ()
+
+    text = await build_bundle(world.store, world.deployment, after, watched.id)
+    steps = verify_bundle(parse_bundle(text), deployment_id=world.deployment.deployment_id())
+    assert all(step.outcome != "fail" for step in steps), steps
+    assert "1 revoked by one of them, 1 ended" in steps[6].detail
+    other = await world.book.open_account(EvmPerson("other").address, SALT, "monitored", None, "other")
+    await world.link(other, EvmPerson("other"), world.watched)
+    assert len((await world.epoch(LATER + 3)).attestations) == 4
+
+
+async def test_a_link_with_debt_does_not_end_until_it_is_paid(world: SimulatedWorld, watched: Account) -> None:
+    address = world.watched.address.rpartition(":")[2]
+    debt = Position(watched.id, ALPHA, "aave-v3", USDC, DOLLAR, USDC, DOLLAR, side="debt", address=address)
+    world.chains[ALPHA].put(debt)
+    world.tick(FIRST_EPOCH + 5)
+    await revoke(world, watched, "member")
+    record = await world.epoch(LATER + 10)
+    assert equity(record, watched) < 0, "the debt stands"
+    assert [entry.kind for entry in await world.store.links(watched.id)] == ["link", "revoke"]
+
+    forged = (await world.store.links(watched.id))[-1]._replace(invite_signature="", accept_signature="", kind="end")
+    await world.store.append_link(forged._replace(recorded_at=int(world.clock.now())))
+    refused = await world.epoch(LATER + 11)
+    assert refused.attestations == ()
+    assert all("could not be let go" in why for _, why in refused.refusals), refused.refusals
+
+
+async def test_an_end_before_its_time_is_not_attested(world: SimulatedWorld, watched: Account) -> None:
+    await world.epoch(FIRST_EPOCH)
+    entry = await revoke(world, watched, "controller")
+    early = entry._replace(invite_signature="", kind="end", recorded_at=entry.recorded_at + COOLDOWN - 1)
+    await world.store.append_link(early)
+    record = await world.epoch(FIRST_EPOCH + 1)
+    assert record.attestations == ()
+    assert all(f"the cool-down is {COOLDOWN} s" in why for _, why in record.refusals), record.refusals
+
+
+async def test_attestors_that_forgot_go_by_the_cooldown(world: SimulatedWorld, watched: Account) -> None:
+    await world.epoch(FIRST_EPOCH)
+    await revoke(world, watched, "controller")
+    await world.epoch(LATER + 1)
+    assert (await world.store.links(watched.id))[-1].kind == "end"
+    await world.restart()
+    record = await world.epoch(LATER + 2)
+    assert len(record.attestations) == 4, record.refusals
+
+
+async def test_both_sides_may_change_their_minds(world: SimulatedWorld, watched: Account) -> None:
+    await revoke(world, watched, "member")
+    with pytest.raises(ConflictError, match="revoked already"):
+        await revoke(world, watched, "controller", 3)
+    await world.link(watched, world.watched, world.watched, 3)
+    record = await world.epoch(LATER + 1)
+    assert equity(record, watched) > 3_000 * 10**8
+    assert (await world.store.account("watched")).ending == ()
+
+
+async def test_a_revoke_that_is_wrong_in_one_place_names_it(world: SimulatedWorld, watched: Account) -> None:
+    before = await world.store.links()
+    stranger = EvmPerson("stranger")
+    wrong: list[tuple[dict[str, Any], str, str]] = [
+        ({"by": "me"}, "by", "controller or member"),
+        ({"signature": "0x1234"}, "signature", "65 bytes"),
+        ({"signature": "0x" + "11" * 65}, "signature", "not signed by"),
+        ({"signature": "pda:" + "1" * 32}, "signature", "pda is for addresses of solana"),
+        ({"signature": "eip1271:0x1"}, "signature", "in pairs"),
+        ({"nonce": 3}, "signature", "not signed by"),
+        ({"expiry": 9}, "expiry", "later expiry"),
+        ({"controller": stranger.address}, "controller", "does not control"),
+        ({"member": "x"}, "member", "CAIP-10"),
+    ]
+    for changes, field, says in wrong:
+        with pytest.raises(InputError, match=says) as caught:
+            await revoke(world, watched, "controller", **changes)
+        assert caught.value.field == field
+    with pytest.raises(ConflictError) as conflict:
+        await revoke(world, watched, "controller", 1)
+    assert conflict.value.field == "nonce"
+    assert await world.store.links() == before
+
+
+async def test_a_revoke_that_nobody_signed_is_not_attested(
+    world: SimulatedWorld, watched: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.epoch(FIRST_EPOCH)
+    entry = await revoke(world, watched, "controller")
+    honest = world.store.state
+
+    async def forged() -> State:
+        found = await honest()
+        swapped = entry._replace(invite_signature="", accept_signature="0x" + "11" * 65)
+        return replace(found, links=(*found.links[:-1], swapped))
+
+    monkeypatch.setattr(world.store, "state", forged)
+    record = await world.epoch(FIRST_EPOCH + 1)
+    assert record.attestations == ()
+    assert all(why.startswith(f"state: link {entry.position}: signature") for _, why in record.refusals)
+
+
+# Addresses without a key
+
+
+async def add_keyless(world: SimulatedWorld, account: Account, member: EvmPerson, **changes: Any) -> LinkRecord:
+    return await world.link(account, world.ada, member, **({"accept_signature": WALLET} | changes))
+
+
+async def test_a_contract_is_asked_before_it_backs_an_account(world: SimulatedWorld, watched: Account) -> None:
+    ada, wallet = await world.store.account("ada"), EvmPerson("contract")
+    world.disowned.add(wallet.address)
+    with pytest.raises(InputError, match=r"agree on its own chain") as caught:
+        await add_keyless(world, ada, wallet)
+    assert caught.value.field == "accept_signature"
+    world.disowned.clear()
+    record = await add_keyless(world, ada, wallet)
+    deployment_id = world.deployment.deployment_id()
+    terms = LinkTerms(bytes.fromhex(ada.id[2:]), ada.controller, wallet.address, record.nonce, record.expiry)
+    seal = f"eip1271:{link_digest(deployment_id, 'accept', terms).hex()}:dead"
+    assert seal_of(deployment_id, record) == seal
+    assert seals(deployment_id, await world.store.links()) == {wallet.address: seal}
+    revoked = record._replace(nonce=9, kind="revoke")
+    assert seals(deployment_id, (*await world.store.links(), revoked)) == {}
+    first = await world.epoch(FIRST_EPOCH)
+    assert len(first.attestations) == 4, first.refusals
+
+
+async def test_nobody_believes_a_contract_unasked(world: SimulatedWorld, watched: Account) -> None:
+    ada, deployment_id = await world.store.account("ada"), world.deployment.deployment_id()
+    deaf = AccountBook(world.store, world.clock, deployment_id, list(world.chains), list(world.chains))
+    terms = LinkTerms(bytes.fromhex(ada.id[2:]), ada.controller, EvmPerson("c").address, 1, 2**40)
+    invite = world.ada.sign(deployment_id, "invite", terms)
+    with pytest.raises(InputError, match="must be asked") as caught:
+        await deaf.add_link(ada.id, ada.controller, terms.member, 1, 2**40, invite, WALLET)
+    assert caught.value.field == "accept_signature"
+
+
+async def test_a_contract_that_controls_an_account_is_asked_by_attestors(
+    world: SimulatedWorld, watched: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the coordinator says it heard from a contract, each attestor asks for itself, while it is new."""
+    contract, member = EvmPerson("contract"), SolanaPerson("member")
+    account = await world.book.open_account(contract.address, SALT, "risk-bearing", None, "owned by a contract")
+    await world.epoch(FIRST_EPOCH)
+    await world.link(account, contract, member, invite_signature=WALLET)
+    world.disowned.add(contract.address)
+    refused = await world.epoch(FIRST_EPOCH + 1)
+    assert refused.attestations == ()
+    assert all("controller" in why for _, why in refused.refusals), refused.refusals
+
+    async def dark(chain: str, subject: Subject) -> tuple[Finding, ...]:
+        raise Unreachable("alpha", "no answer")
+
+    asked = world.witness
+    for attestor in world.state_rules.values():
+        monkeypatch.setattr(attestor, "_witness", dark)
+    provisional = await world.epoch(FIRST_EPOCH + 2)
+    assert len(provisional.attestations) == 4, "a chain that is dark stops nobody"
+    for attestor in world.state_rules.values():
+        monkeypatch.setattr(attestor, "_witness", asked)
+    later = await world.epoch(FIRST_EPOCH + 3)
+    assert len(later.attestations) == 4, "by now a quorum has certified it, and the contract may have changed"
+
+
+def test_the_seal_of_a_record_names_all_its_terms() -> None:
+    account = bytes.fromhex(ALICE.id[2:])
+    member = f"{SOL}:{encode_base58(b'm' * 32)}"
+    place = encode_base58(b"r" * 32)
+    record = LINK._replace(member=member, accept_signature=f"pda:{place}", controller=EvmPerson("x").address)
+    kind, where, verb, deployment, controller, nonce, expiry = seal_of(b"\x01" * 32, record).split(":")
+    assert (kind, where, verb, deployment, nonce, expiry) == ("pda", place, "accept", "01" * 32, "1", str(2**63))
+    assert len(controller) == 64
+    text = link_text(b"\x01" * 32, "accept", LinkTerms(account, record.controller, member, 1, 2**63))
+    assert member.encode() in text
+
+
