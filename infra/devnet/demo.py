@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -243,7 +244,9 @@ def reorganise(stage: Stage) -> None:
         for r in stage.desk.get(f"/v1/epochs/{raised}")["reorgs"]
     )
     stage.tell(f"statements below epoch {raised} are void: {why}")
-    stage.until("a certificate above the floor on alpha", lambda: stage.desk.posted_epoch(stage.world.alpha) >= raised)
+    stage.until(
+        "a certificate above the floor on alpha", lambda: stage.desk.posted_epoch(stage.world.alpha) >= raised or None
+    )
     stage.tell("alpha holds a certificate above the floor")
 
 
@@ -293,15 +296,15 @@ def check_roots(stage: Stage) -> None:
     settings = load_settings(stage.world.config)
 
     def agree() -> int | None:
-        for line in stage.desk.get("/v1/epochs?limit=30")["epochs"]:
-            if not line["certified"]:
-                continue
-            roots = asyncio.run(stored_roots(settings, line["epoch"]))
-            if len(roots) == 3:
-                wrong = [chain for chain, root in roots.items() if "0x" + root.hex() != line["root"]]
+        landed = Counter(p["epoch"] for p in stage.desk.get("/v1/postings") if p["state"] == "final")
+        for epoch in sorted((e for e, chains in landed.items() if chains == 3), reverse=True):
+            roots = asyncio.run(stored_roots(settings, epoch))
+            if len(roots) == 3:  # one that a reorganisation undid is not there any more
+                ours = stage.desk.get(f"/v1/epochs/{epoch}")["header"]["root"]
+                wrong = [chain for chain, root in roots.items() if "0x" + root.hex() != ours]
                 if wrong:
-                    raise DemoError(f"epoch {line['epoch']}: {', '.join(wrong)} stores another root than the service")
-                return int(line["epoch"])
+                    raise DemoError(f"epoch {epoch}: {', '.join(wrong)} stores another root than the service")
+                return int(epoch)
         return None
 
     epoch = stage.until("an epoch whose root is on all three chains", agree, 30)

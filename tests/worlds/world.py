@@ -25,8 +25,8 @@ from aggregator.service.attest import Attestor, Rules
 from aggregator.service.collect import Observer, Rereading
 from aggregator.service.cycle import Cycle
 from aggregator.service.examine import Examiner
-from aggregator.service.state_rules import StateRules
 from aggregator.service.latency import LatencyMeter
+from aggregator.service.state_rules import StateRules
 from aggregator.service.workbench import Workbench
 from aggregator.store import SqlStore
 from aggregator.store.halts import SqlHalts

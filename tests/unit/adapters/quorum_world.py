@@ -170,7 +170,8 @@ class FakeProvider:
             case "invents-debt":
                 positions.append(held(mine, WETH, 7 + self.number, "debt", "lender"))
             case "hides-trouble":
-                findings = [Finding("unreadable", mine, f"provider {self.number} cannot tell")]
+                findings = [f for f in findings if f.scope != mine]  # each of another account: no two the same lie
+                findings.append(Finding("unreadable", mine, f"provider {self.number} cannot tell"))
         return Reading(pinned, tuple(positions), tuple(findings), frozen=self.frozen)
 
     async def read_quotes(self, pinned: Block) -> tuple[Quote, ...]:

@@ -154,7 +154,9 @@ async def test_a_debt_in_dispute_counts_at_the_highest_claim() -> None:
 
 async def test_what_one_provider_cannot_read_stays_marked_when_they_differ_on_why() -> None:
     """Three providers that each fail in words of their own must not add up to a clean zero."""
-    reading = await make("hides-trouble", "hides-trouble", "").observe()
+    quorum = make("hides-trouble", "hides-trouble", "")
+    quorum.providers[1].number = len(ACCOUNTS)  # of the same account as the first
+    reading = await quorum.observe()
     assert ACCOUNTS[0] in {f.scope for f in reading.findings if f.code == "disputed"}
     assert FINDINGS[0] in reading.findings
     verify_never_better(reading)
@@ -235,7 +237,7 @@ async def test_time_that_runs_backwards_is_refused() -> None:
     quorum.providers[1].head = HEAD + 1
     late = block(HEAD + 1)
     with pytest.raises(Garbage, match="time does not run backwards"):
-        quorum.reader._verify_time(late._replace(time=block(HEAD).time - 1), CUT + 10)
+        await quorum.reader._verify_time(quorum.providers[0], late._replace(time=block(HEAD).time - 1), CUT + 10)
     assert await quorum.reader.pin(CUT) == block(HEAD)
 
 
@@ -251,6 +253,21 @@ async def test_an_agreed_block_later_in_height_and_earlier_in_time_is_refused(fa
         provider.pin = pin  # type: ignore[method-assign, assignment]
     with pytest.raises(SourceError, match="contradicts block 10000"):
         await quorum.reader.pin(CUT)
+
+
+async def test_after_a_reorganisation_the_last_pin_is_no_measure_of_time() -> None:
+    quorum = make("", "", "")
+    await quorum.reader.pin(CUT)
+    for provider in quorum.providers:
+
+        async def pin(cut_time: int) -> object:
+            return block(HEAD + 1, 7)._replace(time=CUT - 2)
+
+        async def block_at(height: int) -> object:
+            return block(height, 7)
+
+        provider.pin, provider.block_at = pin, block_at  # type: ignore[method-assign, assignment]
+    assert (await quorum.reader.pin(CUT)).height == HEAD + 1
 
 
 # Liveness

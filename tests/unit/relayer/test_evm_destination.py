@@ -228,15 +228,19 @@ async def test_status_reads_nonce_receipt_and_depth(answers: dict[str, Any], sta
 )
 async def test_where_a_tag_says_what_is_final_the_node_is_asked(rule: FinalityRow, tag: str) -> None:
     class Tagged(Node):
+        newest: object = None
+
         async def call(self, method: str, params: Any) -> Any:
             if method == "eth_getBlockByNumber" and params == [tag, False]:
-                return newest
+                return self.newest
             return await super().call(method, params)
 
     posting = await make_destination(Node()).sign(CERTIFICATE)
     receipt = {"blockNumber": "0x61", "gasUsed": "0x9", "status": "0x1"}
-    destination = make_destination(Tagged(eth_getTransactionReceipt=receipt), rule)
+    node = Tagged(eth_getTransactionReceipt=receipt)
+    destination = make_destination(node, rule)
     for newest, state in ((None, "confirmed"), ({"number": "0x60"}, "confirmed"), ({"number": "0x61"}, "final")):
+        node.newest = newest
         assert (await destination.status(posting)).state == state
 
 
