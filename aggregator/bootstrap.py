@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import functools
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -261,7 +262,15 @@ def _build_provider(settings: Settings, row: ChainRow, url: SecretStr, parent: C
     if row.family == "evm":
         adapters = [_evm_adapter(row, venue, assets) for venue in venues]
         feeds = [s for s in settings.sources if s.kind == "chainlink" and s.id.startswith(f"{row.id}:")]
-        return EvmReader(row, EvmEndpoint(row, url), adapters, feeds, list(assets.values()), parent=parent)
+        return EvmReader(
+            row,
+            EvmEndpoint(row, url),
+            adapters,
+            feeds,
+            list(assets.values()),
+            parent=parent,
+            secret=secrets.token_bytes(32),
+        )
     solana: list[SolanaAdapter] = []
     members = Members(None)
     for venue in venues:

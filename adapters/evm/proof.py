@@ -30,12 +30,13 @@ class Unprovable(SourceError):
     """The node gives no proof, or no header that hashes to the block: nothing was learnt."""
 
 
-def choose_address(block: Block, subjects: Iterable[Subject]) -> str | None:
-    """Return the address whose balance is to be proven at ``block``: the one with the least hash beside the block's.
+def choose_address(block: Block, subjects: Iterable[Subject], secret: bytes) -> str | None:
+    """Return the address whose balance is to be proven at ``block``: the one with the least keyed hash.
 
-    Every party chooses the same one, and nobody knows it before the block is there.
+    Args:
+        secret: the party's own. A node that could compute the choice would lie about the others only.
     """
-    seed = bytes.fromhex(block.hash[2:])
+    seed = secret + bytes.fromhex(block.hash[2:])
     addresses = {s.address.lower() for s in subjects if s.address is not None}
     return min(addresses, key=lambda a: keccak256(seed + bytes.fromhex(a[2:])), default=None)
 

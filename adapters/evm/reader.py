@@ -152,6 +152,7 @@ class EvmReader:
         feeds: the chain's own price feeds.
         assets: what is configured on the chain.
         parent: a reader of the chain that ``row.finality`` or ``row.irreversible`` names as L1; may be shared.
+        secret: chooses whose balance is proven at a block, so that the node cannot know (``row.prove``).
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class EvmReader:
         assets: Sequence[AssetRow] = (),
         *,
         parent: ChainReader | None = None,
+        secret: bytes = b"",
     ) -> None:
         for rule in (row.finality, row.irreversible):
             if rule.l1 is not None and (parent is None or parent.row.id != rule.l1):
@@ -173,6 +175,7 @@ class EvmReader:
         self._frozen_at: tuple[Block, str] | None = None
         self._adapters, self._feeds, self._assets = tuple(adapters), tuple(feeds), tuple(assets)
         self._identified = self._proven = False
+        self._secret = secret
         self._wrong: dict[str, str] | None = None  # asset -> what is wrong; None = not looked at yet
 
     @property
@@ -467,7 +470,7 @@ class EvmReader:
             Garbage, Unprovable: the proof is none.
         """
         native = next((a.id for a in self._assets if a.kind == "native"), None)
-        address = choose_address(block, subjects) if self._row.prove else None
+        address = choose_address(block, subjects, self._secret) if self._row.prove else None
         if native is None or address is None:
             return
         if any(f.detail.startswith(f"{native}:") and f.detail.lower().endswith(address) for f in findings):

@@ -270,6 +270,9 @@ class Anvil:
     def freeze(self) -> None:
         """Suspend the process: requests hang until `thaw`, as with a node that is down behind an open port."""
         self._signal(signal.SIGSTOP)
+        if sys.platform == "linux":  # a signal takes effect some time after it was sent
+            while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+                time.sleep(POLL_SECONDS)
 
     def thaw(self) -> None:
         """End `freeze`."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
 from eth_abi import decode
+from eth_account import Account as Wallet
 from eth_account.messages import _hash_eip191_message, encode_typed_data
 from prometheus_client import Counter
 
@@ -16,6 +19,7 @@ from aggregator.api import create_app, guard
 from aggregator.api.guard import MAX_BODY, measure_depth
 from aggregator.domain.errors import Unreachable
 from aggregator.domain.snapshot import Finding
+from aggregator.service.accounts import AccountBook
 from aggregator.store import SqlStore
 from proofs.leaf import hash_leaf, unpack
 from proofs.merkle import verify_proof
@@ -280,6 +284,79 @@ async def test_an_account_is_opened_found_and_linked(client: httpx.AsyncClient) 
     assert (linked.json()["nonce"], linked.json()["position"]) == (str(2**64 - 1), 2)
     assert (await client.get("/v1/accounts/dave/links")).json() == [linked.json()]
     assert (await get(client, "/v1/accounts/dave"))["links"] == [LINK["member"]]
+
+
+async def test_a_link_is_revoked_and_shows_it(client: httpx.AsyncClient, world: World) -> None:
+    """Signed as the API says, checked by the service."""
+    service = world.service
+    chains, destinations = [c.id for c in service.chains], [d.chain for d in service.destinations]
+    book = AccountBook(world.store, world.clock, service.deployment_id, chains, destinations)
+    object.__setattr__(service, "accounts", book)
+    owner, friend = Wallet.from_key(b"\x01" * 32), Wallet.from_key(b"\x02" * 32)
+    controller, member = (f"{CHAIN_A}:{key.address.lower()}" for key in (owner, friend))
+    opened = await client.post("/v1/accounts", json={**OPEN, "controller": controller})
+    assert opened.status_code == 201, opened.text
+
+    async def sign(key: Any, **query: str) -> tuple[dict[str, Any], str]:
+        message = await get(client, f"/v1/accounts/dave/links/message?{urlencode({'member': member, **query})}")
+        signed = key.sign_message(encode_typed_data(full_message=json.loads(message["message"])))
+        assert (message["form"], message["digest"]) == ("eip712", "0x" + bytes(signed.message_hash).hex())
+        terms = {"controller": controller, "member": member, "nonce": message["nonce"], "expiry": message["expiry"]}
+        return terms, "0x" + bytes(signed.signature).hex()
+
+    terms, invite = await sign(owner, verb="invite")
+    _, accept = await sign(friend, verb="accept", expiry=terms["expiry"])
+    signatures = {"invite_signature": invite, "accept_signature": accept}
+    linked = await client.post("/v1/accounts/dave/links", json={**terms, **signatures})
+    assert (linked.status_code, linked.json()["kind"]) == (201, "link"), linked.text
+    terms, signature = await sign(friend, verb="revoke", by="member")
+    assert terms["nonce"] == "2"
+    body = {**terms, "by": "member", "signature": signature}
+    wrong = await client.post("/v1/accounts/dave/links/revoke", json={**body, "by": "controller"})
+    assert (wrong.status_code, error_of(wrong)["field"]) == (400, "signature")
+    revoked = await client.post("/v1/accounts/dave/links/revoke", json=body)
+    assert (revoked.status_code, revoked.json()["kind"]) == (201, "revoke"), revoked.text
+    assert (revoked.json()["invite_signature"], revoked.json()["accept_signature"]) == ("", signature)
+    again = await client.post("/v1/accounts/dave/links/revoke", json=body)
+    assert (again.status_code, error_of(again)["field"]) == (409, "member")
+    account = await get(client, "/v1/accounts/dave")
+    assert (account["links"], account["ending"]) == ([member], [member])
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"by": "me"}, "by"),
+        ({"signature": "eip1271:0x" + "00" * 4097}, "signature"),
+        ({"signature": "pda:0"}, "signature"),
+        ({"signature": "hello"}, "signature"),
+        ({"nonce": 2**64}, "nonce"),
+        ({"surplus": 1}, "surplus"),
+    ],
+)
+async def test_bad_revokes_name_the_field(client: httpx.AsyncClient, changes: dict[str, object], field: str) -> None:
+    terms = {name: LINK[name] for name in ("controller", "member", "nonce", "expiry")}
+    body = {**terms, "by": "member", "signature": "0x" + "aa" * 65, **changes}
+    answer = await client.post("/v1/accounts/alice/links/revoke", json=body)
+    assert (answer.status_code, error_of(answer)["field"]) == (422, field)
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "field"),
+    [
+        ({"verb": "both"}, 422, "verb"),
+        ({"by": "me"}, 422, "by"),
+        ({"nonce": "-1"}, 422, "nonce"),
+        ({"member": "x"}, 422, "member"),
+        ({"member": "eip155:10:0x" + "11" * 20}, 400, "member"),
+    ],
+)
+async def test_bad_requests_for_a_message_name_the_field(
+    client: httpx.AsyncClient, query: dict[str, str], status: int, field: str
+) -> None:
+    given = urlencode({"member": LINK["member"], "verb": "revoke"} | query)
+    answer = await client.get(f"/v1/accounts/alice/links/message?{given}")
+    assert (answer.status_code, error_of(answer)["field"]) == (status, field)
 
 
 async def test_accounts_are_listed_in_pages(client: httpx.AsyncClient) -> None:

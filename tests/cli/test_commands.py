@@ -206,6 +206,33 @@ def test_a_malformed_link_names_the_field(changes: dict[str, str], says: list[st
     assert len(shell.json("accounts", "links", "watched")) == 1
 
 
+def test_a_link_is_revoked_by_the_side_that_signs(shell: Shell) -> None:
+    person, member = EvmPerson("watched"), EvmPerson("watched").address
+    account = next(a["id"] for a in shell.json("accounts") if a["label"] == "watched")
+    printed = shell.json("accounts", "message", "watched", "--member", member, "--verb", "revoke", "--by", "member")
+    assert (printed["signer"], printed["nonce"], printed["message"]["primaryType"]) == (member, 2, "LinkRevoke")
+    terms = LinkTerms(bytes.fromhex(account[2:]), member, member, 2, printed["expiry"])
+    deployment_id = deployment_of(load_settings(shell.config)).deployment_id()
+    options = ["--member", member, "--nonce", "2", "--expiry", str(printed["expiry"]), "--by", "member"]
+    command = ["accounts", "revoke", "watched", *options, "--signature"]
+    shell.refused([*command, person.sign(deployment_id, "accept", terms)], 2, "signature", "not signed by")
+    recorded = shell.json(*command, person.sign(deployment_id, "revoke", terms))
+    assert (recorded["kind"], recorded["invite_signature"]) == ("revoke", "")
+    assert shell.json("accounts", "links", "watched")[-1] == recorded
+    listed = shell("accounts", "links", "watched").stdout
+    assert "revoke" in listed
+    assert f"ending: {member}" in listed
+    assert next(a["ending"] for a in shell.json("accounts") if a["label"] == "watched") == [member]
+
+
+def test_a_contract_on_a_chain_that_cannot_be_asked_is_not_recorded(shell: Shell) -> None:
+    arguments = _link(shell, "watched", EvmPerson("watched"), SolanaPerson("new member"), invite="eip1271:0x12")
+    result = shell(*arguments)
+    assert result.exit_code == 1
+    assert "alpha" in result.stderr
+    assert len(shell.json("accounts", "links", "watched")) == 1
+
+
 def test_a_message_for_a_solana_side_is_plain_text(shell: Shell) -> None:
     member = SolanaPerson("new member").address
     printed = shell("accounts", "message", "ada", "--member", member, "--side", "accept", "--expiry", "2000000000")

@@ -72,7 +72,7 @@ async def test_an_honest_node_proves_every_balance(reader: EvmReader, proxy: Fau
         anvil.mine()
         reading = await observe(reader)
         assert held(reading) == HOLDERS
-        proven.add(choose_address(reading.block, SUBJECTS))
+        proven.add(choose_address(reading.block, SUBJECTS, b""))
     assert len(proven) > 1  # another one at every block
 
 

@@ -132,6 +132,8 @@ class FaultProxy:
             latest = await self._forward("eth_getBlockByNumber", ["latest", False])
             head = await self._forward("getSlot", [{"commitment": "finalized"}])
             self.remembered = int(latest["result"]["number"], 16) if latest.get("result") else head["result"]
+        if mode == "gzip-bomb":
+            await asyncio.to_thread(_bomb)  # packing it takes a second, in which every other provider would be silent
         changed, self.mode = mode != self.mode, mode
         if changed:
             await self._hang_up()
