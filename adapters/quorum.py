@@ -307,7 +307,7 @@ class QuorumReader:
             block.height < last.height and block.time > last.time
         ):
             with contextlib.suppress(Unavailable):
-                if await reader.block_at(last.height) != last:
+                if (await reader.block_at(last.height)).hash != last.hash:
                     return
             problem = f"block {block.height} at {block.time} contradicts block {last.height} at {last.time}"
             raise Garbage(self._row.name, f"{problem}, pinned before: time does not run backwards")

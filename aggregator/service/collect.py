@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -269,35 +270,75 @@ class Observer:
     # --- history ---------------------------------------------------------------------------------------------------
 
     async def _follow(self, chain: str, block: Block, epoch: int) -> Block:
-        """Check that what was relied on before are ancestors of what is pinned now; return the block to rely on.
+        """Check that what was relied on before is an ancestor of what is pinned now; return the block to rely on.
 
-        A node that has fallen behind pins an earlier block of the same history: then the later one still stands.
+        Each pin is followed back to the one before it, so that by then everything older has been followed too; what was
+        irreversible needs a look of its own only where that fails. A node that has fallen behind pins an earlier block
+        of the same history: then the later one still stands.
 
         Raises:
             BelowFinality: a block held for irreversible was replaced.
         """
         reader, memory = self._readers[chain], self._memory[chain]
-        final = block if reader.row.irreversible == reader.row.finality else await reader.irreversible()
-        if (sure := memory.irreversible) is not None and final.height >= sure.height:
-            here = (await reader.headers(sure.height, final.height))[0]
-            if here != sure:
+        top = memory.last.block if memory.last is not None else memory.irreversible
+        if top is not None and not await self._descends(reader, block, top):
+            if (sure := memory.irreversible) is not None and (here := await self._canonical(reader, sure)) != sure:
                 await self._note_reorg(chain, epoch)
-                problem = f"block {sure.height} was {sure.hash} and irreversible, it is {here.hash} now"
+                problem = f"block {sure.height} was {sure.hash} and irreversible, it is {_hash(here) or 'missing'} now"
                 raise BelowFinality(reader.row.name, problem)
-        if sure is None or final.height > sure.height:
+            await self._note_reorg(chain, epoch)
+            memory.forget()
+            top = None
+        if top is not None and top.height >= block.height:
+            return top if memory.last is not None else block
+        memory.pins.append(block)
+        final = await self._irreversible(reader, memory, block)
+        if final is not None and (memory.irreversible is None or final.height > memory.irreversible.height):
             memory.irreversible = final
-        top = None if memory.last is None else memory.last.block
-        if top is None or top == block:
-            return block
-        if block.height >= top.height:
-            here = (await reader.headers(top.height, block.height))[0]
-        else:
-            here = await reader.block_at(top.height)
-        if here == top:
-            return max(block, top, key=lambda b: b.height)
-        await self._note_reorg(chain, epoch)
-        memory.forget()
         return block
+
+    async def _descends(self, reader: ChainReader, block: Block, old: Block) -> bool:
+        """Say whether ``old`` is still canonical, now that ``block`` is pinned: by parent hashes from one to the other.
+
+        Raises:
+            Unavailable: the history changes while it is read.
+        """
+        if old == block:
+            return True
+        between: tuple[Block, ...] = ()
+        if block.height > old.height + 1 and reader.row.family == "evm":
+            between = await reader.headers(old.height + 1, block.height - 1)
+        links = (old, *between, block)
+        if len(links) == block.height - old.height + 1:
+            if all(child.parent == parent.hash for parent, child in pairwise(links)):
+                return True
+            if await self._canonical(reader, old) == old:
+                raise Unavailable(reader.row.name, f"its history changed while blocks up to {block.height} were read")
+            return False
+        return await self._canonical(reader, old) == old  # skipped slots, a long gap, or a pin that went back
+
+    @staticmethod
+    async def _canonical(reader: ChainReader, block: Block) -> Block | None:
+        """Return the canonical block at the height of ``block``, None where the chain is shorter now."""
+        try:
+            return await reader.block_at(block.height)
+        except Unavailable:
+            return None
+
+    @staticmethod
+    async def _irreversible(reader: ChainReader, memory: Memory, block: Block) -> Block | None:
+        """Return the newest block known to be irreversible now, not above ``block``."""
+        rule, final = reader.row.irreversible, reader.row.finality
+        if rule == final:
+            return block
+        if rule.depth is not None and final.depth is not None and memory.irreversible is not None:
+            # What is this much deeper than a final block is irreversible: one's own pins tell, and nobody is asked.
+            sure = [pin for pin in memory.pins if pin.height <= block.height - (rule.depth - final.depth)]
+            while memory.pins and sure and memory.pins[0] != sure[-1]:
+                memory.pins.popleft()
+            return sure[-1] if sure else None
+        found = await reader.irreversible()
+        return found if found.height <= block.height else None
 
     async def _note_reorg(self, chain: str, epoch: int) -> None:
         """Remember, until a floor is certified, that a certified Cut names a block that is gone."""
@@ -305,12 +346,8 @@ class Observer:
         if memory.agreed is None:
             return
         was = memory.agreed.block
-        try:
-            now = (await self._readers[chain].block_at(was.height)).hash
-        except Unavailable:
-            now = ""  # the chain is shorter than it was
-        if now != was.hash:
-            memory.reorg, memory.reorg_epoch = Reorg(chain, was.height, was.hash, now), epoch
+        if (now := await self._canonical(self._readers[chain], was)) != was:
+            memory.reorg, memory.reorg_epoch = Reorg(chain, was.height, was.hash, _hash(now)), epoch
 
     async def _halt(self, chain: str, error: BelowFinality, now: int) -> str:
         memory = self._memory[chain]
@@ -442,7 +479,7 @@ class Observer:
         try:
             now = (await self._readers[chain].block_at(named.height)).hash
         except Unavailable:
-            now = ""
+            return  # the chain is shorter than it was
         if now == named.was:
             raise RefusedError("reorg", f"{chain}: block {named.height} is still {now}")
 
@@ -531,6 +568,11 @@ class Observer:
         await asyncio.gather(
             *(w.close() for w in self._watchers.values()), *(r.close() for r in self._readers.values())
         )
+
+
+def _hash(block: Block | None) -> str:
+    """Return a block's hash, "" where the chain has none at its height any more."""
+    return "" if block is None else block.hash
 
 
 def _unreadable(chain: str, problem: str) -> NoReturn:

@@ -6,11 +6,14 @@ were. Their positions say so (``Position.seen``) and keep that block's age.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from aggregator.domain.snapshot import Account, Block, Carried, Reading, Reorg, Subject
 
+PINS = 4096
+"""How many pinned blocks are kept until they are irreversible."""
 REMEMBERED = 3
 """How many readings per chain a party can go back to while the chain does not answer."""
 
@@ -113,6 +116,7 @@ class Memory:
     reorg_epoch: int = 0  # when it was noticed
     halted: str = ""  # the standing halt's cause
     known: dict[str, Reading] = field(default_factory=dict)  # by block hash, oldest first
+    pins: deque[Block] = field(default_factory=lambda: deque(maxlen=PINS))  # each an ancestor of the next
 
     @classmethod
     def of(cls, reading: Reading | None) -> Memory:
@@ -138,5 +142,6 @@ class Memory:
         """Drop what rests on replaced blocks; ``entirely`` also what was held for irreversible."""
         self.last = self.agreed = None
         self.known.clear()
+        self.pins.clear()
         if entirely:
             self.irreversible = None

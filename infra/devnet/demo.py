@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aggregator.config import load_settings
+from aggregator.domain.snapshot import DARK
 from infra.devnet.anvil import AnvilError
 from infra.devnet.control import ControlPort
 from infra.devnet.faults import FaultError, Faults
@@ -214,7 +215,7 @@ def darken(stage: Stage) -> None:
     for provider in (1, 2):
         stage.faults.turn("dead", True, "alpha", provider)
     stage.tell("two of three providers of alpha die: too few are left to agree")
-    dark = stage.until("alpha dark", partial(_chain_not_ok, stage, "alpha"), 45)
+    dark = stage.until("alpha dark", partial(_dark, stage, "alpha"), 45)
     stage.tell(f"alpha is {dark['status']}: {_first_words(dark['cause'])}")
     stage.until("harbor stale", partial(_stale, stage, "harbor"))
     if (m := stage.margin("solstice"))["freshness"]["stale"]:
@@ -254,9 +255,9 @@ def _chain(stage: Stage, name: str) -> dict[str, Any]:
     return next(dict(c) for c in stage.desk.get("/v1/chains") if c["name"] == name)
 
 
-def _chain_not_ok(stage: Stage, name: str) -> dict[str, Any] | None:
+def _dark(stage: Stage, name: str) -> dict[str, Any] | None:
     chain = _chain(stage, name)
-    return None if chain["status"] == "ok" else chain
+    return chain if chain["status"] != "ok" and chain["cause"].startswith(DARK) else None
 
 
 def _epoch_after(stage: Stage, epoch: int) -> bool | None:

@@ -88,14 +88,14 @@ def program_id(name: str) -> Pubkey:
 async def deploy_solana(url: str, spec: SolanaSpec) -> dict[str, str]:
     """Deploy on the facade at `url`; return base58 addresses.
 
-    Keys: registry_program, registry, vault_program, vault, usdc_mint, sol_mint (wrapped SOL), payer.
+    Keys: registry_program, registry, vault_program, vault, links_program, usdc_mint, sol_mint (wrapped SOL), payer.
 
     Raises:
         RuntimeError: a transaction failed; its error is named.
     """
     async with SolanaUser(url, spec.payer) as payer:
         await payer.airdrop(1_000 * LAMPORTS)
-        for name in ("registry", "vault"):
+        for name in ("registry", "vault", "links"):
             elf = base64.b64encode((PROGRAMS / f"{name}.so").read_bytes()).decode()
             await steer(url, "x_addProgram", str(program_id(name)), elf)
         registry_program, vault_program, me = program_id("registry"), program_id("vault"), spec.payer.pubkey()
@@ -108,6 +108,7 @@ async def deploy_solana(url: str, spec: SolanaSpec) -> dict[str, str]:
         "registry": str(registry_address(registry_program, deployment_id, spec.parameters)),
         "vault_program": str(vault_program),
         "vault": str(vault_address(vault_program, deployment_id, spec.vault_delay)),
+        "links_program": str(program_id("links")),
         "usdc_mint": str(usdc),
         "sol_mint": NATIVE_MINT,
         "payer": str(me),

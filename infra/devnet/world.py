@@ -383,7 +383,7 @@ class World:
             "finality": {"depth": c.depth},
             "irreversible": {"depth": c.irreversible},
             "max_age": MAX_AGE,
-            "timeout": 3.0,
+            "timeout": 5.0,
             "requests_per_second": 200,
             # finality and read; relay, with one transaction in 20,000 meeting a quarter of an hour of outage
             "hold": [
@@ -406,7 +406,7 @@ class World:
             "genesis": self.svm.genesis,
             "block_seconds": SOL_SLOT_MS / 1000,
             "max_age": MAX_AGE,
-            "timeout": 3.0,
+            "timeout": 5.0,
             "requests_per_second": 200,
             "hold": [{"typical": 6}, {"typical": 6, "outage": 900, "outage_probability": 0.00005}],
         }
@@ -490,6 +490,7 @@ class World:
         return [
             {"chain": self.sol, "kind": "wallet"},
             {"chain": self.sol, "kind": "vault", "addresses": vault},
+            {"chain": self.sol, "kind": "links", "addresses": {"program": self.solana["links_program"]}},
         ]
 
     @staticmethod

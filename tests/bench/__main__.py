@@ -17,8 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.cu import measure_cu
+from tests.bench.epoch import measure_epoch
+from tests.bench.freshness import measure_freshness
 from tests.bench.gas import PEERS, measure_post_gas
+from tests.bench.memory import measure_memory
+from tests.bench.quorum import measure_quorum
 from tests.bench.reading import measure_reading
+from tests.bench.recovery import measure_recovery
 from tests.bench.valuation import measure_valuation
 
 OUTPUT = Path(__file__).resolve().parents[2] / "build" / "bench.json"
@@ -27,9 +32,16 @@ BOUNDS: Mapping[str, tuple[str, Callable[[float, float], bool], str]] = {
     "CU": ("value", operator.le, "≤ {:,g}"),
     "ms": ("ratio", operator.ge, "ratio ≥ {:g}"),
     "accounts/s": ("ratio", operator.ge, "ratio ≥ {:g}"),
+    "balances/s": ("ratio", operator.ge, "ratio ≥ {:g}"),
+    "ms/epoch": ("ratio", operator.le, "ratio ≤ {:g}"),
 }
 MEASUREMENTS: Mapping[str, Callable[[], Sequence[Mapping[str, Any]]]] = {
     "reading balances on Anvil": measure_reading,
+    "reading balances through a quorum": measure_quorum,
+    "an epoch in which few of 100,000 accounts changed": measure_epoch,
+    "mined block to reconciled snapshot": measure_freshness,
+    "memory of 100,000 positions": measure_memory,
+    "recovery after faults of providers": measure_recovery,
     "gas of a posting on Anvil": measure_post_gas,
     "compute units in the SVM": measure_cu,
     "valuation of 100,000 accounts": measure_valuation,

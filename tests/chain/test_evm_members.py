@@ -19,17 +19,20 @@ from adapters.evm.reader import EvmReader
 from adapters.evm.wallet import BALANCE_OF
 from adapters.evm.wallet import Wallet as WalletAdapter
 from adapters.members import MEMBER_UNVERIFIED
+from aggregator.bootstrap import chain_witness
+from aggregator.config import parse_settings
 from aggregator.domain.certificate import LinkRecord
-from aggregator.domain.errors import InputError
+from aggregator.domain.errors import InputError, Unreachable
 from aggregator.domain.rows import AssetRow
 from aggregator.domain.snapshot import Account, Finding, Position, Reading, Subject
-from aggregator.service.accounts import AccountBook
+from aggregator.service.accounts import AccountBook, Witness
 from aggregator.service.seals import seal_of
 from aggregator.store import SqlStore
 from infra.devnet.anvil import Anvil, connect, deploy_code, transact
 from infra.devnet.evm_deploy import deploy_multicall3, deploy_token
 from proofs.hashing import keccak256
-from tests.chain.evm_venues import CHAIN, chain_row, make_reader
+from tests.chain.evm_venues import CHAIN, chain_row, genesis_of, make_reader
+from tests.worlds.documents import make_document
 
 pytestmark = pytest.mark.chain
 DEPLOYMENT_ID, SALT = b"\x09" * 32, "0x" + "07" * 32
@@ -270,3 +273,26 @@ async def test_a_seal_of_another_form_is_not_believed(scene: Scene, service: Ser
         assert [f.code for f in reading.findings] == [MEMBER_UNVERIFIED]
     keyed = await service.reader.read(block, [Subject(account, scene.address)])
     assert sides(keyed) == ["asset", "debt"]
+
+
+async def test_the_service_asks_the_chain_with_a_reader_of_its_own(
+    anvil: Anvil, scene: Scene, service: Service, tmp_path: Path
+) -> None:
+    document = make_document(tmp_path)
+    table = next(c for c in document["chains"] if c["id"] == CHAIN)
+    table |= {"rpc": [anvil.url], "genesis": genesis_of(anvil), "finality": {"depth": 0}, "timeout": 5}
+    document["venues"] = [{"chain": CHAIN, "kind": "wallet"}]
+    member = f"{CHAIN}:{scene.address}"
+    record = await service.link(member, "eip1271:" + await service.sign(member, "accept", OWNER))
+    good = Subject(record.account, scene.address, seal_of(DEPLOYMENT_ID, record))
+    ask = chain_witness(parse_settings(document))
+    assert await unverified(ask, good) == []
+    assert await unverified(ask, good._replace(address="0x" + "77" * 20)) == [record.account]
+    table["rpc"] = ["http://127.0.0.1:9"]
+    with pytest.raises(Unreachable, match=r"^alpha"):
+        await chain_witness(parse_settings(document))(CHAIN, good)
+
+
+async def unverified(ask: Witness, subject: Subject) -> list[str]:
+    """Return the accounts of which a witness says that a member does not agree."""
+    return [f.scope for f in await ask(CHAIN, subject) if f.code == MEMBER_UNVERIFIED]

@@ -225,14 +225,6 @@ def test_a_link_is_revoked_by_the_side_that_signs(shell: Shell) -> None:
     assert next(a["ending"] for a in shell.json("accounts") if a["label"] == "watched") == [member]
 
 
-def test_a_contract_on_a_chain_that_cannot_be_asked_is_not_recorded(shell: Shell) -> None:
-    arguments = _link(shell, "watched", EvmPerson("watched"), SolanaPerson("new member"), invite="eip1271:0x12")
-    result = shell(*arguments)
-    assert result.exit_code == 1
-    assert "alpha" in result.stderr
-    assert len(shell.json("accounts", "links", "watched")) == 1
-
-
 def test_a_message_for_a_solana_side_is_plain_text(shell: Shell) -> None:
     member = SolanaPerson("new member").address
     printed = shell("accounts", "message", "ada", "--member", member, "--side", "accept", "--expiry", "2000000000")
@@ -241,7 +233,7 @@ def test_a_message_for_a_solana_side_is_plain_text(shell: Shell) -> None:
     assert lines[-1] == "expiry: 2000000000"
     assert f"member: {member}" in lines, "a line that is folded would not be what the wallet must sign"
     assert len(lines) == 7
-    shell.refused(["accounts", "message", "ada", "--member", member, "--side", "both"], 2, "side", "invite or accept")
+    shell.refused(["accounts", "message", "ada", "--member", member, "--side", "both"], 2, "verb", "invite, accept, revoke")
 
 
 # --- margin, epochs ---------------------------------------------------------------------------------------------------

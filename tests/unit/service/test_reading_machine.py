@@ -77,10 +77,10 @@ class ReadingMachine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.number = FIRST_EPOCH
         self.records: list[EpochRecord] = []
-        self.named: dict[str, set[str]] = {chain: set() for chain in CHAINS}  # hashes that a certified Cut names
-        self.unanswered: dict[str, str] = {}  # the last certified block by chain
+        self.unanswered: dict[str, str] = {}  # by chain, the last certified block that no floor has voided
         self.calm = 0
         self.lost: dict[str, str] = {}  # chain -> cause of the coordinator's standing halt
+        self.resumed: set[str] = set()  # since the last epoch
         self.ends = 0
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -211,6 +211,7 @@ class ReadingMachine(RuleBasedStateMachine):
             now = int(self.world.clock.now())
             self.run(self.world.halts.resume(chain, "the fork is the chain's own, announced", "ops", now))
             self.lost.pop(chain, None)
+            self.resumed.add(chain)
             self.calm = 0
 
     @rule(party=parties, chain=chains, which=some_providers, fault=faults, degree=st.integers(3, 30))
@@ -269,6 +270,7 @@ class ReadingMachine(RuleBasedStateMachine):
         doomed = self._doomed()
         record = self.run(world.cycle.run_epoch(self.number))
         world.recorder.once.clear()
+        self.resumed.clear()
         self._check_halts(record, doomed, lost_before)
         if not record.attestations:
             assert record.certificate is None
@@ -284,10 +286,12 @@ class ReadingMachine(RuleBasedStateMachine):
         self._check_positions(record, seen)
         self._check_metamorphoses(record)
         self.records.append(record)
-        for block in seen.cut.blocks:
-            self.named[block.chain].add(block.hash)
-            self.unanswered[block.chain] = block.hash
-        self.calm += 1
+        if record.header.floor == record.header.epoch:
+            self.unanswered.clear()
+        for view in record.chains:
+            if view.block is not None and not view.cause.startswith(REORGED):
+                self.unanswered[view.chain] = view.block.hash
+        self.calm = self.calm + 1 if self._all_well(record) else 0
         if self.calm > CALM:
             assert all(why.startswith("late: ") for _, why in record.refusals), record.refusals
 
@@ -320,14 +324,20 @@ class ReadingMachine(RuleBasedStateMachine):
                 self.resume_by_hand(chain)
             known = len(self.records)
             self.epoch(1)
-            if len(self.records) > known and self.records[-1].chains and self._sound(self.records[-1]):
+            if len(self.records) > known and self._all_well(self.records[-1]) and not self.records[-1].refusals:
                 return
         raise AssertionError(f"no epoch of everybody in {RECOVERY}: {self.run(self.world.store.epochs(RECOVERY))}")
 
-    @staticmethod
-    def _sound(record: EpochRecord) -> bool:
-        agree = all(why.startswith("late: ") for _, why in record.refusals)
-        return agree and all(view.status == "ok" and not view.cause for view in record.chains)
+    def _all_well(self, record: EpochRecord) -> bool:
+        """Say whether nothing is broken and every chain is fresh."""
+        broken = any(
+            vars(eyes)[fault]
+            for party in self.world.providers
+            for readers in party.values()
+            for eyes in readers
+            for fault in ("dark", "hangs", "wrong_chain", "behind", "lie", "deaf", "untold", "frozen")
+        )
+        return not broken and all(view.status == "ok" and not view.cause for view in record.chains)
 
     # --- what must hold --------------------------------------------------------------------------------------------
 
@@ -337,9 +347,9 @@ class ReadingMachine(RuleBasedStateMachine):
         for chain, reading in world.observers["coordinator"].last.items():
             sure = reading.irreversible
             well = all(not (e.dark or e.wrong_chain or e.behind or e.hangs) for e in world.providers[0][chain])
-            if sure is not None and sure.hash in world.model[chain].replaced and well and chain not in self.lost:
+            if sure is not None and sure.hash in world.model[chain].replaced and well:
                 doomed.add(chain)
-        return doomed
+        return doomed - set(self.lost) - self.resumed
 
     def _check_halts(self, record: EpochRecord, doomed: set[str], before: dict[str, str]) -> None:
         standing = self.run(self.world.halts.standing("coordinator"))
@@ -374,8 +384,9 @@ class ReadingMachine(RuleBasedStateMachine):
         else:
             assert not cut.reorgs
             for view in record.chains:
-                last = self.unanswered.get(view.chain)
-                assert view.cause or last not in world.model[view.chain].replaced, f"{view.chain}: {last} is gone"
+                gone = self.unanswered.get(view.chain) in world.model[view.chain].replaced
+                unseen = view.cause and not view.cause.startswith(REORGED)
+                assert not gone or unseen, f"what was certified of {view.chain} is gone"
 
     def _check_links(self, record: EpochRecord) -> None:
         """The certified state says who backs whom; a link ends when it may and no sooner."""

@@ -60,7 +60,7 @@ async def test_the_store_keeps_its_word_on_postgresql(url: str) -> None:
     assert drift == []
     assert (await other.account(account_id("alice")[:12])).label == "alice"
     await one.save_readings("coordinator", [make_reading(CHAIN_A, 2)])
-    assert await other.readings("coordinator") == {CHAIN_A: make_reading(CHAIN_A, 2)}
+    assert await other.readings("coordinator") == {CHAIN_A: (make_reading(CHAIN_A, 2),)}
     assert {chain: posting.epoch for chain, posting in (await other.latest_postings()).items()} == {CHAIN_A: 1}
 
     # Without a lock on the whole database races are real: constraints and a second look decide them.
