@@ -28,6 +28,8 @@ PIN_SHARE, BLOCK_SHARE, READ_SHARE, REREAD_SHARE = 0.5, 0.25, 0.9, 0.1
 """Of a chain's timeout, for a pin, a block by height, a read and each re-read: together less than an observer waits."""
 GRACE_SHARE = 0.25
 """Of a chain's timeout: how long the other providers have once enough of them agree."""
+IDENTIFY_EVERY = 8
+"""Pins between two checks of which chain a provider serves, while nothing is wrong with it."""
 STALE_BLOCKS, STALE_SECONDS = 8, 2
 """A final block further behind another provider's than this many block times, and seconds for rounding, is stale."""
 REREADS = 2
@@ -83,6 +85,7 @@ class QuorumReader:
         self._alone = readers[0] if len(readers) == 1 else None
         self._strangers: dict[int, SourceError] = {}  # answered for another chain at the last pin
         self._last: Block | None = None
+        self._pins = 0
         self._failed: dict[int, SourceError] = {}
         self._caught: set[int] = set()  # gave themselves the lie by a state proof
 
@@ -128,13 +131,17 @@ class QuorumReader:
             return block
         until = asyncio.get_running_loop().time() + PIN_SHARE * self._row.timeout
         suspects = set(self._failed)
+        identify, self._pins = self._pins % IDENTIFY_EVERY == 0, self._pins + 1
 
         async def ask(i: int) -> Block:
             # Which chain a provider serves can change under us. Asking beside the pin costs no wait of its own; but one
-            # that failed is asked that first, since its breaker lets one call through.
+            # that failed is asked that first, since its breaker lets one call through. In between, a stranger's block
+            # has another hash than the others', and whoever finds a history replaced asks first whose it is.
             reader = self._readers[i]
             if i in suspects:
                 await reader.verify_identity()
+                block = await reader.pin(cut_time)
+            elif not identify:
                 block = await reader.pin(cut_time)
             else:
                 identity, pinned = await asyncio.gather(
@@ -163,8 +170,23 @@ class QuorumReader:
                     failed[i] = Garbage(self._row.name, f"stale: its newest final block is {behind} s behind")
             self._failed, self._last = failed, candidate
             return candidate
+        if not identify:
+            pins, strangers = await self._without_strangers(pins)
+            failed |= strangers
+            self._strangers |= strangers
         self._failed = failed
         raise self._no_pin(pins, failed)
+
+    async def _without_strangers(self, pins: dict[int, Block]) -> tuple[dict[int, Block], dict[int, SourceError]]:
+        """Take out whoever turns out to serve another chain, so that it is called by its name."""
+
+        async def ask(i: int) -> bool:
+            await self._readers[i].verify_identity()
+            return True
+
+        _, failed = await self._ask(ask, lambda _: False, BLOCK_SHARE, among=list(pins))
+        strangers: dict[int, SourceError] = {i: e for i, e in failed.items() if isinstance(e, WrongChain)}
+        return {i: block for i, block in pins.items() if i not in strangers}, strangers
 
     async def block_at(self, height: int) -> Block:
         """Return the final block at ``height`` that enough providers hold.

@@ -184,10 +184,7 @@ class EvmReader:
         return self._row
 
     async def verify_identity(self) -> None:
-        """Raise WrongChain unless chain id and genesis hash are the configured ones.
-
-        Once the genesis was seen the id is asked alone: another history under it does not link to what was pinned.
-        """
+        """Raise WrongChain unless chain id and genesis hash are the configured ones."""
         name, want = self._row.name, self._row.id.removeprefix("eip155:")
         answer = await self._endpoint.call("eth_chainId", [])
         try:
@@ -195,10 +192,7 @@ class EvmReader:
         except ValueError:
             raise Garbage(name, "eth_chainId is not a number") from None
         if got != want:
-            self._identified = False
             raise WrongChain(name, f"the node answers for chain id {got}, configured is {want}")
-        if self._identified:
-            return
         genesis = await self._block(0)
         if genesis.hash != self._row.genesis.lower():
             raise WrongChain(name, f"the node's genesis is {genesis.hash}, configured is {self._row.genesis}")

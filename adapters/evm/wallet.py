@@ -58,8 +58,10 @@ class Wallet:
                         shares.append((subject, row, amount))
                         continue
                     account, address, _ = subject
+                    # By place: names would make this, of which there are so many, take twice as long.
+                    place = address or ""
                     positions.append(
-                        Position(account, chain, venue, asset, amount, asset, amount, address=address or "")
+                        Position(account, chain, venue, asset, amount, asset, amount, "asset", "none", 0, 0, "", place)
                     )
         units = yield from convert([(row, amount) for _, row, amount in shares], self.assets)
         for (subject, row, quantity), (unit, worth) in zip(shares, units, strict=True):

@@ -282,6 +282,7 @@ class Observer:
         reader, memory = self._readers[chain], self._memory[chain]
         top = memory.last.block if memory.last is not None else memory.irreversible
         if top is not None and not await self._descends(reader, block, top):
+            await reader.verify_identity()  # a node that serves another chain now has replaced nothing
             if (sure := memory.irreversible) is not None and (here := await self._canonical(reader, sure)) != sure:
                 await self._note_reorg(chain, epoch)
                 problem = f"block {sure.height} was {sure.hash} and irreversible, it is {_hash(here) or 'missing'} now"

@@ -30,7 +30,7 @@ from tests.bench.reading import set_balances
 
 ACCOUNTS = 100_000
 DIRTY = 0.01
-REPEATS = 5
+REPEATS = 3
 EPOCHS, EPOCH_SECONDS = 64, 12
 TARGET_RATIO = 0.05
 CHAIN = "eip155:31337"
@@ -84,9 +84,7 @@ def measure_epoch(accounts: int = ACCOUNTS, repeats: int = REPEATS) -> list[dict
     ]
 
 
-def _row(
-    name: str, value: float, reference: float | None, ratio: float | None, target: float | None
-) -> dict[str, Any]:
+def _row(name: str, value: float, reference: float | None, ratio: float | None, target: float | None) -> dict[str, Any]:
     return {
         "name": name, "value": round(value, 1), "unit": "ms/epoch",
         "reference": None if reference is None else round(reference, 1),

@@ -152,7 +152,10 @@ def measure_quorum(count: int = BALANCES, repeats: int = REPEATS) -> list[dict[s
         ]
     ten = 1e3 * 10_000 / count
     cpu, single = of["quorum cpu"] * ten, of["single cpu"] * ten
-    return [*rows, _row(f"CPU of 10000 reads, quorum of {PROVIDERS}, beside one bare", cpu, "CPU ms", single, None, None)]
+    return [
+        *rows,
+        _row(f"CPU of 10000 reads, quorum of {PROVIDERS}, beside one bare", cpu, "CPU ms", single, None, None),
+    ]
 
 
 def _row(
