@@ -235,6 +235,7 @@ class Observer:
         for account in accounts:
             if (
                 rule.in_sample(account.id, epoch)
+                or account.ending  # whether nothing is owed any more must not be an old answer
                 or account.id not in blocks
                 or blocks[account.id].time < oldest
                 or not words.isdisjoint(words_of(chain, account))
