@@ -44,7 +44,7 @@ from aggregator.domain.certificate import EpochRecord, Posting
 from aggregator.domain.errors import ConfigError, CrossmarginError, InputError, SourceError, Unreachable
 from aggregator.domain.latency import LatencyReport, Leg
 from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, VenueRow
-from aggregator.domain.snapshot import Finding, Reading, Subject
+from aggregator.domain.snapshot import ChainView, Finding, Reading, Subject
 from aggregator.ports import ChainReader, Destination, Halts, Store, Watcher
 from aggregator.service.accounts import Witness
 from aggregator.service.bundle import export_bundle, leaf_proof
@@ -314,6 +314,7 @@ def build_observer(
     measure: Callable[[Leg, str, float], None],
     *,
     watching: bool = False,
+    certified: Sequence[ChainView] = (),
 ) -> Observer:
     """Return an observer with readers, connections and memory of its own.
 
@@ -321,6 +322,7 @@ def build_observer(
         remembered: by chain, what it read before.
         measure: told how long each leg took.
         watching: listen to the chains for hints about who changed; only a proposer needs them.
+        certified: the chains as the newest certified epoch names them.
     """
     service = settings.service
     return Observer(
@@ -331,6 +333,7 @@ def build_observer(
         watchers=build_watchers(settings) if watching else {},
         rereading=Rereading(service.reread_epochs, service.epoch_seconds, service.full_read_below),
         measure=measure,
+        certified=certified,
     )
 
 
@@ -478,11 +481,15 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             closing.push_async_callback(destinations[row.chain].close)
 
         halts = SqlHalts(store)
+        last_epoch = await store.epoch()
+        certified = () if last_epoch is None else last_epoch.chains
         rows = settings.chains, settings.destinations
 
         async def observe(name: str, meter: LatencyMeter, *, watching: bool = False) -> Observer:
             remembered = await store.readings(name)
-            observer = build_observer(settings, name, remembered, halts, meter.measure, watching=watching)
+            observer = build_observer(
+                settings, name, remembered, halts, meter.measure, watching=watching, certified=certified
+            )
             closing.push_async_callback(observer.close)
             await observer.start()
             return observer

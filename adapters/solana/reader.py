@@ -51,6 +51,11 @@ class SolanaAdapter(Protocol):
     def flow(self, subjects: Sequence[Subject]) -> Flow: ...
 
 
+def _is_number(value: object) -> bool:
+    """Say whether ``value`` is an unsigned 64-bit number: JSON gives booleans, and integers of any size and sign."""
+    return type(value) is int and 0 <= value < 2**64
+
+
 class SolanaReader:
     """Implements :class:`aggregator.ports.ChainReader` over one endpoint."""
 
@@ -85,7 +90,7 @@ class SolanaReader:
             return None
         try:
             block_hash, parent, time = body["blockhash"], body["previousBlockhash"], body["blockTime"]
-            if not (isinstance(block_hash, str) and isinstance(parent, str) and isinstance(time, int)):
+            if not (isinstance(block_hash, str) and isinstance(parent, str) and _is_number(time)):
                 raise TypeError
         except (KeyError, TypeError):
             problem = f"block {slot} without well-formed blockhash, previousBlockhash and blockTime"
@@ -94,9 +99,9 @@ class SolanaReader:
 
     async def _slot(self, commitment: Mapping[str, str] = FINALIZED) -> int:
         slot = await self._endpoint.call("getSlot", [commitment])
-        if not isinstance(slot, int) or slot < 0:
+        if not _is_number(slot):
             raise Garbage(self._row.name, "getSlot is not a number")
-        return slot
+        return int(slot)
 
     async def pin(self, cut_time: int) -> Block:
         """Return the last finalized block with time ≤ ``cut_time``."""
@@ -167,7 +172,7 @@ class SolanaReader:
         answer = await self._endpoint.call("getMultipleAccounts", [list(keys), config])
         try:
             slot, rows = answer["context"]["slot"], answer["value"]
-            if not isinstance(slot, int) or len(rows) != len(keys):
+            if not (_is_number(slot) and isinstance(rows, list)) or len(rows) != len(keys):
                 raise TypeError
             if slot < least_slot:
                 raise Garbage(self._row.name, f"read at slot {slot}, asked for {least_slot} or later")
@@ -179,7 +184,7 @@ class SolanaReader:
     def _account(row: Any) -> RawAccount:
         text, encoding = row["data"]
         lamports, owner = row["lamports"], row["owner"]
-        if encoding != "base64" or not isinstance(owner, str) or not isinstance(lamports, int) or lamports < 0:
+        if encoding != "base64" or not isinstance(owner, str) or not _is_number(lamports):
             raise TypeError
         return RawAccount(lamports, owner, base64.b64decode(text, validate=True))
 

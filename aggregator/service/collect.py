@@ -9,6 +9,7 @@ has looked (faults.md, A1 and A2).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -19,7 +20,19 @@ from aggregator.domain.errors import RefusedError, SourceError, Unavailable
 from aggregator.domain.latency import Leg
 from aggregator.domain.price import Quote
 from aggregator.domain.rows import ChainRow
-from aggregator.domain.snapshot import DARK, HALTED, REORGED, Account, Block, Carried, Cut, Reading, Reorg, Subject
+from aggregator.domain.snapshot import (
+    DARK,
+    HALTED,
+    REORGED,
+    Account,
+    Block,
+    Carried,
+    ChainView,
+    Cut,
+    Reading,
+    Reorg,
+    Subject,
+)
 from aggregator.ports import ChainReader, Halts, Watcher
 from aggregator.service.memory import Memory, carry, last_read, part_of, restore, subjects_on
 from proofs.links import parse_caip10
@@ -102,6 +115,8 @@ class Observer:
         watchers: by chain, subscriptions that hint at who changed.
         rereading: who is read anew without a hint.
         measure: told how long each leg took.
+        certified: the chains as the newest certified epoch names them. Whoever restarts looks whether those blocks are
+            still there: a reorganisation may have been noticed before, and not answered.
     """
 
     def __init__(
@@ -114,6 +129,7 @@ class Observer:
         watchers: Mapping[str, Watcher] | None = None,
         rereading: Rereading | None = None,
         measure: Callable[[Leg, str, float], None] = _nothing,
+        certified: Sequence[ChainView] = (),
     ) -> None:
         self.name = name
         self._readers = dict(sorted(readers.items()))
@@ -122,6 +138,10 @@ class Observer:
         self._halts, self._watchers = halts, dict(watchers or {})
         self._rereading, self._measure = rereading or Rereading(), measure
         self._pending: tuple[bytes, Mapping[str, Reading]] = (b"", {})
+        for view in certified:
+            # A chain certified as reorganised was answered then.
+            if view.chain in self._memory and not view.cause.startswith(REORGED):
+                self._memory[view.chain].unconfirmed = view.block
 
     @property
     def last(self) -> Mapping[str, Reading]:
@@ -172,6 +192,7 @@ class Observer:
         reader, memory = self._readers[chain], self._memory[chain]
         row, cause, state = reader.row, "", HALTED
         if memory.halted:
+            await self._confirm_halted(chain, epoch)
             return memory.last, memory.halted
         began = asyncio.get_running_loop().time()
         try:
@@ -281,6 +302,8 @@ class Observer:
             BelowFinality: a block held for irreversible was replaced.
         """
         reader, memory = self._readers[chain], self._memory[chain]
+        if memory.unconfirmed is not None and block.height >= memory.unconfirmed.height:
+            await self._note_reorg(chain, epoch)
         top = memory.last.block if memory.last is not None else memory.irreversible
         if top is not None and not await self._descends(reader, block, top):
             await reader.verify_identity()  # a node that serves another chain now has replaced nothing
@@ -345,11 +368,19 @@ class Observer:
     async def _note_reorg(self, chain: str, epoch: int) -> None:
         """Remember, until a floor is certified, that a certified Cut names a block that is gone."""
         memory = self._memory[chain]
-        if memory.agreed is None:
+        was = memory.unconfirmed or (None if memory.agreed is None else memory.agreed.block)
+        if was is None:
             return
-        was = memory.agreed.block
         if (now := await self._canonical(self._readers[chain], was)) != was:
             memory.reorg, memory.reorg_epoch = Reorg(chain, was.height, was.hash, _hash(now)), epoch
+        memory.unconfirmed = None
+
+    async def _confirm_halted(self, chain: str, epoch: int) -> None:
+        """Look, once after a restart, whether a halted chain's certified block is gone: the halt may be unanswered."""
+        if self._memory[chain].unconfirmed is not None:
+            with contextlib.suppress(SourceError, TimeoutError):
+                async with asyncio.timeout(self._readers[chain].row.timeout):
+                    await self._note_reorg(chain, epoch)
 
     async def _halt(self, chain: str, error: BelowFinality, now: int) -> str:
         memory = self._memory[chain]
@@ -385,6 +416,8 @@ class Observer:
         for chain, memory in self._memory.items():
             if pending == digest and chain in readings:
                 memory.agreed = readings[chain]
+                if memory.unconfirmed is not None and not memory.halted:
+                    memory.unconfirmed = readings[chain].block
             if memory.reorg is not None and floor >= memory.reorg_epoch:
                 memory.reorg = None
 
@@ -432,6 +465,8 @@ class Observer:
         carried = tuple(c for c in cut.carried if c.block.chain == chain)
         own: Block | None = None
         reorged = cause.startswith(REORGED)
+        if memory.halted:
+            await self._confirm_halted(chain, cut.epoch)
         try:
             async with asyncio.timeout(reader.row.timeout * 2):
                 if not memory.halted:

@@ -114,6 +114,7 @@ class Memory:
     irreversible: Block | None = None
     reorg: Reorg | None = None  # of a certified block, until a floor above it is certified
     reorg_epoch: int = 0  # when it was noticed
+    unconfirmed: Block | None = None  # what the newest certified Cut names, until a restart has looked for it
     halted: str = ""  # the standing halt's cause
     known: dict[str, Reading] = field(default_factory=dict)  # by block hash, oldest first
     pins: deque[Block] = field(default_factory=lambda: deque(maxlen=PINS))  # each an ancestor of the next

@@ -7,7 +7,8 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +41,33 @@ LONGEST = 120  # seconds that a whole read may take
 
 
 class TimedReader(EvmReader):
-    """Adds up, in ``spent``, the seconds of logs and of reading."""
+    """Adds up, in ``spent``, the seconds of following the chain, of logs and of reading."""
 
     spent: dict[str, float]
+    asked = 0  # subjects of the last read
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.spent[what] += time.perf_counter() - begin
+
+    async def pin(self, cut_time: int) -> Block:
+        with self._timed("following"):
+            return await super().pin(cut_time)
+
+    async def headers(self, first: int, last: int) -> tuple[Block, ...]:
+        with self._timed("following"):
+            return await super().headers(first, last)
 
     async def changes(self, first: int, last: int) -> frozenset[str] | None:
-        begin = time.perf_counter()
-        words = await super().changes(first, last)
-        self.spent["logs"] += time.perf_counter() - begin
-        return words
+        with self._timed("logs"):
+            return await super().changes(first, last)
 
     async def read(self, block: Block, subjects: Sequence[Subject]) -> Reading:
-        begin = time.perf_counter()
-        reading = await super().read(block, subjects)
-        self.spent["reading"] += time.perf_counter() - begin
-        self.spent["subjects"] = len(subjects)
-        return reading
+        self.asked = len(subjects)
+        with self._timed("reading"):
+            return await super().read(block, subjects)
 
 
 def measure_epoch(accounts: int = ACCOUNTS, repeats: int = REPEATS) -> list[dict[str, Any]]:
@@ -71,14 +83,15 @@ def measure_epoch(accounts: int = ACCOUNTS, repeats: int = REPEATS) -> list[dict
     name = f"epoch, {DIRTY:.0%} of {accounts} accounts changed"
     ratio = of["partial"] / of["full"]
     parts = {
-        "its logs": (of["logs"], None),
-        "its reading": (of["reading"], of["full reading"]),
-        "its merging, and choosing whom to read": (of["merging"], of["full merging"]),
+        "pinning and following the chain": (of["following"], of["full following"]),
+        "logs": (of["logs"], None),
+        "reading": (of["reading"], of["full reading"]),
+        "choosing whom to read, and merging": (of["merging"], of["full merging"]),
     }
     return [
         _row(f"{name}, beside all", of["partial"], of["full"], ratio, TARGET_RATIO),
         *(
-            _row(f"    {part}", value, reference, None if reference is None else value / reference, None)
+            _row(f"    of it {part}", value, reference, None if reference is None else value / reference, None)
             for part, (value, reference) in parts.items()
         ),
     ]
@@ -157,11 +170,11 @@ async def _measure(chain: Anvil, count: int, repeats: int) -> dict[str, list[flo
                 continue
             before = "" if what == "partial" else "full "
             spent[what].append(total)
-            spent[f"{before}logs"].append(reader.spent["logs"])
-            spent[f"{before}reading"].append(reader.spent["reading"])
-            spent[f"{before}merging"].append(total - reader.spent["logs"] - reader.spent["reading"])
+            for part in ("following", "logs", "reading"):
+                spent[before + part].append(reader.spent[part])
+            spent[f"{before}merging"].append(total - sum(reader.spent.values()))
         _verify_alike(*(_reading(collected) for collected in seen))
-        assert epoch == 0 or some.spent["subjects"] < count
+        assert epoch == 0 or some.asked < count
     for reader in readers:
         await reader.close()
     return spent

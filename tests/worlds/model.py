@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from adapters.disputes import Dispute
 from adapters.quorum import QuorumReader
-from aggregator.domain.price import Quote
 from aggregator.domain.snapshot import Block, Position, Reading, Side, Subject
 from aggregator.ports import ChainReader
 from aggregator.service.workbench import Computed, Workbench
@@ -205,11 +204,6 @@ class ProvidedWorld(SimulatedWorld):
     def answering(self, party: int, chain: str) -> int:
         """Return how many of a party's providers answer for the chain, truthfully or not."""
         return sum(not (eyes.dark or eyes.hangs or eyes.wrong_chain) for eyes in self.providers[party][chain])
-
-
-def without_source(quotes: Sequence[Quote], source: str) -> tuple[Quote, ...]:
-    """Return the quotes that remain when ``source`` is disabled."""
-    return tuple(q for q in quotes if q.source != source)
 
 
 CHAINS = (ALPHA, BETA, SOL)

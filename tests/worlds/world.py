@@ -223,6 +223,7 @@ class SimulatedWorld:
                 halts=self.halts,
                 rereading=rereading,
                 measure=self.meters[name].measure,
+                certified=previous.chains if previous else (),
             )
             for name, readers in self.readers.items()
         }
