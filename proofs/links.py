@@ -89,7 +89,7 @@ def decode_evm_address(text: str, field: str = "address") -> bytes:
     if text[:2] != "0x" or len(digits) != 40 or any(c not in "0123456789abcdefABCDEF" for c in digits):
         raise FieldError(field, f"{_quoted(text)} is not an EVM address: 0x and 40 hex digits expected")
     lower = digits.lower()
-    if digits not in (lower, _checksummed(lower)):
+    if digits != lower and digits != _checksummed(lower):
         raise FieldError(
             field, f"{text} has a wrong EIP-55 checksum: check for a typing error, or give it in lower case"
         )

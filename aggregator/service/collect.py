@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import MappingProxyType
@@ -34,8 +34,7 @@ from aggregator.domain.snapshot import (
     Subject,
 )
 from aggregator.ports import ChainReader, Halts, Watcher
-from aggregator.service.memory import Memory, carry, last_read, part_of, restore, subjects_on
-from proofs.links import parse_caip10
+from aggregator.service.memory import Memory, Roster, carry, last_read, part_of, restore
 
 LATE_AFTER_BLOCKS = 8
 LATE_AFTER_SECONDS = 10
@@ -72,10 +71,6 @@ class Rereading:
     epoch_seconds: int = 1
     full_below: int = 0
 
-    def in_sample(self, account: str, epoch: int) -> bool:
-        """Say whether ``account`` belongs to the part of the round that ``epoch`` reads."""
-        return int(account[2:10], 16) % self.epochs == epoch % self.epochs
-
     def oldest(self, block: Block, slack: int = 0) -> int:
         """Return the time before which no block may lie that accounts are carried from to ``block``.
 
@@ -92,12 +87,6 @@ class BelowFinality(SourceError):
 def lag_allowed(row: ChainRow) -> float:
     """Return the seconds by which a chain's newest final block may be behind before the chain counts as late."""
     return max(LATE_AFTER_SECONDS, row.finality_seconds + row.block_seconds * LATE_AFTER_BLOCKS)
-
-
-def words_of(chain: str, account: Account) -> frozenset[str]:
-    """Return the 32-byte words by which logs and subscriptions name an account: its id, and its linked addresses."""
-    linked = (parse_caip10(link).address for link in account.links if link.startswith(f"{chain}:"))
-    return frozenset((account.id, *("0x" + address.rjust(32, b"\0").hex() for address in linked)))
 
 
 def _nothing(leg: Leg, chain: str, seconds: float) -> None:
@@ -135,6 +124,7 @@ class Observer:
         self._readers = dict(sorted(readers.items()))
         kept = remembered or {}
         self._memory = {chain: Memory.of(restore(kept[chain]) if kept.get(chain) else None) for chain in self._readers}
+        self._rosters = {chain: Roster(chain) for chain in self._readers}
         self._halts, self._watchers = halts, dict(watchers or {})
         self._rereading, self._measure = rereading or Rereading(), measure
         self._pending: tuple[bytes, Mapping[str, Reading]] = (b"", {})
@@ -224,48 +214,41 @@ class Observer:
         seals: Mapping[str, str],
     ) -> None:
         """Read anew at ``block`` whoever is due, and carry the others."""
-        memory = self._memory[chain]
-        due = await self._due(chain, block, epoch, accounts, seals)
-        fresh = await self._fetch(chain, block, subjects_on(chain, due, seals))
-        if memory.last is not None and len(due) < len(accounts):
-            rest = {a.id for a in accounts} - {a.id for a in due}
-            fresh = carry(fresh, [(memory.last, rest)])
-        memory.remember(fresh)
+        memory, roster = self._memory[chain], self._rosters[chain]
+        roster.update(accounts, seals)
+        changed = memory.changed(roster)
+        due = await self._due(chain, block, epoch, changed)
+        if due is None:
+            fresh = await self._fetch(chain, block, roster.everybody)
+            memory.remember(fresh, roster.subjects, (roster.subjects.keys(), len(fresh.positions)))
+        else:
+            assert memory.last is not None
+            fresh = await self._fetch(chain, block, roster.choose(due))
+            merged = carry(fresh, memory.last, due | changed, anew=memory.anew, subjects=roster.everybody)
+            again = block.height == memory.last.block.height
+            memory.remember(merged, roster.subjects, None if again else (due, len(fresh.positions)))
         if (watcher := self._watchers.get(chain)) is not None:
             watcher.forget(block.height)
 
-    async def _due(
-        self,
-        chain: str,
-        block: Block,
-        epoch: int,
-        accounts: Sequence[Account],
-        seals: Mapping[str, str],
-    ) -> Sequence[Account]:
-        """Return whom to read anew: touched since the last pin, in the epoch's sample, newly linked, or too old."""
-        last, rule = self._memory[chain].last, self._rereading
-        if last is None or len(accounts) < rule.full_below or rule.epochs <= 1:
-            return accounts
+    async def _due(self, chain: str, block: Block, epoch: int, changed: set[str]) -> set[str] | None:
+        """Return whom to read anew: touched since the last pin, in the epoch's sample, newly linked, or too old.
+
+        None: everybody.
+        """
+        memory, roster, rule = self._memory[chain], self._rosters[chain], self._rereading
+        last, oldest = memory.last, rule.oldest(block)
+        if last is None or len(roster.subjects) < rule.full_below or rule.epochs <= 1 or last.block.time < oldest:
+            return None
         if (watcher := self._watchers.get(chain)) is not None:
-            watcher.watch(subjects_on(chain, accounts, {}))
+            watcher.watch(roster.everybody)
         words = await self._touched(chain, last.block.height, block.height)
         if words is None:
-            return accounts
-        covered, blocks, oldest = set(last.subjects or ()), last_read(last), rule.oldest(block)
-        due = []
-        for account in accounts:
-            if (
-                rule.in_sample(account.id, epoch)
-                or account.ending  # whether nothing is owed any more must not be an old answer
-                or account.id not in blocks
-                or blocks[account.id].time < oldest
-                or not words.isdisjoint(words_of(chain, account))
-                or not covered.issuperset(subjects_on(chain, (account,), seals))
-                # What a contract answers can change with no word of it in any log.
-                or any(link in seals and link.startswith(f"{chain}:") for link in account.links)
-            ):
-                due.append(account)
-        return due
+            return None
+        due = roster.named(words) | changed | roster.sample(rule.epochs, epoch)
+        due.update(a for c in last.carried if c.block.time < oldest for a in c.accounts)
+        due |= roster.unsure
+        due &= roster.subjects.keys()
+        return due if len(due) < len(roster.subjects) else None
 
     async def _touched(self, chain: str, after: int, upto: int) -> frozenset[str] | None:
         """Return the words named by changes in (after, upto], None where that cannot be told."""
@@ -556,43 +539,33 @@ class Observer:
 
         The proposer may carry an account that did change: its number is then as old as the Cut says, and valued so.
         """
-        memory = self._memory[chain]
+        memory, roster = self._memory[chain], self._rosters[chain]
         oldest = self._rereading.oldest(block, CARRY_SLACK) - lag_allowed(self._readers[chain].row)
-        parts: list[tuple[Reading, Collection[str]]] = []
+        roster.update(accounts, seals)
+        changed = memory.changed(roster)
+        blocks = {} if memory.last is None else last_read(memory.last)
+        read: list[Reading] = []
+        mine = set[str]()
         for group in carried:
             if group.block.time < oldest:
                 age = block.time - group.block.time
                 problem = f"block {group.block.height} is {age} s older than the Cut's {block.height}"
                 raise RefusedError("carried-too-old", f"{chain}: {problem}")
-            mine = self._remembered(chain, group, accounts, seals)
-            if mine:
-                assert memory.last is not None
-                parts.append((memory.last, mine))
-            if missing := set(group.accounts) - mine:
+            # What this observer itself read last at the group's block, with the same links, it need not read again.
+            known = {a for a in group.accounts if blocks.get(a) == group.block} - changed
+            mine |= known
+            if missing := set(group.accounts) - known:
                 await self._check_canonical(self._readers[chain], group.block, block)
-                subjects = subjects_on(chain, [a for a in accounts if a.id in missing], seals)
-                parts.append((await self._fetch(chain, group.block, subjects), missing))
-        elsewhere = {account for group in carried for account in group.accounts}
-        anew = [a for a in accounts if a.id not in elsewhere]
-        fresh = await self._fetch(chain, block, subjects_on(chain, anew, seals))
-        merged = carry(fresh, parts)
-        memory.remember(replace(merged, carried=carried))
-
-    def _remembered(
-        self, chain: str, group: Carried, accounts: Iterable[Account], seals: Mapping[str, str]
-    ) -> set[str]:
-        """Return those of ``group`` that this observer itself read last at the group's block, with the same links."""
-        last = self._memory[chain].last
-        if last is None:
-            return set()
-        blocks, covered, wanted = last_read(last), set(last.subjects or ()), set(group.accounts)
-        return {
-            a.id
-            for a in accounts
-            if a.id in wanted
-            and blocks.get(a.id) == group.block
-            and covered.issuperset(subjects_on(chain, (a,), seals))
-        }
+                read.append(await self._fetch(chain, group.block, roster.choose(missing)))
+        anew = roster.subjects.keys() - {account for group in carried for account in group.accounts}
+        merged = await self._fetch(chain, block, roster.choose(anew))
+        own = len(merged.positions)
+        for older in read:
+            merged = carry(merged, older, ())
+        if mine:
+            assert memory.last is not None
+            merged = carry(merged, memory.last, blocks.keys() - mine, anew=memory.anew, subjects=roster.everybody)
+        memory.remember(replace(merged, carried=carried), roster.subjects, (anew, own))
 
     def _recall(self, chain: str, block: Block, carried: tuple[Carried, ...], problem: str) -> Reading:
         known = self._memory[chain].recall(block)

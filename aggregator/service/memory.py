@@ -9,13 +9,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import filterfalse
 
 from aggregator.domain.snapshot import Account, Block, Carried, Reading, Reorg, Subject
+from proofs.links import parse_caip10
 
 PINS = 4096
 """How many pinned blocks are kept until they are irreversible."""
 REMEMBERED = 3
 """How many readings per chain a party can go back to while the chain does not answer."""
+
+
+Anew = tuple[Collection[str], int]
+"""The accounts that a reading read at its own block, and how many positions they have, which come first."""
 
 
 def subjects_on(chain: str, accounts: Iterable[Account], seals: Mapping[str, str]) -> tuple[Subject, ...]:
@@ -35,53 +41,75 @@ def subjects_on(chain: str, accounts: Iterable[Account], seals: Mapping[str, str
     return (*keyed, *linked)
 
 
+def read_anew(reading: Reading) -> set[str]:
+    """Return the accounts that were read at the reading's own block."""
+    return {s.account for s in reading.subjects or ()}.difference(*(c.accounts for c in reading.carried))
+
+
 def last_read(reading: Reading) -> dict[str, Block]:
     """Return the block at which each account was last read."""
     blocks = dict.fromkeys((s.account for s in reading.subjects or ()), reading.block)
-    return blocks | {account: c.block for c in reading.carried for account in c.accounts}
+    for block, accounts in reading.carried:
+        blocks.update(dict.fromkeys(accounts, block))
+    return blocks
 
 
-def carry(fresh: Reading, older: Iterable[tuple[Reading, Collection[str]]]) -> Reading:
-    """Merge readings into one at ``fresh.block``.
+def carry(
+    fresh: Reading,
+    older: Reading,
+    known: Collection[str],
+    *,
+    anew: Anew | None = None,
+    subjects: tuple[Subject, ...] | None = None,
+) -> Reading:
+    """Merge into ``fresh`` what ``older`` says of all accounts but ``known``, as it was last read there.
+
+    With most accounts carried an epoch's time goes here, so that whatever can stay as it is stays.
 
     Args:
-        fresh: what was read anew, with ``subjects``.
-        older: readings, each with the accounts whose part is taken from it as it was last read there.
+        fresh: with ``subjects``; may carry already.
+        known: accounts of which ``fresh`` holds what counts, or that are not wanted.
+        anew: what ``older`` read at its own block, where that is known.
+        subjects: whom both cover, where that is known.
     """
-    positions, findings = list(fresh.positions), list(fresh.findings)
-    subjects = list(fresh.subjects or ())
-    groups: dict[Block, list[str]] = {}
-    for reading, accounts in older:
-        if not accounts:
-            continue
-        wanted, blocks = set(accounts), last_read(reading)
-        for account in wanted:
-            groups.setdefault(blocks[account], []).append(account)
-        for p in reading.positions:
-            if p.account in wanted:
-                height = blocks[p.account].height
-                positions.append(p._replace(seen=0 if height == fresh.block.height else height))
-        # Findings about a chain or an asset belong to the block they were made at; those about an account go with it.
-        findings += [f for f in reading.findings if f.scope.partition(" ")[0] in wanted]
-        subjects += [s for s in reading.subjects or () if s.account in wanted]
-    carried = (
-        Carried(block, tuple(sorted(accounts)))
-        for block, accounts in sorted(groups.items(), key=lambda group: group[0].height)
-        if block.height != fresh.block.height
-    )
+    now, then = fresh.block.height, older.block.height
+    left_out = known if isinstance(known, set | frozenset) else frozenset(known)
+    groups = {c.block: c.accounts for c in fresh.carried}
+    for block, accounts in ((older.block, sorted(read_anew(older) if anew is None else anew[0])), *older.carried):
+        if block.height != now and (kept := tuple(filterfalse(left_out.__contains__, accounts))):
+            groups[block] = tuple(sorted((*groups[block], *kept))) if block in groups else kept
+    if anew is None or now == then or any(c.block.height == now for c in older.carried):
+        seen = {0: 0 if now == then else then, now: 0}
+        held = [p._replace(seen=seen.get(p.seen, p.seen)) for p in older.positions if p.account not in left_out]
+    else:
+        own, rest = older.positions[: anew[1]], older.positions[anew[1] :]
+        held = [p._replace(seen=then) for p in own if p.account not in left_out]
+        held += [p for p in rest if p.account not in left_out]
+    # Findings about a chain or an asset belong to the block they were made at; those about an account go with it.
+    about = covered_by(older) if older.findings else frozenset[str]()
+    findings = (f for f in older.findings if (scope := f.scope.partition(" ")[0]) in about and scope not in left_out)
+    if subjects is None:
+        subjects = (*(fresh.subjects or ()), *(s for s in older.subjects or () if s.account not in left_out))
     return replace(
         fresh,
-        positions=tuple(positions),
-        findings=tuple(findings),
-        subjects=tuple(subjects),
-        carried=tuple(carried),
+        positions=(*fresh.positions, *held),
+        findings=(*fresh.findings, *findings),
+        subjects=subjects,
+        carried=tuple(Carried(block, groups[block]) for block in sorted(groups, key=lambda b: b.height)),
     )
+
+
+def covered_by(reading: Reading) -> frozenset[str]:
+    """Return the accounts that the reading covers."""
+    return frozenset(s.account for s in reading.subjects or ())
 
 
 def part_of(reading: Reading, block: Block) -> Reading:
     """Return only what ``reading`` read at ``block``, as if nothing else were known: what the store keeps per block."""
-    blocks = last_read(reading)
-    mine = {account for account, at in blocks.items() if at == block}
+    if block == reading.block:
+        mine = read_anew(reading)
+    else:
+        mine = {account for c in reading.carried if c.block == block for account in c.accounts}
     return replace(
         reading,
         block=block,
@@ -95,14 +123,74 @@ def part_of(reading: Reading, block: Block) -> Reading:
 
 def restore(parts: Sequence[Reading]) -> Reading:
     """Merge what the store kept of one chain, by block; of every account the newest part counts."""
-    newest, *others = sorted(parts, key=lambda part: -part.block.height)
-    known = {s.account for s in newest.subjects or ()}
-    older: list[tuple[Reading, set[str]]] = []
+    merged, *others = sorted(parts, key=lambda part: -part.block.height)
     for part in others:
-        accounts = {s.account for s in part.subjects or ()} - known
-        known |= accounts
-        older.append((part, accounts))
-    return carry(newest, older)
+        merged = carry(merged, part, covered_by(merged))
+    return merged
+
+
+class Roster:
+    """Whom to read on one chain, indexed: an epoch in which nobody's links change does not look at everybody.
+
+    Attributes:
+        accounts: by id.
+        subjects: by account id. A new mapping whenever anything in it changes.
+        everybody: all of them, in the order of :func:`subjects_on`.
+        unsure: accounts of whom no log tells enough. What a contract answers can change without one, and whether
+            nothing is owed any more by a link that ends must not be an old answer.
+    """
+
+    def __init__(self, chain: str) -> None:
+        self._chain = chain
+        self._known: tuple[tuple[Account, ...], Mapping[str, str]] = ((), {})
+        self.everybody: tuple[Subject, ...] = ()
+        self.accounts: Mapping[str, Account] = {}
+        self.subjects: Mapping[str, tuple[Subject, ...]] = {}
+        self._named: Mapping[str, tuple[str, ...]] = {}
+        self._sampled: list[list[str]] = []
+        self.unsure: frozenset[str] = frozenset()
+
+    def update(self, accounts: Sequence[Account], seals: Mapping[str, str]) -> None:
+        """Take over the accounts as they are now."""
+        known = tuple(accounts), dict(seals)
+        if known == self._known:
+            return
+        before, named = self.subjects, dict[str, tuple[str, ...]]()
+        subjects = {account.id: subjects_on(self._chain, (account,), seals) for account in accounts}
+        for account in accounts:
+            for word in words_of(self._chain, account):
+                named[word] = (*named.get(word, ()), account.id)
+        self.accounts, self._named, self._known = {a.id: a for a in accounts}, named, known
+        self._sampled = []
+        prefix = f"{self._chain}:"
+        self.unsure = frozenset(
+            a.id for a in accounts if a.ending or any(link in seals and link.startswith(prefix) for link in a.links)
+        )
+        if subjects != before:
+            self.subjects, self.everybody = subjects, subjects_on(self._chain, accounts, seals)
+
+    def choose(self, accounts: Iterable[str]) -> tuple[Subject, ...]:
+        """Return the subjects of some accounts, in a stable order."""
+        return tuple(subject for account in sorted(accounts) for subject in self.subjects[account])
+
+    def sample(self, epochs: int, epoch: int) -> set[str]:
+        """Return the part of a round of ``epochs`` that ``epoch`` reads: by the account's hash, so that all agree."""
+        if len(self._sampled) != epochs:
+            self._sampled = [[] for _ in range(epochs)]
+            for account in self.accounts:
+                self._sampled[int(account[2:10], 16) % epochs].append(account)
+        return set(self._sampled[epoch % epochs])
+
+    def named(self, words: Collection[str]) -> set[str]:
+        """Return the accounts that ``words`` name: by their ids, or by addresses linked to them."""
+        few, many = sorted((words, self._named), key=len)
+        return {account for word in few if word in many for account in self._named[word]}
+
+
+def words_of(chain: str, account: Account) -> frozenset[str]:
+    """Return the 32-byte words by which logs and subscriptions name an account: its id, and its linked addresses."""
+    linked = (parse_caip10(link).address for link in account.links if link.startswith(f"{chain}:"))
+    return frozenset((account.id, *("0x" + address.rjust(32, b"\0").hex() for address in linked)))
 
 
 @dataclass(slots=True)
@@ -118,6 +206,8 @@ class Memory:
     halted: str = ""  # the standing halt's cause
     known: dict[str, Reading] = field(default_factory=dict)  # by block hash, oldest first
     pins: deque[Block] = field(default_factory=lambda: deque(maxlen=PINS))  # each an ancestor of the next
+    covered: tuple[Reading | None, Mapping[str, tuple[Subject, ...]]] = (None, {})  # subjects by account of a reading
+    anew: Anew | None = None  # accounts and positions that the same reading has at its own block
 
     @classmethod
     def of(cls, reading: Reading | None) -> Memory:
@@ -126,13 +216,32 @@ class Memory:
             return cls()
         return cls(reading, reading, reading.irreversible, known={reading.block.hash: reading})
 
-    def remember(self, reading: Reading) -> None:
-        """Take in the newest reading."""
+    def remember(self, reading: Reading, subjects: Mapping[str, tuple[Subject, ...]], anew: Anew | None) -> None:
+        """Take in the newest reading.
+
+        Args:
+            subjects: by account, whom it was read for. anew: as :func:`carry` takes it.
+        """
         self.last = replace(reading, irreversible=self.irreversible)
+        self.covered, self.anew = (self.last, subjects), anew
         self.known.pop(reading.block.hash, None)
         self.known[reading.block.hash] = self.last
         while len(self.known) > REMEMBERED:
             del self.known[next(iter(self.known))]
+
+    def changed(self, roster: Roster) -> set[str]:
+        """Return the accounts that the newest reading has for other addresses than they have now, or that are gone."""
+        if self.last is None:
+            return set(roster.subjects)
+        if self.covered[0] is not self.last:  # it is another one than was read last
+            grouped: dict[str, tuple[Subject, ...]] = {}
+            for subject in self.last.subjects or ():
+                grouped[subject.account] = (*grouped.get(subject.account, ()), subject)
+            self.covered, self.anew = (self.last, grouped), None
+        covered, wanted = self.covered[1], roster.subjects
+        if covered is wanted:
+            return set()
+        return {a for a in covered.keys() | wanted.keys() if covered.get(a) != wanted.get(a)}
 
     def recall(self, block: Block) -> Reading | None:
         """Return what was read at ``block``, None if it is not remembered."""
