@@ -16,14 +16,18 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adapters.keys import KeySigner
+from aggregator.domain.errors import InputError
 from proofs.document import canonical_json
 from proofs.errors import ProofError
 from proofs.hashing import keccak256
@@ -32,6 +36,8 @@ from proofs.signing import recover
 TEXT_LIMIT, LINE_LIMIT = 200, 4096  # characters of one value, bytes of one line
 SIZE_LIMIT = 16 << 20  # bytes of one file
 FILES = 4  # kept, the current one included
+QUIET_SECONDS = 300.0  # after a line, the same dispute is only counted for so long
+TOPICS = 16  # lines about one provider in that time, whatever they are about
 _DOMAIN = b"crossmargin/dispute/1"
 _FIRST = bytes(32)
 _TAIL = 16 * LINE_LIMIT  # bytes looked through for the last whole line; what a crash tears is shorter than one
@@ -53,6 +59,8 @@ class Dispute:
     expected: str
     count: int  # how many things differ
     digests: tuple[tuple[str, str], ...]  # (provider, digest of its whole answer)
+    party: str = ""  # who saw it: the coordinator, an attestor
+    repeats: int = 0  # how often the same was seen, by any party, and only counted since the line before about it
 
 
 class DisputeFile:
@@ -120,6 +128,70 @@ class DisputeFile:
             os.close(file)
         if fresh:
             _sync_folder(self._path.parent)
+
+
+class DisputeLog:
+    """Keeps what all parties of a process see, a lie once: its first line at once, then one in a while with a count.
+
+    Every party reads every chain, and a liar lies in every epoch: written out each time, its lies would push the first
+    evidence out of the files. One dispute is the same as another when chain, provider, subject and field are; blocks
+    have one subject, whatever their height. Lines are written by a thread, in order, so that nobody waits for the disk;
+    the interpreter does not end before it is done.
+
+    Args:
+        file: where lines go.
+        failed: told, in the writing thread, of each line that could not be written; the next such dispute tries again.
+        clock: returns seconds; runs evenly.
+    """
+
+    def __init__(
+        self,
+        file: DisputeFile,
+        failed: Callable[[Dispute, OSError | InputError], None],
+        *,
+        quiet: float = QUIET_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._file, self._failed, self._quiet, self._clock = file, failed, quiet, clock
+        self._writer = ThreadPoolExecutor(1, "disputes")
+        self._lock = threading.Lock()
+        self._told: dict[tuple[str, ...], float] = {}  # when its last line was handed over
+        self._repeats = Counter[tuple[str, ...]]()  # since that line
+
+    def note(self, dispute: Dispute) -> None:
+        """Hand a dispute over, to be written or counted; returns at once."""
+        key = _topic(dispute)
+        provider = key[:2]
+        with self._lock:
+            now = self._clock()
+            for old in [k for k, told in self._told.items() if now - told >= 2 * self._quiet]:
+                del self._told[old]  # it is over; what was counted goes with the provider's next line
+                self._repeats[old[:2]] += self._repeats.pop(old, 0)
+            recent = [k for k, told in self._told.items() if now - told < self._quiet]
+            if key in recent or sum(k[:2] == provider for k in recent) >= TOPICS:
+                self._repeats[key if key in self._told else provider] += 1
+                return
+            self._told[key] = now
+            repeats = self._repeats.pop(key, 0) + self._repeats.pop(provider, 0)
+        self._writer.submit(self._write, key, replace(dispute, repeats=repeats))
+
+    def flush(self) -> None:
+        """Wait until all that was handed over is written."""
+        self._writer.submit(int).result()
+
+    def _write(self, key: tuple[str, ...], dispute: Dispute) -> None:
+        try:
+            self._file.append(dispute)
+        except (OSError, InputError) as error:  # a full disk must not stop the reading
+            with self._lock:
+                self._told.pop(key, None)
+                self._repeats[key] += dispute.repeats
+            self._failed(dispute, error)
+
+
+def _topic(dispute: Dispute) -> tuple[str, ...]:
+    about = "block" if dispute.about.startswith("block ") else dispute.about
+    return dispute.chain, dispute.provider, about, dispute.field
 
 
 class Entry(NamedTuple):

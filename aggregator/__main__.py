@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from aggregator.cli import accounts as _accounts
+from aggregator.cli import assets as _assets
 from aggregator.cli import audit as _audit
 from aggregator.cli import chains as _chains
 from aggregator.cli import disputes as _disputes
@@ -21,7 +22,7 @@ from aggregator.cli.frame import app
 
 __all__ = ["app", "main"]
 
-_COMMANDS = (_service, _margin, _accounts, _epochs, _chains, _disputes, _latency, _audit, _keys, _prices)
+_COMMANDS = (_service, _margin, _accounts, _assets, _epochs, _chains, _disputes, _latency, _audit, _keys, _prices)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from adapters.destinations.evm import EvmRegistryDestination
 from adapters.destinations.solana import SolanaRegistryDestination
-from adapters.disputes import Dispute, DisputeFile, Entry, read_disputes
+from adapters.disputes import Dispute, DisputeFile, DisputeLog, Entry, read_disputes
 from adapters.evm.aave_v3 import AaveV3
 from adapters.evm.lender import Lender
 from adapters.evm.reader import EvmAdapter, EvmReader
@@ -28,6 +28,7 @@ from adapters.evm.vault import Vault
 from adapters.evm.wallet import Wallet
 from adapters.evm.watch import EvmWatcher
 from adapters.keys import KeySigner, create_key, create_solana_key, load_key, load_solana_key, show_key
+from adapters.members import MEMBER_UNVERIFIED
 from adapters.prices.pyth import PythSource
 from adapters.quorum import QuorumReader
 from adapters.rpc import EvmEndpoint, SolanaEndpoint
@@ -52,7 +53,7 @@ from aggregator.service.collect import Observer, Rereading
 from aggregator.service.latency import report_latency
 from aggregator.store.halts import SqlHalts
 from aggregator.store.latencies import SqlLatencies
-from aggregator.store.sql import SqlStore
+from aggregator.store.sql import SqlStore as SqlStore
 from proofs.statement import DEVNET, Deployment
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
 
 DISPUTES, EVIDENCE_KEY = "disputes.jsonl", "evidence"
 """In the data folder: the log of disputes, and the name of the key that signs it."""
+_DISPUTE_LOGS: dict[Path, DisputeLog] = {}
+"""By file: parties of one process see the same lies, which one log can tell."""
 
 
 class SystemClock:
@@ -224,36 +227,45 @@ def _evm_adapter(row: ChainRow, venue: VenueRow, assets: dict[str, AssetRow]) ->
             raise ConfigError("configuration", "venues.kind", f"no EVM adapter is called {venue.kind!r}", known)
 
 
-def build_reader(settings: Settings, row: ChainRow) -> ChainReader:
+def dispute_log(settings: Settings) -> DisputeLog:
+    """Return the log of disputes that every reader of this process writes to."""
+    path = Path(settings.service.data).resolve() / DISPUTES
+
+    def failed(seen: Dispute, error: Exception) -> None:  # metric and line tell of what the file does not
+        structlog.get_logger().error("dispute not recorded", provider=seen.provider, reason=str(error))
+
+    if path not in _DISPUTE_LOGS:
+        _DISPUTE_LOGS[path] = DisputeLog(DisputeFile(path, functools.partial(evidence_signer, settings)), failed)
+    return _DISPUTE_LOGS[path]
+
+
+def build_reader(settings: Settings, row: ChainRow, party: str = "") -> ChainReader:
     """Return a reader of one chain with all its configured venues; a missing adapter stops start-up.
 
     Several providers in ``rpc`` make a quorum. What they dispute, and where one's own state proof gives it the lie,
-    goes, signed, to ``<data>/disputes.jsonl`` and to a metric.
+    goes, signed, to ``<data>/disputes.jsonl`` and to a metric; ``party`` is named there as who saw it.
     """
-    parent = _build_parent(settings, row)
+    parent = _build_parent(settings, row, party)
     readers = [_build_provider(settings, row, url, parent) for url in row.rpc]
     if len(readers) == 1 and not row.prove:
         return readers[0]
-    record = DisputeFile(Path(settings.service.data) / DISPUTES, functools.partial(evidence_signer, settings))
+    log = dispute_log(settings)
 
     def dispute(seen: Dispute) -> None:
         from aggregator.service import telemetry
 
-        telemetry.DISPUTES.labels(row.name, seen.provider).inc()
-        try:
-            record.append(seen)
-        except (OSError, InputError) as error:  # a full disk must not stop the reading; metric and line tell of it
-            structlog.get_logger().error("dispute not recorded", provider=seen.provider, reason=str(error))
+        telemetry.DISPUTES.labels(row.id, seen.provider).inc()
+        log.note(replace(seen, party=party))
 
     return QuorumReader(row, readers, [f"{row.name}[{i}]" for i in range(len(readers))], row.quorum, dispute)
 
 
-def _build_parent(settings: Settings, row: ChainRow) -> ChainReader | None:
+def _build_parent(settings: Settings, row: ChainRow, party: str) -> ChainReader | None:
     """Return a reader of the headers of the L1 that ``row``'s finality rests on, with the quorum of that chain."""
     parent = settings.chain(row.finality.l1 or row.irreversible.l1 or "")
     if parent is None:
         return None
-    return build_reader(settings.model_copy(update={"venues": (), "sources": (), "assets": ()}), parent)
+    return build_reader(settings.model_copy(update={"venues": (), "sources": (), "assets": ()}), parent, party)
 
 
 def _build_provider(settings: Settings, row: ChainRow, url: SecretStr, parent: ChainReader | None) -> ChainReader:
@@ -314,7 +326,7 @@ def build_observer(
     measure: Callable[[Leg, str, float], None],
     *,
     watching: bool = False,
-    certified: Sequence[ChainView] = (),
+    certified: tuple[int, Sequence[ChainView]] = (0, ()),
 ) -> Observer:
     """Return an observer with readers, connections and memory of its own.
 
@@ -322,12 +334,12 @@ def build_observer(
         remembered: by chain, what it read before.
         measure: told how long each leg took.
         watching: listen to the chains for hints about who changed; only a proposer needs them.
-        certified: the chains as the newest certified epoch names them.
+        certified: the newest certified epoch, and the chains as it names them.
     """
     service = settings.service
     return Observer(
         name,
-        {row.id: build_reader(settings, row) for row in settings.chains},
+        {row.id: build_reader(settings, row, name) for row in settings.chains},
         remembered,
         halts=halts,
         watchers=build_watchers(settings) if watching else {},
@@ -338,18 +350,26 @@ def build_observer(
 
 
 def chain_witness(settings: Settings) -> Witness:
-    """Return what asks a chain, with a reader of its own, whether an address without a key agrees."""
+    """Return what asks a chain, with a reader of its own, whether addresses without a key agree or agreed."""
 
-    async def ask(chain: str, subject: Subject) -> tuple[Finding, ...]:
+    async def ask(chain: str, asked: Sequence[tuple[Subject, int]]) -> list[str | SourceError]:
         row = settings.chain(chain)
         if row is None:
             raise ConfigError("configuration", "chains", f"{chain} is not configured")
-        reader = build_reader(settings, row)
+        reader = build_reader(settings, row, "links")
+
+        async def answer(subject: Subject, at: int) -> str | SourceError:
+            try:
+                async with asyncio.timeout(2 * row.timeout):
+                    found = (await reader.read(await reader.pin(at), [subject])).findings
+            except TimeoutError:
+                return Unreachable(row.name, f"no answer within {2 * row.timeout:g} s")
+            except SourceError as error:
+                return error
+            return next((finding.detail for finding in found if finding.code == MEMBER_UNVERIFIED), "")
+
         try:
-            async with asyncio.timeout(2 * row.timeout):
-                return (await reader.read(await reader.pin(int(time.time())), [subject])).findings
-        except TimeoutError:
-            raise Unreachable(row.name, f"no answer within {2 * row.timeout:g} s") from None
+            return await asyncio.gather(*(answer(subject, at) for subject, at in asked))
         finally:
             await reader.close()
 
@@ -475,6 +495,7 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
         if source is not None:
             closing.push_async_callback(source.close)
         evidence_signer(settings)  # now, since it takes a moment
+        closing.push_async_callback(asyncio.to_thread, dispute_log(settings).flush)
         destinations: dict[str, Destination] = {}
         for row in settings.destinations:
             destinations[row.chain] = build_destination(settings, row)
@@ -482,7 +503,7 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
 
         halts = SqlHalts(store)
         last_epoch = await store.epoch()
-        certified = () if last_epoch is None else last_epoch.chains
+        certified = (0, ()) if last_epoch is None else (last_epoch.header.epoch, last_epoch.chains)
         rows = settings.chains, settings.destinations
 
         async def observe(name: str, meter: LatencyMeter, *, watching: bool = False) -> Observer:

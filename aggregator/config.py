@@ -124,7 +124,7 @@ EXAMPLES: Mapping[str, str] = {
     "pyth.emitter_address": '"e101faedac5851e32b9b23b5f9411a8c2bac4aae3ed4dd7b811dd1a72ea4aa71"',
     "venues": '{chain = "eip155:1", kind = "wallet"}',
     "venues.chain": '"eip155:1"',
-    "venues.kind": '"wallet", "vault", "lender" or "aave-v3"',
+    "venues.kind": '"wallet", "vault", "lender" or "aave-v3"; on Solana "wallet", "vault" or "links"',
     "venues.addresses": '{vault = "0x5fbdb2315678afecb367f032d93f642f64180aa3"}',
     "venues.addresses.*": '"0x5fbdb2315678afecb367f032d93f642f64180aa3"',
     "destinations": '{chain = "eip155:1", kind = "evm-registry", address = ..., clock_bound = 5, payer_key = ...}',
@@ -190,7 +190,7 @@ class ServiceRow(Row):
     heartbeat_seconds: Annotated[int, Field(ge=0)] = 0  # 0 = post every epoch
     reread_epochs: Annotated[int, Field(ge=1)] = 64  # every account is read anew at least this often
     full_read_below: Annotated[int, Field(ge=0)] = 2000  # with fewer accounts, all are read anew every epoch
-    link_cooldown: Annotated[int, Field(ge=0)] = 7200  # seconds from the end of a link until its address is free
+    link_cooldown: Annotated[int, Field(ge=0)] = 7200  # seconds at least from a revoke until the link ends
 
 
 class Settings(Row):

@@ -6,7 +6,7 @@ default in place of an answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from aggregator.domain.certificate import (
@@ -241,10 +241,11 @@ class Store(Protocol):
 
     async def salt(self, account: str) -> bytes: ...
 
-    async def append_link(self, link: LinkRecord) -> LinkRecord:
-        """Append to the links log; ``position`` is assigned here.
+    async def append_link(self, link: LinkRecord, now: Callable[[], float] | None = None) -> LinkRecord:
+        """Append to the links log; ``position`` is assigned here, and ``recorded_at`` by ``now`` if it is given.
 
         Raises:
+            InputError: ``expiry`` has passed by then.
             ConflictError: the log does not allow it (``aggregator.domain.links.verify_append``).
         """
         ...
@@ -341,7 +342,7 @@ class Halts(Protocol):
         """Clear every party's flag on ``chain``; return what was cleared, as logged.
 
         Raises:
-            InputError: ``reason`` is empty. UnknownError: no halt stands on ``chain``.
+            InputError: ``reason`` is empty. ConflictError: no halt stands on ``chain``.
         """
         ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Generator, Sequence
+from itertools import groupby
 
 from aggregator.domain.snapshot import Finding, Position
 from proofs.hashing import keccak256
@@ -88,17 +89,19 @@ def pack_multicall(calls: Sequence[Call]) -> str:
     """Return 0x calldata of ``aggregate3`` for ``calls``, every one allowed to fail."""
     heads: list[int] = []
     bodies: list[str] = []
-    at = WORD * len(calls)
-    target, digits, before, after, size = "", -1, "", "", 0
-    for called, data in calls:
-        if called != target or len(data) != digits:  # calls of one adapter look alike, so this is rare
-            target, digits = called, len(data)
-            before = f"{target:0>64}{1:064x}{3 * WORD:064x}{digits // 2:064x}"
-            after = "0" * (-digits % (2 * WORD))
-            size = (len(before) + digits + len(after)) // 2
-        heads.append(at)
-        bodies.append(f"{before}{data}{after}")
-        at += size
+    targets, datas = [target for target, _ in calls], [data for _, data in calls]
+    start, at = 0, WORD * len(calls)
+    # Calls of one adapter look alike, so that there are few runs of the same target and length.
+    for (target, digits), run in groupby(zip(targets, map(len, datas), strict=True)):
+        end = start + len(list(run))
+        before = f"{target:0>64}{1:064x}{3 * WORD:064x}{digits // 2:064x}"
+        after = "0" * (-digits % (2 * WORD))
+        size = (len(before) + digits + len(after)) // 2
+        heads += range(at, at + size * (end - start), size)
+        parts = [after + before] * (2 * (end - start) + 1)
+        parts[0], parts[1::2], parts[-1] = before, datas[start:end], after
+        bodies += parts  # joined once, at the end: these texts are large
+        start, at = end, at + size * (end - start)
     return "".join((_AGGREGATE3, _words((WORD, len(calls), *heads)).hex(), *bodies))
 
 

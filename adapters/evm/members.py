@@ -12,7 +12,7 @@ from adapters.evm.abi import WORD, Answer, Call, selector
 from aggregator.domain.snapshot import Subject
 
 IS_VALID_SIGNATURE = selector("isValidSignature(bytes32,bytes)")
-_MAGIC = bytes.fromhex(IS_VALID_SIGNATURE).ljust(WORD, b"\0")
+MAGIC = bytes.fromhex(IS_VALID_SIGNATURE).ljust(WORD, b"\0")
 
 
 def members_flow(subjects: Sequence[Subject]) -> Generator[Sequence[Call], Sequence[Answer], dict[Subject, str]]:
@@ -29,9 +29,9 @@ def members_flow(subjects: Sequence[Subject]) -> Generator[Sequence[Call], Seque
         if subject not in calls:
             failed[subject] = "its consent is in no form that this chain can confirm"
         elif (answer := given[subject]) is None:
-            failed[subject] = "isValidSignature reverts, or no contract is there"
+            failed[subject] = "isValidSignature reverts or is not answered, or no contract is there"
         # A contract whose fallback returns more, or fewer, bytes than the one word did not mean to agree.
-        elif answer != _MAGIC:
+        elif answer != MAGIC:
             failed[subject] = f"isValidSignature returns 0x{answer[:WORD].hex()}, not 0x{IS_VALID_SIGNATURE}"
     return failed
 

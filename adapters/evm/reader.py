@@ -7,15 +7,17 @@ pinned by block hash (EIP-1898) and anchored by a block-number call, so that mix
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice, pairwise
+from itertools import accumulate, chain, islice, pairwise
 from typing import Any, Protocol, TypeVar
 
 from adapters.evm.abi import WORD, Answer, Call, Flow, Result, decode_uint, pack_multicall, selector, unpack_multicall
 from adapters.evm.chainlink import quotes_flow, sequencer_flow
-from adapters.evm.members import members_flow
+from adapters.evm.members import MAGIC, members_flow
 from adapters.evm.proof import Unprovable, choose_address, read_balance, verify_balance
 from adapters.members import withhold
 from aggregator.domain.errors import Contradicted, Garbage, NodeRefused, SourceError, Unavailable, WrongChain
@@ -26,6 +28,9 @@ from aggregator.ports import HEADERS_LIMIT, ChainReader
 
 CALLS_PER_BATCH = 2_500
 HEX_PER_BATCH = 1_400_000  # request bodies are capped at about 2 MB by common nodes
+MEMBERS_PER_BATCH = 100
+MEMBERS_GAS = 10_000_000  # less than any node grants, so that no answer depends on which node was asked, nor takes long
+_CALL_OVERHEAD = 5 * 64  # hex digits of a call's own words in a batch
 DECIMALS = selector("decimals()")
 GET_BLOCK_NUMBER = selector("getBlockNumber()")  # Multicall3's own view
 ORIGIN_NUMBER, ORIGIN_HASH = selector("number()"), selector("hash()")  # of the L1Block contract of OP-stack chains
@@ -374,14 +379,17 @@ class EvmReader:
             self._frozen_at = block, cause
         return self._frozen_at[1]
 
-    async def _aggregate(self, block: Block, calls: Sequence[Call]) -> list[Answer]:
+    async def _aggregate(self, block: Block, calls: Sequence[Call], gas: int | None = None) -> list[Answer]:
+        """Run one multicall; without ``gas`` of its own it gets all that the node grants, and is halved if too little."""
         anchored = [(self._row.multicall.removeprefix("0x").lower(), GET_BLOCK_NUMBER), *calls]
         request = {"to": self._row.multicall, "data": pack_multicall(anchored)}
+        if gas is not None:
+            request["gas"] = hex(gas)
         pinned = {"blockHash": block.hash, "requireCanonical": True}
         try:
             returned = await self._endpoint.call("eth_call", [request, pinned])
         except NodeRefused as error:
-            if len(calls) <= 1 or "gas" not in error.problem.lower():
+            if gas is not None or len(calls) <= 1 or "gas" not in error.problem.lower():
                 raise
             # Nodes grant one request so much gas: costly calls, or one that burns all it gets, need smaller batches.
             middle = len(calls) // 2
@@ -439,15 +447,18 @@ class EvmReader:
     async def read(self, block: Block, subjects: Sequence[Subject]) -> Reading:
         """Read every venue of this chain for ``subjects`` at ``block``; tokens that lie about themselves count 0."""
         wrong = await self._misdescribed(block)
-        flows = [
-            adapter.flow([s for s in subjects if (s.address is None) == (adapter.keyed_by == "account")])
-            for adapter in self._adapters
-        ]
+        keyed = {
+            "account": [s for s in subjects if s.address is None],
+            "address": [s for s in subjects if s.address is not None],
+        }
+        flows = [adapter.flow(keyed[adapter.keyed_by]) for adapter in self._adapters]
         reading: Awaitable[list[Result]] = self._drive(block, flows)
         frozen, results = await asyncio.gather(self._frozen(block), reading)
         findings: list[Finding] = [f for _, found in results for f in found]
         positions: list[Position] = []
-        for position in (p for found, _ in results for p in found):
+        if not wrong:
+            positions.extend(chain.from_iterable(found for found, _ in results))
+        for position in (p for found, _ in results for p in found if wrong):
             lie = wrong.get(position.asset) or wrong.get(position.unit)
             if lie is None:
                 positions.append(position)
@@ -488,11 +499,27 @@ class EvmReader:
             self._proven = True
 
     async def _unverified(self, block: Block, subjects: Sequence[Subject]) -> Mapping[Subject, str]:
-        """Ask the members that are contracts; return those that do not agree at ``block``, and what they say."""
+        """Ask the members that are contracts; return those that do not agree at ``block``, and what they say.
+
+        Who has not answered when the time is up does not agree: strangers' contracts must not stop the chain's reading.
+        """
         flow = members_flow(subjects)
-        answers: list[Answer] = []
-        for chunk in _chunks(next(flow)):
-            answers += await self._ask_members(block, chunk)
+        calls = list(next(flow))
+        answers: list[Answer] = [None] * len(calls)
+
+        async def ask(first: int) -> None:
+            batch = calls[first : first + MEMBERS_PER_BATCH]
+            answers[first : first + len(batch)] = await self._ask_members(block, batch)
+
+        async def ask_alone(i: int) -> None:
+            (answers[i],) = await self._ask_members(block, [calls[i]])
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._row.timeout / 2):
+                await asyncio.gather(*map(ask, range(0, len(calls), MEMBERS_PER_BATCH)))
+                # Of those asked together, one may have burnt what another needed, or told it by what is left.
+                doubtful = [i for i, answer in enumerate(answers) if answer != MAGIC]
+                await asyncio.gather(*map(ask_alone, doubtful))
         try:
             flow.send(answers)
         except StopIteration as stop:
@@ -501,14 +528,17 @@ class EvmReader:
         raise AssertionError("members_flow asks once")
 
     async def _ask_members(self, block: Block, calls: Sequence[Call]) -> list[Answer]:
-        """Ask strangers' contracts, apart from everything else: one that breaks a batch costs nobody but itself."""
+        """Ask strangers' contracts, apart from everything else; None for all where the node does not answer well.
+
+        Raises:
+            Contradicted: the node was caught lying, by something else.
+        """
         try:
-            return await self._aggregate(block, calls)
-        except (Garbage, NodeRefused):
-            if len(calls) == 1:
-                return [None]
-        middle = len(calls) // 2
-        return [*await self._ask_members(block, calls[:middle]), *await self._ask_members(block, calls[middle:])]
+            return await self._aggregate(block, calls, MEMBERS_GAS)
+        except Contradicted:
+            raise
+        except SourceError:
+            return [None] * len(calls)
 
     async def read_quotes(self, block: Block) -> tuple[Quote, ...]:
         """Read this chain's price feeds at ``block``; none answers for a sequencer that is down or just back."""
@@ -606,11 +636,11 @@ class EvmReader:
 
 def _chunks(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
     """Cut calls into batches that keep below the count and size limits."""
+    datas = [data for _, data in calls]
+    ends = [size + _CALL_OVERHEAD * count for count, size in enumerate(accumulate(map(len, datas)), 1)]
     start = size = 0
-    for i, (_, data) in enumerate(calls):
-        size += len(data) + 5 * 64
-        if i > start and (i - start >= CALLS_PER_BATCH or size > HEX_PER_BATCH):
-            yield calls[start:i]
-            start, size = i, len(data) + 5 * 64
-    if start < len(calls):
-        yield calls[start:]
+    while start < len(calls):
+        fits = bisect_right(ends, size + HEX_PER_BATCH, start, min(len(calls), start + CALLS_PER_BATCH))
+        end = max(fits, start + 1)
+        yield calls[start:end]
+        start, size = end, ends[end - 1]

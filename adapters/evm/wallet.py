@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from adapters.evm.abi import WORD, Call, Flow, selector, word_of_address
+from adapters.evm.abi import WORD, Call, Flow, selector
 from adapters.evm.erc4626 import contract_of, convert
 from aggregator.domain.rows import AssetRow
 from aggregator.domain.snapshot import Finding, Position, Subject
@@ -36,12 +36,13 @@ class Wallet:
 
     def flow(self, subjects: Sequence[Subject]) -> Flow:
         """Yield one balance call per (asset, address), then the conversions of shares; return positions."""
-        words = [word_of_address(s.address or "") for s in subjects]
+        addresses = [(s.address or "")[-40:] for s in subjects]
         calls: list[Call] = []
         for row in self.rows:
             native = row.kind == "native"
             target, ask = (self.multicall, GET_ETH_BALANCE) if native else (contract_of(row.id), BALANCE_OF)
-            calls += [(target, ask + word) for word in words]
+            ask += "0" * 24
+            calls += [(target, ask + address) for address in addresses]
         answers = iter((yield calls))
         positions: list[Position] = []
         findings: list[Finding] = []
@@ -50,19 +51,21 @@ class Wallet:
         for row in self.rows:
             asset, is_share = row.id, row.kind == "erc4626"
             for subject, answer in zip(subjects, answers, strict=False):
+                if answer == NOTHING:  # most of them
+                    continue
                 if answer is None or len(answer) != WORD:
                     findings.append(unreadable(asset, subject, "the balance call failed"))
-                elif answer != NOTHING:
-                    amount = int.from_bytes(answer, "big")
-                    if is_share:
-                        shares.append((subject, row, amount))
-                        continue
-                    account, address, _ = subject
-                    # By place: names would make this, of which there are so many, take twice as long.
-                    place = address or ""
-                    positions.append(
-                        Position(account, chain, venue, asset, amount, asset, amount, "asset", "none", 0, 0, "", place)
-                    )
+                    continue
+                amount = int.from_bytes(answer, "big")
+                if is_share:
+                    shares.append((subject, row, amount))
+                    continue
+                account, address, _ = subject
+                # By place: names would make this, of which there are so many, take twice as long.
+                place = address or ""
+                positions.append(
+                    Position(account, chain, venue, asset, amount, asset, amount, "asset", "none", 0, 0, "", place)
+                )
         units = yield from convert([(row, amount) for _, row, amount in shares], self.assets)
         for (subject, row, quantity), (unit, worth) in zip(shares, units, strict=True):
             if worth is None:

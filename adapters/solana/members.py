@@ -36,9 +36,15 @@ class Members:
         asked: dict[Subject, _Wanted] = {}
         for subject in sealed:
             try:
-                asked[subject] = _Wanted(subject)
+                wanted = _Wanted(subject)
             except ValueError:
                 failed[subject] = UNKNOWN_FORM
+                continue
+            # Asked for only where it belongs: any other account may be one of ten megabytes.
+            if (place := wanted.place(self._program)) == wanted.record:
+                asked[subject] = wanted
+            else:
+                failed[subject] = f"the member's record for this account is {place}, not {wanted.record}"
         if not asked:
             return failed
         answers = yield tuple(wanted.record for wanted in asked.values())
@@ -67,11 +73,12 @@ class _Wanted:
         self.key = Pubkey.from_string(self.member)
         Pubkey.from_string(self.record)  # a node refuses a whole batch for one malformed key
 
+    def place(self, program: Pubkey) -> str:
+        """Return the address at which the links program keeps the record."""
+        return str(link_address(program, self.deployment_id, self.key, self.account))
+
     def verify(self, raw: RawAccount | None, program: Pubkey) -> None:
-        """Raise LayoutError unless the record is there, at its own address, and says what was agreed."""
-        place = link_address(program, self.deployment_id, self.key, self.account)
-        if str(place) != self.record:
-            raise LayoutError(self.record, "address", f"the member's record for this account is {place}")
+        """Raise LayoutError unless the record is there and says what was agreed."""
         if raw is None:
             raise LayoutError(self.record, "record", "no such account on this chain")
         held = decode_link(self.record, raw, program)

@@ -19,7 +19,8 @@ from aggregator.domain.errors import UnknownError
 from aggregator.domain.links import LinkMessage
 from aggregator.domain.report import AccountMargin, Component, Flag, Haircuts, LeafValues
 from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow
-from aggregator.domain.snapshot import Account, ChainView, Finding
+from aggregator.domain.snapshot import Account, ChainView, Finding, Reorg
+from aggregator.domain.standing import judge_asset
 from aggregator.domain.units import format_amount, format_usd
 from aggregator.ports import Halt
 from proofs import leaf as leaves
@@ -98,10 +99,17 @@ class LinkView(BaseModel):
     controller: str
     member: str
     nonce: str = Field(examples=["1"])
-    expiry: int
+    expiry: int = Field(description="Unix seconds until which it could be recorded")
     invite_signature: str = Field(description="The controller's; empty where the member revokes, and in an end")
     accept_signature: str = Field(description="The member's; empty where the controller revokes, and in an end")
-    recorded_at: int
+    recorded_at: int = Field(description="Unix seconds")
+
+
+class LinkPage(BaseModel):
+    """The links log, oldest first; ask again with ``after`` = the last position for more."""
+
+    links: list[LinkView]
+    next: int | None = Field(description="`after` of the next page; null = the end, for now")
 
 
 class MessageView(BaseModel):
@@ -120,9 +128,9 @@ class Freshness(BaseModel):
     """How old a margin is, and what of it may still be used."""
 
     epoch: int = Field(examples=[30_000_000])
-    as_of: int = Field(description="Time of the oldest leg", examples=[1_800_000_000])
-    produced_at: int = Field(examples=[1_800_000_002])
-    valid_until: int = Field(examples=[1_800_000_120])
+    as_of: int = Field(description="Time of the oldest leg, Unix seconds", examples=[1_800_000_000])
+    produced_at: int = Field(description="Unix seconds", examples=[1_800_000_002])
+    valid_until: int = Field(description="Unix seconds from which it counts nothing", examples=[1_800_000_120])
     stale: bool = Field(description="Expired, or built on a leg that is too old")
     superseded: bool = Field(description="A newer certified epoch exists")
     usable: Usd = Field(
@@ -261,12 +269,12 @@ class HeaderView(BaseModel):
     """The header on the wire to every chain."""
 
     epoch: int
-    root: str
-    floor: int
-    set_id: int
-    produced_at: int
-    valid_until: int
-    body: str
+    root: str = Field(description="Of the Merkle tree over the leaves")
+    floor: int = Field(description="Statements below this epoch are void: a reorganisation took their ground; 0 = none")
+    set_id: int = Field(description="Number of the attestor set that signs; 1 = the deployment's first")
+    produced_at: int = Field(description="Unix seconds")
+    valid_until: int = Field(description="Unix seconds from which nothing may be drawn on it")
+    body: str = Field(description="Digest of the body")
     packed: str = Field(description="The 100-byte big-endian form")
 
 
@@ -316,19 +324,33 @@ class RefusalView(BaseModel):
     reason: str
 
 
+class ReorgView(BaseModel):
+    """A certified block that is not canonical any more: why statements below the floor are void."""
+
+    chain: str
+    name: str
+    height: int
+    was: str = Field(description="Hash in the certified Cut")
+    now: str = Field(description="Hash of the canonical block at this height; empty: the chain is shorter than it was")
+
+
 class EpochLine(BaseModel):
     """One epoch of the log."""
 
     epoch: int
-    cut_time: int
-    produced_at: int
-    valid_until: int
+    cut_time: int = Field(description="Unix seconds as of which everything was read")
+    produced_at: int = Field(description="Unix seconds")
+    valid_until: int = Field(description="Unix seconds from which nothing may be drawn on it")
     root: str
     digest: str
     leaf_count: int
     certified: bool
     signers: list[int] = Field(description="Indices of the attestors that signed")
     refusals: list[RefusalView]
+    floor: int = Field(
+        description="Statements below this epoch are void; its own number: it voids all before; 0 = none"
+    )
+    reorgs: list[ReorgView] = Field(description="Why its floor is its own number, as long as its text is kept")
 
 
 class EpochPage(BaseModel):
@@ -348,16 +370,6 @@ class PostingView(BaseModel):
     cost: str = Field(description="Gas or compute units")
     detail: str
     updated_at: int
-
-
-class ReorgView(BaseModel):
-    """A certified block that is not canonical any more: why statements below the floor are void."""
-
-    chain: str
-    name: str
-    height: int
-    was: str
-    now: str = Field(description="Empty: the chain is shorter than it was")
 
 
 class CarriedView(BaseModel):
@@ -413,7 +425,7 @@ class StatementView(BaseModel):
     body: TypedData
     digest: str
     certified: bool
-    set_id: int
+    set_id: int = Field(description="Number of the attestor set that signs; 1 = the deployment's first")
     threshold: int
     members: list[str]
     signatures: list[SignatureView]
@@ -471,7 +483,9 @@ class AssetView(BaseModel):
     policy: str
     underlying: str | None
     sources: list[str] = Field(description="Names of its price sources")
-    status: Literal["ok", "unknown", "stale"] = Field(description="Unknown: no price. Stale: its chain is not fresh")
+    status: Literal["ok", "unknown", "stale"] = Field(
+        description="Unknown: no price, or it cannot be read. Stale: its chain is"
+    )
     cause: str = Field(description="Why it is not ok")
 
 
@@ -743,8 +757,8 @@ def build_proof(
     )
 
 
-def build_line(summary: EpochSummary) -> EpochLine:
-    """Build from an epoch's summary."""
+def build_line(service: ApiService, summary: EpochSummary, reorgs: Iterable[Reorg] = ()) -> EpochLine:
+    """Build from an epoch's summary; ``reorgs`` are why it raised the floor, where it did."""
     return EpochLine(
         epoch=summary.epoch,
         cut_time=summary.cut_time,
@@ -756,6 +770,8 @@ def build_line(summary: EpochSummary) -> EpochLine:
         certified=bool(summary.signers),
         signers=list(summary.signers),
         refusals=_build_refusals(summary.refusals),
+        floor=summary.floor,
+        reorgs=_build_reorgs(service, reorgs),
     )
 
 
@@ -808,8 +824,12 @@ def _build_cut(service: ApiService, record: EpochRecord) -> dict[str, Any]:
             )
             for c in cut.get("carried", [])
         ],
-        "reorgs": [ReorgView(name=service.chain_name(r["chain"]), **r) for r in cut.get("reorgs", [])],
+        "reorgs": _build_reorgs(service, record.reorgs),
     }
+
+
+def _build_reorgs(service: ApiService, reorgs: Iterable[Reorg]) -> list[ReorgView]:
+    return [ReorgView(name=service.chain_name(reorg.chain), **reorg._asdict()) for reorg in reorgs]
 
 
 def build_statement(service: ApiService, record: EpochRecord) -> StatementView:
@@ -847,17 +867,9 @@ def build_statement(service: ApiService, record: EpochRecord) -> StatementView:
 
 
 def build_asset(service: ApiService, row: AssetRow, record: EpochRecord | None) -> AssetView:
-    """Build one configured asset with the sources of its feed, and whether the newest epoch could count it."""
-    status, cause = "unknown", "no epoch yet"
-    if record is not None:
-        chain = row.id.partition("/")[0]
-        view = next((v for v in record.chains if v.chain == chain), None)
-        priceless = next((f for f in record.findings if (f.code, f.scope) == ("price-unknown", row.feed)), None)
-        status, cause = "ok", ""
-        if priceless is not None:
-            status, cause = "unknown", priceless.detail
-        elif view is None or view.status != "ok":
-            status, cause = "stale", view.cause if view is not None else "its chain was never read"
+    """Build one configured asset with the sources of its feed, and whether it counts by the newest epoch."""
+    chain = next((chain for chain in service.chains if chain.id == row.id.partition("/")[0]), None)
+    status, cause = judge_asset(row, chain, record, service.clock.now())
     return AssetView(
         **row.model_dump(include={"id", "symbol", "kind", "decimals", "feed", "policy", "underlying"}),
         sources=[source.name for source in service.sources if source.feed == row.feed],

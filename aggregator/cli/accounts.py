@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -17,12 +18,14 @@ from aggregator.cli.frame import (
     opened,
     out,
     print_json,
+    refuse_json_before,
     run_async,
     styled,
     table,
 )
 from aggregator.cli.margin import flag_names, fraction, margin_json
 from aggregator.config import Settings
+from aggregator.domain.certificate import LinkRecord
 from aggregator.domain.units import format_usd
 from aggregator.service.accounts import AccountBook
 
@@ -34,6 +37,7 @@ app.add_typer(accounts_app, name="accounts")
 def accounts_list(ctx: typer.Context, config: ConfigOption = None, json_output: JsonOption = False) -> None:
     """List accounts with their newest margin."""
     if ctx.invoked_subcommand is not None:
+        refuse_json_before(ctx, json_output)
         return
 
     async def work() -> None:
@@ -215,14 +219,48 @@ def accounts_links(account: AccountArgument, config: ConfigOption = None, json_o
         if json_output:
             print_json([link._asdict() for link in links])
             return
-        shown = table("", ">entry", "kind", "member", "by", ">nonce", "recorded")
-        for link in links:
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(link.recorded_at))
-            given = (("controller", link.invite_signature), ("member", link.accept_signature))
-            by = ", ".join(side for side, signature in given if signature)
-            shown.add_row(str(link.position), link.kind, link.member, by, str(link.nonce), when + " UTC")
-        out.print(shown)
+        _print_links(links)
         for member in known.ending:
             out.print(f"ending: {member} (its assets count 0, its debts stand)", style="yellow")
 
     run_async(work)
+
+
+@accounts_app.command("log")
+def accounts_log(
+    after: Annotated[int, typer.Option(min=0, help="Entry after which to begin; 0 = the first.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, oldest first.")] = 100,
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """List the links log of all accounts in its order: it is append-only, so a replica asks for what is new."""
+
+    async def work() -> None:
+        async with opened(config) as (_, store):
+            rest = [link for link in await store.links() if link.position > after]
+            labels = {account.id: account.label for account in await store.accounts()}
+        page = rest[:limit]
+        if json_output:
+            print_json([link._asdict() for link in page])
+            return
+        if not page:
+            out.print(f"The links log has no entry after {after}.")
+            return
+        _print_links(page, labels)
+        if len(rest) > limit:
+            out.print(f"{len(rest) - limit} more: --after {page[-1].position}")
+
+    run_async(work)
+
+
+def _print_links(links: Sequence[LinkRecord], labels: Mapping[str, str] | None = None) -> None:
+    """Print entries of the links log; with ``labels`` by account id, also whose they are."""
+    whose = [] if labels is None else ["account"]
+    shown = table("", ">entry", *whose, "kind", "member", "by", ">nonce", "recorded")
+    for link in links:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(link.recorded_at))
+        given = (("controller", link.invite_signature), ("member", link.accept_signature))
+        by = ", ".join(side for side, signature in given if signature)
+        account = [] if labels is None else [labels.get(link.account) or link.account[:12] + "…"]
+        shown.add_row(str(link.position), *account, link.kind, link.member, by, str(link.nonce), when + " UTC")
+    out.print(shown)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import getpass
+import os
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,32 +16,23 @@ from aggregator.cli.frame import (
     JsonOption,
     app,
     bootstrap,
+    opened,
     out,
     print_json,
+    refuse_json_before,
     run_async,
-    settings_of,
     styled,
     table,
 )
 from aggregator.config import Settings
-from aggregator.domain.errors import UnknownError
+from aggregator.domain.errors import ConflictError, UnknownError
 from aggregator.domain.rows import ChainRow
-from aggregator.ports import Halt, Halts, Store
+from aggregator.ports import Halt
 
 LOG_LIMIT = 1_000  # newest entries looked through for standing halts
 
 chains_app = typer.Typer(help="State of the chains; resume one that was halted.", rich_markup_mode=None)
 app.add_typer(chains_app, name="chains")
-
-
-@asynccontextmanager
-async def _opened(config: Path | None) -> AsyncIterator[tuple[Settings, Store, Halts]]:
-    settings = settings_of(config)
-    store = await bootstrap.open_store(settings)
-    try:
-        yield settings, store, bootstrap.open_halts(store)
-    finally:
-        await store.close()
 
 
 def _chain_of(settings: Settings, reference: str) -> ChainRow:
@@ -57,6 +47,14 @@ def _time(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def _user() -> str:
+    """Return who runs this; in a container the user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
 def _entry(halt: Halt, names: dict[str, str]) -> dict[str, Any]:
     return {**halt._asdict(), "name": names.get(halt.chain, halt.chain)}
 
@@ -65,12 +63,13 @@ def _entry(halt: Halt, names: dict[str, str]) -> dict[str, Any]:
 def chains_list(ctx: typer.Context, config: ConfigOption = None, json_output: JsonOption = False) -> None:
     """List chains as the newest epoch saw them, and the halts that stand."""
     if ctx.invoked_subcommand is not None:
+        refuse_json_before(ctx, json_output)
         return
 
     async def work() -> None:
-        async with _opened(config) as (settings, store, halts):
+        async with opened(config) as (settings, store):
             record = await store.epoch(certified=False)
-            standing = [halt for halt in await halts.log(LOG_LIMIT) if halt.resumed_at is None]
+            standing = [halt for halt in await bootstrap.open_halts(store).log(LOG_LIMIT) if halt.resumed_at is None]
         seen = {view.chain: view for view in record.chains} if record else {}
         now, rows = int(time.time()), list[dict[str, Any]]()
         for row in settings.chains:
@@ -125,9 +124,12 @@ def chains_resume(
     """Trust a halted chain again: every party reads it afresh from its next epoch on."""
 
     async def work() -> None:
-        async with _opened(config) as (settings, _, halts):
+        async with opened(config) as (settings, store):
             row = _chain_of(settings, name)
-            cleared = await halts.resume(row.id, reason, getpass.getuser(), int(time.time()))
+            try:
+                cleared = await bootstrap.open_halts(store).resume(row.id, reason, _user(), int(time.time()))
+            except ConflictError as error:
+                raise ConflictError("NAME", f"{row.name} is not halted", error.remedy) from None
         if json_output:
             print_json([_entry(halt, {row.id: row.name}) for halt in cleared])
             return
@@ -146,11 +148,14 @@ def chains_log(
     """List every halt there ever was, and who resumed it why."""
 
     async def work() -> None:
-        async with _opened(config) as (settings, _, halts):
-            entries = await halts.log(limit)
+        async with opened(config) as (settings, store):
+            entries = await bootstrap.open_halts(store).log(limit)
         names = {row.id: row.name for row in settings.chains}
         if json_output:
             print_json([_entry(halt, names) for halt in entries])
+            return
+        if not entries:
+            out.print("No chain was ever halted.")
             return
         _print_log(entries, names)
 

@@ -25,12 +25,13 @@ from aggregator.cli.frame import (
 def disputes(
     limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check every signature and the whole chain; fail if one is bad.")
+        bool,
+        typer.Option("--verify", help="Check each line's signature and that it follows the one before; fail if not."),
     ] = False,
     config: ConfigOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """List what providers disputed, newest first; with --verify, prove that the record is whole."""
+    """List which provider contradicted the others, newest first: one line per lie, then one in a while with a count."""
     settings = guarded(lambda: settings_of(config))
     entries = guarded(lambda: bootstrap.list_disputes(settings))
     names = {row.id: row.name for row in settings.chains}
@@ -67,6 +68,10 @@ def _sentence(record: dict[str, Any], names: dict[str, str]) -> str:
     verb = "enough to be taken" if record.get("agreed") else "too few to be taken"
     count = record.get("count", 1)
     more = f" (and {count - 1} more)" if isinstance(count, int) and count > 1 else ""
+    if isinstance(repeats := record.get("repeats", 0), int) and repeats > 0:
+        more += f", seen {repeats} more times before"
+    if record.get("party"):
+        more += f", seen by {record['party']}"
     said = (
         f"{when}  {record.get('provider')} at {chain} block {record.get('height')}: {record.get('about')}: "
         f"says {record.get('field')} {record.get('value')}, against {record.get('expected')} by {others} ({verb}){more}"

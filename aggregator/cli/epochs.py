@@ -18,6 +18,8 @@ from aggregator.cli.frame import (
     table,
 )
 
+REFUSED_LIMIT = 80  # characters; --json has all
+
 
 @app.command()
 def epochs(
@@ -31,17 +33,40 @@ def epochs(
         async with opened(config) as (settings, store):
             rows = await store.epochs(limit)
             postings = {n.epoch: await store.postings(n.epoch) for n in rows}
+            raised = {n.epoch: await store.epoch(n.epoch, certified=False) for n in rows if n.raised_floor}
+        reorgs = {epoch: record.reorgs if record else () for epoch, record in raised.items()}
         if json_output:
-            print_json([r._asdict() | {"postings": [p._asdict() for p in postings[r.epoch]]} for r in rows])
+            print_json(
+                [
+                    r._asdict()
+                    | {
+                        "reorgs": [reorg._asdict() for reorg in reorgs.get(r.epoch, ())],
+                        "postings": [p._asdict() for p in postings[r.epoch]],
+                    }
+                    for r in rows
+                ]
+            )
+            return
+        if not rows:
+            out.print("There is no epoch yet: they are made while `crossmargin run` runs.")
             return
         names = {c.id: c.name for c in settings.chains}
-        shown = table("", ">epoch", ">age s", "root", ">leaves", "signers", "posted", "refusals")
+        shown = table("", ">epoch", ">age s", "root", ">leaves", "signers", ">floor", "posted", "refusals")
         for r in rows:
             posted = ", ".join(f"{names.get(p.destination, p.destination)} {p.state}" for p in postings[r.epoch])
             refused = "; ".join(f"{who}: {why}" for who, why in r.refusals)
             signers = ",".join(map(str, r.signers)) or "none"
             age = str(int(time.time()) - r.cut_time)
-            shown.add_row(str(r.epoch), age, r.root[:12] + "…", str(r.leaf_count), signers, posted, refused[:80])
+            floor = "raised" if r.raised_floor else str(r.floor or "-")
+            refused = refused if len(refused) <= REFUSED_LIMIT else refused[: REFUSED_LIMIT - 1] + "…"
+            shown.add_row(str(r.epoch), age, r.root[:12] + "…", str(r.leaf_count), signers, floor, posted, refused)
         out.print(shown)
+        for epoch, replaced in reorgs.items():
+            why = "; ".join(
+                f"block {r.height} of {names.get(r.chain, r.chain)}, which they rest on, was {r.was[:12]}… and is "
+                + (f"{r.now[:12]}…" if r.now else "gone")
+                for r in replaced
+            )
+            out.print(f"epoch {epoch} voids all before it: {why or 'its text, which says why, is not kept any more'}")
 
     run_async(work)

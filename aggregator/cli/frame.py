@@ -14,7 +14,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
+import click
 import typer
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -49,7 +51,6 @@ AccountArgument = Annotated[str, typer.Argument(help="Account id, its beginning 
 
 if TYPE_CHECKING:
     from aggregator import bootstrap as bootstrap
-    from aggregator.ports import Store
 else:
 
     class _Lazy:
@@ -89,13 +90,30 @@ def run_async(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 def settings_of(config: Path | None) -> Settings:
-    """Load the configuration named, or the first found in the usual places."""
-    path = config or next((Path(p) for p in CONFIG_PLACES if Path(p).is_file()), Path(CONFIG_PLACES[0]))
+    """Load the configuration named, also before a subcommand, or the first found in the usual places."""
+    path = _named_before(config) or next((Path(p) for p in CONFIG_PLACES if Path(p).is_file()), Path(CONFIG_PLACES[0]))
     return load_settings(path)
 
 
+def _named_before(config: Path | None) -> Path | None:
+    """Return the file that the command line names nearest to the command, else ``config``, which the shell may name."""
+    context = click.get_current_context(silent=True)
+    while context is not None:
+        if context.get_parameter_source("config") is ParameterSource.COMMANDLINE:
+            named: Path | None = context.params["config"]
+            return named
+        context = context.parent
+    return config
+
+
+def refuse_json_before(context: typer.Context, json_output: bool) -> None:
+    """Leave with a clear line if a group was given the ``--json`` that its subcommand needs."""
+    if json_output:
+        fail(f"--json goes after {context.invoked_subcommand}: it is each command's own", 2)
+
+
 @asynccontextmanager
-async def opened(config: Path | None) -> AsyncIterator[tuple[Settings, Store]]:
+async def opened(config: Path | None) -> AsyncIterator[tuple[Settings, bootstrap.SqlStore]]:
     """Open what a configuration names: its settings and its store."""
     settings = settings_of(config)
     store = await bootstrap.open_store(settings)

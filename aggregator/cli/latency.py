@@ -137,7 +137,10 @@ def _print_holds(report: LatencyReport) -> None:
         shown.add_row(hold.name, str(hold.p50), str(hold.p90), str(hold.p99), str(hold.longest), str(hold.bound))
     if report.holds:
         out.print(shown)
-        out.print(f"the gate opens beyond what a hold takes with a chance above {report.epsilon:g}")
+        out.print(
+            f"gate opens beyond: a hold takes so long, or longer, with a chance above {report.epsilon:g} "
+            "(policy.exit_epsilon);\nan asset counts while its owner needs longer than that to take it away"
+        )
 
 
 def _law_quantile(leg: LegReport, level: float) -> int:

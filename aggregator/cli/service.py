@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from typing import Annotated
 
 import typer
 
@@ -24,7 +25,10 @@ from aggregator.service.telemetry import configure_logging
 
 
 @app.command()
-def run(config: ConfigOption = None, json_output: JsonOption = False) -> None:
+def run(
+    config: ConfigOption = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Log JSON lines instead of text, to stderr.")] = False,
+) -> None:
     """Run the service: epochs, attestors, relayer and API, until interrupted."""
     configure_logging(json_lines=json_output)
 

@@ -58,7 +58,8 @@ def reconcile(
     Returns:
         The Snapshot. Each thing taken out of it is a finding: positions of unknown accounts, duplicates at one origin
         (the less favourable one counts, at the older block), assets of an address that an account with a smaller id
-        has claimed already, and assets of addresses whose link is ending.
+        has claimed already, and assets of addresses whose link is ending. Without a finding go the assets of an address
+        that does not back the account (any more): the links say so, and an older reading may hold them or not.
     """
     findings: set[Finding] = set()
     views: list[ChainView] = []
@@ -102,9 +103,8 @@ def reconcile(
         for p in seen
         if p.account not in known
     )
-    positions = _without_double_claims(
-        _without_duplicates((p for p in seen if p.account in known), findings), accounts, findings
-    )
+    held = _of_current_links((p for p in seen if p.account in known), accounts)
+    positions = _without_double_claims(_without_duplicates(held, findings), accounts, findings)
     positions = _without_ending_links(positions, accounts, findings)
     return Snapshot(
         epoch=cut.epoch,
@@ -219,6 +219,14 @@ def _favour(p: Position) -> tuple[int, int, int, int, Position]:
     return p.amount - p.pending, p.amount, int(p.control == "seizable"), p.removal_delay, p._replace(seen=0)
 
 
+def _of_current_links(positions: Iterable[Position], accounts: Sequence[Account]) -> Iterator[Position]:
+    """Leave out the assets of addresses that back the account no more; a debt stays, whoever it is of."""
+    linked = {(account.id, link) for account in accounts for link in account.links}
+    return (
+        p for p in positions if p.side == "debt" or not p.address or (p.account, f"{p.chain}:{p.address}") in linked
+    )
+
+
 def _without_double_claims(
     positions: Sequence[Position], accounts: Sequence[Account], findings: set[Finding]
 ) -> list[Position]:
@@ -227,11 +235,7 @@ def _without_double_claims(
     for account in sorted(accounts, key=lambda account: account.id):
         for link in account.links:
             owner.setdefault(link, account.id)
-    addressed = sorted({(p.account, f"{p.chain}:{p.address}") for p in positions if p.address})
-    for claimant, address in addressed:
-        owner.setdefault(address, claimant)
-    claims = {(account.id, link) for account in accounts for link in account.links} | set(addressed)
-    for claimant, address in claims:
+    for claimant, address in {(account.id, link) for account in accounts for link in account.links}:
         if owner[address] != claimant:
             findings.add(Finding("double-claim", claimant, f"{address} already backs {owner[address]}: counts 0 here"))
     return [p for p in positions if not p.address or p.side == "debt" or owner[f"{p.chain}:{p.address}"] == p.account]

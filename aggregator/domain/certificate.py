@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from aggregator.domain.report import AccountMargin, LeafValues
-from aggregator.domain.snapshot import Account, ChainView, Finding
+from aggregator.domain.snapshot import Account, ChainView, Finding, Reorg
 from proofs.hashing import keccak256
 from proofs.leaf import Leaf
 from proofs.statement import Header, StatementBody
@@ -69,6 +70,12 @@ class EpochRecord:
             return None
         return Certificate(self.header, self.body, self.digest, self.attestations)
 
+    @property
+    def reorgs(self) -> tuple[Reorg, ...]:
+        """Return why the floor is this epoch's own number, as its Cut says; () also where that text was pruned."""
+        named = json.loads(self.preimages.get("cut", "{}")).get("reorgs", [])
+        return tuple(Reorg(r["chain"], int(r["height"]), r["was"], r["now"]) for r in named)
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -91,6 +98,12 @@ class EpochSummary(NamedTuple):
     leaf_count: int
     signers: tuple[int, ...]  # () = not certified
     refusals: tuple[tuple[str, str], ...]
+    floor: int = 0  # statements below this epoch are void; 0 = none
+
+    @property
+    def raised_floor(self) -> bool:
+        """Whether this epoch voids all before it, as a reorganisation replaced what they rest on."""
+        return self.floor == self.epoch
 
 
 class PostedRoot(NamedTuple):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import structlog
 
 from aggregator.domain.certificate import EpochRecord, LinkRecord, State
-from aggregator.domain.errors import ConflictError, InputError, UnknownError
+from aggregator.domain.errors import ConflictError, InputError, SourceError, UnknownError
 from aggregator.domain.links import LinkMessage, endable, next_nonce
-from aggregator.domain.snapshot import Account, Finding, Subject
+from aggregator.domain.snapshot import Account, Subject
 from aggregator.ports import Clock, Store
 from aggregator.service.seals import questions, to_terms
 from proofs.errors import FieldError, ProofError
@@ -30,15 +30,13 @@ from proofs.links import (
 
 log = structlog.get_logger("accounts")
 
-MEMBER_UNVERIFIED = "member-unverified"
-"""Code of a reader's finding: the chain does not confirm that a member without a key agrees."""
 MESSAGE_SECONDS = 86_400
 """How long a signature may be used when nobody says otherwise."""
 
-Witness = Callable[[str, Subject], Awaitable[tuple[Finding, ...]]]
-"""Reads a sealed subject on a chain (CAIP-2) at a block that is final now, and returns the findings.
-
-Raises SourceError: the chain does not answer."""
+Witness = Callable[[str, Sequence[tuple[Subject, int]]], Awaitable[Sequence[str | SourceError]]]
+"""Asks a chain (CAIP-2) about sealed subjects, each as of the last block that is final and not after its time (Unix
+seconds; Solana serves no past state and answers as of now). An answer is "" where the chain confirms, else what it says
+instead, or why it cannot tell."""
 
 
 def decode_signature(signer: str, text: str, field: str) -> Consent:
@@ -155,7 +153,7 @@ class AccountBook:
             await self._ask(record, {"controller": "invite_signature", "member": "accept_signature"})
         except ProofError as error:
             raise InputError(error.field, error.reason) from None
-        return await self._store.append_link(record)
+        return await self._store.append_link(record, self._clock.now)
 
     async def revoke_link(
         self, account: str, controller: str, member: str, nonce: int, expiry: int, by: str, signature: str
@@ -180,7 +178,7 @@ class AccountBook:
             await self._ask(record, {side: "signature"})
         except ProofError as error:
             raise InputError(error.field, error.reason) from None
-        return await self._store.append_link(record)
+        return await self._store.append_link(record, self._clock.now)
 
     async def message(
         self, account: str, member: str, verb: str, by: str, nonce: int | None = None, expiry: int | None = None
@@ -216,9 +214,11 @@ class AccountBook:
         for side, chain, subject in questions(self._deployment_id, record):
             if self._witness is None:
                 raise InputError(fields[side], f"{chain} must be asked, and nobody here can", "use the service's API")
-            for finding in await self._witness(chain, subject):
-                if finding.code == MEMBER_UNVERIFIED:
-                    raise InputError(fields[side], finding.detail, "the address must agree on its own chain first")
+            (answer,) = await self._witness(chain, [(subject, record.recorded_at)])
+            if isinstance(answer, SourceError):
+                raise answer
+            if answer:
+                raise InputError(fields[side], answer, "the address must agree on its own chain first")
 
 
 class LinkEnder:
@@ -236,7 +236,7 @@ class LinkEnder:
         ended: list[LinkRecord] = []
         for entry in endable(record.margins, record.chains, state, record.cut_time, self._cooldown):
             try:
-                ended.append(await self._store.append_link(entry._replace(recorded_at=int(self._clock.now()))))
+                ended.append(await self._store.append_link(entry, self._clock.now))
             except ConflictError as error:  # both sides signed anew in this moment
                 log.info("link does not end", member=entry.member, cause=str(error))
         return tuple(ended)

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, NoReturn, Protocol
 
 from aggregator.domain.certificate import Attestation, Certificate, State, to_leaf
 from aggregator.domain.errors import CrossmarginError, RefusedError
 from aggregator.domain.latency import LatencyTables
-from aggregator.domain.report import LeafValues
+from aggregator.domain.report import Flag, LeafValues
 from aggregator.domain.snapshot import Cut
 from aggregator.ports import Clock, Signer, Watermark
 from proofs import leaf as leaves_of
@@ -31,6 +31,7 @@ from proofs.statement import DEVNET, GENESIS_SET_ID, Deployment, Header, Stateme
 from proofs.statement import digest as statement_digest
 
 NO_STATE = State((), (), {})
+INFORMATIONAL_SLACK = (10**8, 10**4)  # one USD (in 1e-8), and one part in this many
 RELATIVE_QUANTUM = 10**12  # one part in this many, on top of one unit of 1e-8 USD
 
 
@@ -174,7 +175,8 @@ class Attestor:
             self._check_statement(proposal)
             last = self._check_log(proposal)
             self._check_start(proposal)
-            recomputed = await self._recompute(proposal)
+            # What the proposal calls the previous statement is worth nothing until it is verified.
+            recomputed = await self._recompute(replace(proposal, previous=last))
             _check_leaves(proposal, recomputed.leaves)
             _check_roots(proposal, recomputed)
             _check_digests(proposal.body, recomputed)
@@ -218,6 +220,8 @@ class Attestor:
             _verify_certificate(previous, self._rules.deployment, self._deployment_id)
             last = previous
         head = bytes(32) if last is None else last.digest
+        if previous is not None and previous.digest != head:
+            _refuse("previous", f"0x{previous.digest.hex()} comes with the proposal, the log ends with 0x{head.hex()}")
         if proposal.body.previous != head:
             _refuse("previous", f"0x{proposal.body.previous.hex()} proposed, the log ends with 0x{head.hex()}")
         standing = 0 if last is None else last.header.floor
@@ -343,10 +347,15 @@ def _by_key(leaves: Sequence[LeafValues]) -> dict[tuple[str, str], LeafValues]:
 
 
 def _check_leaf(key: tuple[str, str], given: LeafValues, own: LeafValues) -> None:
-    """Nothing in the account's favour may exceed what we found by more than the quantum; the rest is equal."""
+    """Nothing in the account's favour may exceed what we found by more than the quantum; the rest is equal.
+
+    Equity, and all of a monitored account, only inform: nobody lends on them, and on Solana a wallet that pays a fee
+    between two parties' looks must not stop the epoch. They may differ by ``INFORMATIONAL_SLACK``.
+    """
+    monitored = bool(own.flags & Flag.MONITORED)
     for name in ("assets_initial", "assets_maintenance", "budget"):
         proposed, found = getattr(given, name), getattr(own, name)
-        if proposed > found + _quantum(found):
+        if proposed > found + _quantum(found) + (_slack(found) if monitored and name != "budget" else 0):
             _refuse("leaves", f"{key}: {name} {proposed} proposed, {found} found")
     for name in ("requirement_initial", "requirement_maintenance"):
         proposed, found = getattr(given, name), getattr(own, name)
@@ -354,11 +363,16 @@ def _check_leaf(key: tuple[str, str], given: LeafValues, own: LeafValues) -> Non
             _refuse("leaves", f"{key}: {name} {proposed} proposed, {found} found")
     # Equity is a difference of sums: its error scales with them, not with itself.
     gross = abs(own.equity) + own.assets_maintenance + own.requirement_maintenance
-    if given.equity > own.equity + _quantum(gross):
+    if given.equity > own.equity + _quantum(gross) + _slack(gross):
         _refuse("leaves", f"{key}: equity {given.equity} proposed, {own.equity} found")
     for name in ("as_of", "valid_until", "flags"):
         if getattr(given, name) != getattr(own, name):
             _refuse("leaves", f"{key}: {name} {getattr(given, name)} proposed, {getattr(own, name)} found")
+
+
+def _slack(amount: int) -> int:
+    least, relative = INFORMATIONAL_SLACK
+    return least + abs(amount) // relative
 
 
 def _quantum(amount: int) -> int:

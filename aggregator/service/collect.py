@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import MappingProxyType
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from aggregator.domain.errors import RefusedError, SourceError, Unavailable
 from aggregator.domain.latency import Leg
@@ -22,6 +22,7 @@ from aggregator.domain.price import Quote
 from aggregator.domain.rows import ChainRow
 from aggregator.domain.snapshot import (
     DARK,
+    FROZEN,
     HALTED,
     REORGED,
     Account,
@@ -34,11 +35,15 @@ from aggregator.domain.snapshot import (
     Subject,
 )
 from aggregator.ports import ChainReader, Halts, Watcher
-from aggregator.service.memory import Memory, Roster, carry, last_read, part_of, restore
+from aggregator.service.memory import Memory, Roster, carry, last_read, part_of
+
+T = TypeVar("T")
 
 LATE_AFTER_BLOCKS = 8
 LATE_AFTER_SECONDS = 10
 """How far behind, beyond its finality, a chain's newest final block may be before it counts as late."""
+CAUSE_LIMIT = 4_000
+"""Characters of a cause; it becomes part of what is signed."""
 CARRY_SLACK = 2
 """Epochs beyond ``Rereading.epochs`` that a carried block may be old: one that failed, and one for the clocks."""
 
@@ -104,8 +109,8 @@ class Observer:
         watchers: by chain, subscriptions that hint at who changed.
         rereading: who is read anew without a hint.
         measure: told how long each leg took.
-        certified: the chains as the newest certified epoch names them. Whoever restarts looks whether those blocks are
-            still there: a reorganisation may have been noticed before, and not answered.
+        certified: the newest certified epoch, and the chains as it names them. Whoever restarts looks whether those
+            blocks are still there: a reorganisation may have been noticed before, and not answered.
     """
 
     def __init__(
@@ -118,20 +123,20 @@ class Observer:
         watchers: Mapping[str, Watcher] | None = None,
         rereading: Rereading | None = None,
         measure: Callable[[Leg, str, float], None] = _nothing,
-        certified: Sequence[ChainView] = (),
+        certified: tuple[int, Sequence[ChainView]] = (0, ()),
     ) -> None:
         self.name = name
         self._readers = dict(sorted(readers.items()))
         kept = remembered or {}
-        self._memory = {chain: Memory.of(restore(kept[chain]) if kept.get(chain) else None) for chain in self._readers}
+        named = {view.chain: view for view in certified[1]}
+        self._memory = {
+            chain: Memory.of(kept.get(chain, ()), certified[0], named.get(chain)) for chain in self._readers
+        }
         self._rosters = {chain: Roster(chain) for chain in self._readers}
         self._halts, self._watchers = halts, dict(watchers or {})
         self._rereading, self._measure = rereading or Rereading(), measure
         self._pending: tuple[bytes, Mapping[str, Reading]] = (b"", {})
-        for view in certified:
-            # A chain certified as reorganised was answered then.
-            if view.chain in self._memory and not view.cause.startswith(REORGED):
-                self._memory[view.chain].unconfirmed = view.block
+        self._floor = 0  # of the newest certified statement
 
     @property
     def last(self) -> Mapping[str, Reading]:
@@ -140,9 +145,14 @@ class Observer:
 
     @property
     def parts(self) -> tuple[Reading, ...]:
-        """What was read anew of each chain: what the store keeps, so that it never writes what has not changed."""
+        """What was read anew of each chain: what the store keeps, so that it never writes what has not changed.
+
+        ``carried`` names the blocks of which the store keeps what it has: also those of the newest certified reading.
+        """
         return tuple(
-            replace(part_of(reading, reading.block), carried=reading.carried) for reading in self.last.values()
+            replace(part_of(memory.last, memory.last.block), carried=(*memory.last.carried, *memory.needed()))
+            for memory in self._memory.values()
+            if memory.last is not None
         )
 
     async def start(self) -> None:
@@ -161,7 +171,7 @@ class Observer:
         """
         await self._refresh_halts()
         chains = list(self._readers)
-        seen = await asyncio.gather(*(self._observe(chain, epoch, cut_time, accounts, seals) for chain in chains))
+        seen = await _together([self._observe(chain, epoch, cut_time, accounts, seals) for chain in chains])
         readings = {chain: reading for chain, (reading, _) in zip(chains, seen, strict=True)}
         causes = {chain: cause for chain, (_, cause) in zip(chains, seen, strict=True) if cause}
         present = [reading for reading in readings.values() if reading is not None]
@@ -182,18 +192,20 @@ class Observer:
         reader, memory = self._readers[chain], self._memory[chain]
         row, cause, state = reader.row, "", HALTED
         if memory.halted:
-            await self._confirm_halted(chain, epoch)
-            return memory.last, memory.halted
+            return await self._observe_halted(chain)
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(row.timeout * 2):
-                block = await self._follow(chain, await reader.pin(cut_time), epoch)
+                block = await self._follow(chain, await reader.pin(cut_time))
+                self._measure_chain(reader, block, cut_time)
                 await self._read(chain, block, epoch, accounts, seals)
             self._measure("read", chain, asyncio.get_running_loop().time() - began)
-            self._measure_chain(reader, block, cut_time)
         except BelowFinality as error:
-            return memory.last, await self._halt(chain, error, cut_time)
+            await self._halt(chain, error, cut_time)
+            return await self._observe_halted(chain)
         except (SourceError, TimeoutError) as error:
+            if memory.last is not None:
+                self._measure("block", chain, cut_time - memory.last.block.time)
             cause = str(error) or f"{row.name}: not read within {row.timeout * 2:g} s"
             state = DARK
             # A block that nobody else saw before the chain went dark would never find a quorum.
@@ -204,6 +216,15 @@ class Observer:
             why = cause or f"no final block of {row.name} for {behind} s"
             return last, f"{state}: {why}"
         return last, cause
+
+    async def _observe_halted(self, chain: str) -> tuple[Reading | None, str]:
+        """Return what a halted chain is left with: the reading that everybody has who attested."""
+        memory = self._memory[chain]
+        with contextlib.suppress(SourceError, TimeoutError):
+            async with asyncio.timeout(self._readers[chain].row.timeout):
+                await self._note_reorg(chain)
+        memory.last = memory.agreed or memory.fallen or memory.last
+        return memory.last, memory.halted
 
     async def _read(
         self,
@@ -251,16 +272,21 @@ class Observer:
         return due if len(due) < len(roster.subjects) else None
 
     async def _touched(self, chain: str, after: int, upto: int) -> frozenset[str] | None:
-        """Return the words named by changes in (after, upto], None where that cannot be told."""
+        """Return the words named by changes in (after, upto], None where that cannot be told.
+
+        One subscription alone could leave something out: where all providers can be asked for logs, both are united.
+        """
         if upto <= after:
             return frozenset()
-        watcher = self._watchers.get(chain)
-        if watcher is not None and watcher.covered() >= upto and (words := watcher.words(after, upto)) is not None:
-            return words
+        watcher, reader = self._watchers.get(chain), self._readers[chain]
+        told = watcher.words(after, upto) if watcher is not None and watcher.covered() >= upto else None
         try:
-            return await self._readers[chain].changes(after + 1, upto)
+            asked = await reader.changes(after + 1, upto)
         except SourceError:
             return None  # nobody can tell, so everybody is read
+        if asked is None:
+            return told if reader.row.family == "solana" else None
+        return asked | (told or frozenset())
 
     async def _fetch(self, chain: str, block: Block, subjects: tuple[Subject, ...]) -> Reading:
         reader = self._readers[chain]
@@ -274,7 +300,7 @@ class Observer:
 
     # --- history ---------------------------------------------------------------------------------------------------
 
-    async def _follow(self, chain: str, block: Block, epoch: int) -> Block:
+    async def _follow(self, chain: str, block: Block) -> Block:
         """Check that what was relied on before is an ancestor of what is pinned now; return the block to rely on.
 
         Each pin is followed back to the one before it, so that by then everything older has been followed too; what was
@@ -285,16 +311,16 @@ class Observer:
             BelowFinality: a block held for irreversible was replaced.
         """
         reader, memory = self._readers[chain], self._memory[chain]
-        if memory.unconfirmed is not None and block.height >= memory.unconfirmed.height:
-            await self._note_reorg(chain, epoch)
+        if memory.doubtful:
+            await self._note_reorg(chain)
         top = memory.last.block if memory.last is not None else memory.irreversible
         if top is not None and not await self._descends(reader, block, top):
             await reader.verify_identity()  # a node that serves another chain now has replaced nothing
             if (sure := memory.irreversible) is not None and (here := await self._canonical(reader, sure)) != sure:
-                await self._note_reorg(chain, epoch)
+                await self._note_reorg(chain)
                 problem = f"block {sure.height} was {sure.hash} and irreversible, it is {_hash(here) or 'missing'} now"
                 raise BelowFinality(reader.row.name, problem)
-            await self._note_reorg(chain, epoch)
+            await self._note_reorg(chain)
             memory.forget()
             top = None
         if top is not None and top.height >= block.height:
@@ -348,29 +374,29 @@ class Observer:
         found = await reader.irreversible()
         return found if found.height <= block.height else None
 
-    async def _note_reorg(self, chain: str, epoch: int) -> None:
-        """Remember, until a floor is certified, that a certified Cut names a block that is gone."""
+    async def _note_reorg(self, chain: str) -> None:
+        """Look whether the block that the newest certified statement names is gone, and no floor above it certified."""
         memory = self._memory[chain]
-        was = memory.unconfirmed or (None if memory.agreed is None else memory.agreed.block)
-        if was is None:
+        memory.doubtful, memory.reorg = False, None
+        if not memory.certified:
             return
-        if (now := await self._canonical(self._readers[chain], was)) != was:
-            memory.reorg, memory.reorg_epoch = Reorg(chain, was.height, was.hash, _hash(now)), epoch
-        memory.unconfirmed = None
+        epoch, was = memory.certified[-1]
+        if self._floor <= epoch and (now := await self._canonical(self._readers[chain], was)) != was:
+            # Looked at again in every epoch until it is answered: the history may come back.
+            memory.doubtful, memory.reorg = True, Reorg(chain, was.height, was.hash, _hash(now))
 
-    async def _confirm_halted(self, chain: str, epoch: int) -> None:
-        """Look, once after a restart, whether a halted chain's certified block is gone: the halt may be unanswered."""
-        if self._memory[chain].unconfirmed is not None:
-            with contextlib.suppress(SourceError, TimeoutError):
-                async with asyncio.timeout(self._readers[chain].row.timeout):
-                    await self._note_reorg(chain, epoch)
-
-    async def _halt(self, chain: str, error: BelowFinality, now: int) -> str:
+    async def _halt(self, chain: str, error: BelowFinality, now: int) -> None:
         memory = self._memory[chain]
         memory.halted = f"{REORGED} below finality: {error.problem}; halted until an operator resumes it"
+        memory.halted_at, memory.on_record = now, False
+        await self._record_halt(chain)
+
+    async def _record_halt(self, chain: str) -> None:
+        """Make a halt durable, whoever gives up waiting for it."""
+        memory = self._memory[chain]
         if self._halts is not None:
-            memory.halted = (await self._halts.halt(self.name, chain, memory.halted, now)).cause
-        return memory.halted
+            halt = await asyncio.shield(self._halts.halt(self.name, chain, memory.halted, memory.halted_at))
+            memory.halted, memory.on_record = halt.cause, True
 
     async def _refresh_halts(self) -> None:
         """Take over which halts stand; a chain that was resumed is read as if for the first time."""
@@ -378,31 +404,50 @@ class Observer:
             return
         standing = await self._halts.standing(self.name)
         for chain, memory in self._memory.items():
-            cause = standing[chain].cause if chain in standing else ""
-            if memory.halted and not cause:
+            if chain in standing:
+                memory.halted, memory.on_record = standing[chain].cause, True
+            elif memory.halted and memory.on_record:
                 memory.forget(entirely=True)
-            memory.halted = cause
+                memory.halted = ""
+            elif memory.halted:
+                await self._record_halt(chain)  # it could not be written when it began: nobody can have resumed it
+
+    async def yield_to(self, chain: str, cause: str, now: int) -> None:
+        """Halt a chain on the word of more attestors than may be faulty: they saw what this observer did not."""
+        memory = self._memory.get(chain)
+        if memory is not None and not memory.halted:
+            await self._halt(chain, BelowFinality(chain, f"attestors say {cause}"), now)
 
     # --- what is certified -----------------------------------------------------------------------------------------
 
     def attested(self, digest: bytes, seen: Collected) -> None:
-        """Remember what was seen for a statement that may become certified."""
-        self._pending = digest, {chain: reading for chain, reading in seen.readings.items() if reading is not None}
+        """Remember what was seen for a statement that may become certified.
 
-    def certified(self, digest: bytes, floor: int) -> None:
+        What is left of a reorganised chain is a reading of a history that is gone: nothing to rely on later.
+        """
+        self._pending = (
+            digest,
+            {
+                chain: reading
+                for chain, reading in seen.readings.items()
+                if reading is not None and not seen.causes.get(chain, "").startswith(REORGED)
+            },
+        )
+
+    def certified(self, digest: bytes, epoch: int, floor: int) -> None:
         """A statement is certified: what was seen for it is what a chain that goes dark falls back to.
 
         Args:
-            floor: the statement's. Reorganisations noticed at or before it are answered.
+            digest, epoch, floor: the statement's. Reorganisations of blocks certified below the floor are answered.
         """
         pending, readings = self._pending
+        self._floor = max(self._floor, floor)
         for chain, memory in self._memory.items():
-            if pending == digest and chain in readings:
-                memory.agreed = readings[chain]
-                if memory.unconfirmed is not None and not memory.halted:
-                    memory.unconfirmed = readings[chain].block
-            if memory.reorg is not None and floor >= memory.reorg_epoch:
-                memory.reorg = None
+            if pending == digest and chain in readings and not memory.halted:
+                memory.agreed, memory.fallen = readings[chain], None
+                memory.certified.append((epoch, readings[chain].block))
+            if memory.reorg is not None and memory.certified and self._floor > memory.certified[-1][0]:
+                memory.doubtful, memory.reorg = False, None
 
     # --- an attestor's side ----------------------------------------------------------------------------------------
 
@@ -421,10 +466,12 @@ class Observer:
         for chain in [b.chain for b in cut.blocks] + list(gaps) + [r.chain for r in cut.reorgs]:
             if chain not in self._readers:
                 raise RefusedError("unknown-chain", f"the Cut names {chain}, which {self.name} does not read")
+        if len({r.chain for r in cut.reorgs}) < len(cut.reorgs) or any(len(c) > CAUSE_LIMIT for c in gaps.values()):
+            raise RefusedError("cut", "the Cut names a chain twice, or says more than there is to say")
         self._check_carried(cut, accounts)
         await self._refresh_halts()
-        found = await asyncio.gather(
-            *(self._observe_at(chain, cut, gaps.get(chain, ""), accounts, seals) for chain in self._readers)
+        found = await _together(
+            [self._observe_at(chain, cut, gaps.get(chain, ""), accounts, seals) for chain in self._readers]
         )
         return Collected(cut, dict(zip(self._readers, found, strict=True)), gaps)
 
@@ -448,13 +495,17 @@ class Observer:
         carried = tuple(c for c in cut.carried if c.block.chain == chain)
         own: Block | None = None
         reorged = cause.startswith(REORGED)
+        if cause.startswith(FROZEN):
+            raise RefusedError("frozen", f"{chain}: what freezes a chain is read there; no proposer says it")
         if memory.halted:
-            await self._confirm_halted(chain, cut.epoch)
+            with contextlib.suppress(SourceError, TimeoutError):
+                async with asyncio.timeout(reader.row.timeout):
+                    await self._note_reorg(chain)
         try:
             async with asyncio.timeout(reader.row.timeout * 2):
                 if not memory.halted:
                     own = await self._pin(reader, cut.cut_time, 0 if block is None else block.height)
-                    own = await self._follow(chain, own, cut.epoch)
+                    own = await self._follow(chain, own)
                     # Of what a party measures, only this is about the chain and not about the party.
                     self._measure_chain(reader, own, cut.cut_time)
                 if block is not None and own is not None and not reorged:
@@ -467,17 +518,20 @@ class Observer:
                 memory.last = self._recall(chain, block, carried, str(error) or "timed out")
         try:
             await self._check_reorg(chain, cut)
+            if reorged and not memory.halted:
+                await self._check_gone(chain, block, cause)
         except SourceError as error:
             _unreadable(chain, str(error))
-        if bool(memory.halted) != reorged:
-            said, mine = cause or "nothing", memory.halted or "no reorganisation below finality"
-            raise RefusedError("reorged", f"{chain}: the Cut says {said!r}, {self.name} knows {mine!r}")
+        if memory.halted and not reorged:
+            said = cause or "nothing"
+            raise RefusedError("reorged", f"{chain}: the Cut says {said!r}, {self.name} knows {memory.halted!r}")
         if block is None:
             if own is not None:
                 raise RefusedError("cut-omits-chain", f"the Cut has no block of {chain}, {self.name} sees {own.height}")
             return None
         if reorged:
             memory.last = self._recall(chain, block, carried, "it is not canonical any more")
+            return memory.last
         late = cut.cut_time - block.time > lag_allowed(reader.row)
         if cause.startswith((HALTED, DARK)) and not late:
             raise RefusedError("not-late", f"{chain}: the Cut says {cause!r}, its block says otherwise")
@@ -487,21 +541,31 @@ class Observer:
         return memory.last
 
     async def _check_reorg(self, chain: str, cut: Cut) -> None:
-        """Check that the Cut names a reorganisation of what was certified exactly where this observer sees one."""
-        own = self._memory[chain].reorg
+        """Check that the Cut names a reorganisation of what was certified exactly where this observer sees one.
+
+        Only a block that is known to have been certified may be named: a floor voids what everybody else relies on.
+        """
+        memory = self._memory[chain]
         named = next((r for r in cut.reorgs if r.chain == chain), None)
         if named is None:
-            if own is not None:
+            if (own := memory.reorg) is not None:
                 problem = f"certified block {own.height} was {own.was} and is not canonical; the Cut does not say so"
                 raise RefusedError("reorg-unnamed", f"{chain}: {problem}")
             return
-        # Another block than one's own may be named, since an attestor can have missed an epoch; but it must be gone.
-        try:
-            now = (await self._readers[chain].block_at(named.height)).hash
-        except Unavailable:
-            return  # the chain is shorter than it was
-        if now == named.was:
-            raise RefusedError("reorg", f"{chain}: block {named.height} is still {now}")
+        was = next((b for _, b in memory.certified if (b.height, b.hash) == (named.height, named.was)), None)
+        if was is None:
+            raise RefusedError("reorg", f"{chain}: no statement known to {self.name} names block {named.height}")
+        now = _hash(await self._canonical(self._readers[chain], was))
+        if now == named.was or now != named.now:
+            raise RefusedError("reorg", f"{chain}: block {named.height} is {now or 'missing'}, not {named.now!r}")
+
+    async def _check_gone(self, chain: str, block: Block | None, cause: str) -> None:
+        """Check a halt that this observer does not share: at least the block that is left must be gone.
+
+        Two parties may hold blocks for irreversible that are a little apart; the halt of one may only cost the chain.
+        """
+        if block is None or await self._canonical(self._readers[chain], block) == block:
+            raise RefusedError("reorged", f"{chain}: the Cut says {cause!r}, {self.name} sees no block replaced")
 
     @staticmethod
     async def _pin(reader: ChainReader, cut_time: int, height: int) -> Block:
@@ -540,36 +604,56 @@ class Observer:
         The proposer may carry an account that did change: its number is then as old as the Cut says, and valued so.
         """
         memory, roster = self._memory[chain], self._rosters[chain]
-        oldest = self._rereading.oldest(block, CARRY_SLACK) - lag_allowed(self._readers[chain].row)
         roster.update(accounts, seals)
+        self._check_partition(chain, block, carried)
         changed = memory.changed(roster)
         blocks = {} if memory.last is None else last_read(memory.last)
-        read: list[Reading] = []
+        anew = roster.subjects.keys() - {account for group in carried for account in group.accounts}
+        merged = await self._fetch(chain, block, roster.choose(anew))
+        own, missed = len(merged.positions), None
         mine = set[str]()
+        for group in carried:
+            # What this observer itself read last at the group's block, with the same links, it need not read again.
+            known = {a for a in group.accounts if blocks.get(a) == group.block} - changed
+            mine |= known
+            if missing := set(group.accounts) - known:
+                try:
+                    await self._check_canonical(self._readers[chain], group.block, block)
+                    merged = carry(merged, await self._fetch(chain, group.block, roster.choose(missing)), ())
+                except SourceError as error:
+                    missed = error
+        covered = None if missed is not None else roster.everybody
+        if mine:
+            assert memory.last is not None
+            merged = carry(merged, memory.last, blocks.keys() - mine, anew=memory.anew, subjects=covered)
+        if missed is not None:
+            # What could be read is kept: whoever was away for long gets back to the others group by group.
+            memory.remember(merged, _by_account(merged), None)
+            raise missed
+        memory.remember(replace(merged, carried=carried), roster.subjects, (anew, own))
+
+    def _check_partition(self, chain: str, block: Block, carried: tuple[Carried, ...]) -> None:
+        """Refuse to carry what is too old, what was certified newer, and whoever must be read in every epoch."""
+        agreed, unsure = self._memory[chain].agreed, self._rosters[chain].unsure
+        if agreed is not None and (agreed.block, agreed.carried) == (block, carried):
+            return  # a chain that cannot be read falls back to what was certified, as it is
+        oldest = self._rereading.oldest(block, CARRY_SLACK) - lag_allowed(self._readers[chain].row)
+        read = {} if agreed is None else last_read(agreed)
         for group in carried:
             if group.block.time < oldest:
                 age = block.time - group.block.time
                 problem = f"block {group.block.height} is {age} s older than the Cut's {block.height}"
                 raise RefusedError("carried-too-old", f"{chain}: {problem}")
-            # What this observer itself read last at the group's block, with the same links, it need not read again.
-            known = {a for a in group.accounts if blocks.get(a) == group.block} - changed
-            mine |= known
-            if missing := set(group.accounts) - known:
-                await self._check_canonical(self._readers[chain], group.block, block)
-                read.append(await self._fetch(chain, group.block, roster.choose(missing)))
-        anew = roster.subjects.keys() - {account for group in carried for account in group.accounts}
-        merged = await self._fetch(chain, block, roster.choose(anew))
-        own = len(merged.positions)
-        for older in read:
-            merged = carry(merged, older, ())
-        if mine:
-            assert memory.last is not None
-            merged = carry(merged, memory.last, blocks.keys() - mine, anew=memory.anew, subjects=roster.everybody)
-        memory.remember(replace(merged, carried=carried), roster.subjects, (anew, own))
+            for account in group.accounts:
+                if (before := read.get(account)) is not None and before.height > group.block.height:
+                    problem = f"{account} is carried from {group.block.height}, certified is {before.height}"
+                    raise RefusedError("carried-regresses", f"{chain}: {problem}")
+                if account in unsure:
+                    raise RefusedError("carried", f"{chain}: {account} must be read in every epoch")
 
     def _recall(self, chain: str, block: Block, carried: tuple[Carried, ...], problem: str) -> Reading:
-        known = self._memory[chain].recall(block)
-        if known is None or known.carried != carried:
+        known = self._memory[chain].recall(block, carried)
+        if known is None:
             _unreadable(chain, problem)
         return known
 
@@ -578,6 +662,24 @@ class Observer:
         await asyncio.gather(
             *(w.close() for w in self._watchers.values()), *(r.close() for r in self._readers.values())
         )
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Do things at once; where one fails the others are stopped and waited for, before the failure goes on."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _by_account(reading: Reading) -> dict[str, tuple[Subject, ...]]:
+    grouped: dict[str, tuple[Subject, ...]] = {}
+    for subject in reading.subjects or ():
+        grouped[subject.account] = (*grouped.get(subject.account, ()), subject)
+    return grouped
 
 
 def _hash(block: Block | None) -> str:

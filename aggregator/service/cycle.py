@@ -150,19 +150,42 @@ class Cycle:
         )
         storing = perf_counter()
         await self._store.save_epoch(record)
-        await self._store.save_readings(self._observer.name, self._observer.parts)
-        telemetry.EPOCH_SECONDS.labels("store").observe(perf_counter() - storing)
-        self._measure(record, seen)
-        await self._meter.flush()
         if record.attestations:
+            # Before anything else can fail: what is certified must be posted, and be the ground of what follows.
             self._observer.attested(record.digest, seen)
-            self._observer.certified(record.digest, record.header.floor)
+            self._observer.certified(record.digest, number, record.header.floor)
             self._meter.certified(number, record.header.produced_at)
             await self._offer(record)
-            await self._ender.settle(record, state)
         else:
             log.warning("epoch not certified", epoch=number, refusals=dict(quorum.refusals))
+            await self._yield_to_attestors(record)
+        await self._remember()
+        telemetry.EPOCH_SECONDS.labels("store").observe(perf_counter() - storing)
+        self._measure(record, seen)
+        if record.attestations:
+            await self._ender.settle(record, state)
         return record
+
+    async def _remember(self) -> None:
+        """Keep what was read and measured; a store in trouble costs the memory of it, not the epoch."""
+        try:
+            await self._store.save_readings(self._observer.name, self._observer.parts)
+            await self._meter.flush()
+        except Exception as error:  # any store, any failure: the next epoch writes again
+            log.warning("readings or measurements not kept", cause=type(error).__name__)
+
+    async def _yield_to_attestors(self, record: EpochRecord) -> None:
+        """Halt a chain that more attestors than may be faulty call reorganised, or no epoch would follow."""
+        bearable = (len(self._rules.deployment.members) - 1) // 3
+        claims: dict[str, list[str]] = {}
+        for _, reason in record.refusals:
+            rule, _, rest = reason.partition(": ")
+            chain, said, _ = rest.partition(": the Cut says")
+            if rule == REORGED and said:
+                claims.setdefault(chain, []).append(rest)
+        for chain, reasons in claims.items():
+            if len(reasons) > bearable:
+                await self._observer.yield_to(chain, reasons[0], record.cut_time)
 
     def _explain(self, report: MarginReport, count: int) -> tuple[AccountMargin, ...]:
         return tuple(explain(report, i, self._workbench.world) for i in range(count))

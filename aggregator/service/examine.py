@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from aggregator.core.latency import within_band
+from aggregator.domain.certificate import Certificate
 from aggregator.domain.errors import RefusedError
 from aggregator.ports import PriceSource, Store
 from aggregator.service.attest import Proposal, Recomputed
@@ -42,15 +43,19 @@ class Examiner:
     async def recompute(self, proposal: Proposal) -> Recomputed:
         """Check what the proposer chose, read the chains at its Cut, and compute what follows.
 
+        Args:
+            proposal: with ``previous`` verified.
+
         Raises:
             RefusedError: the Cut or the state breaks a rule.
             SourceError: the price updates do not verify or are not the first after the cut.
         """
-        self._settle(proposal.body.previous, 0 if proposal.previous is None else proposal.previous.header.floor)
+        self._settle(proposal.previous)
         state, cut = proposal.state, proposal.cut
         await self._rules.verify(proposal, await self._store.state())
-        self._check_latency(proposal)
         seen = await self._observer.collect_at(cut, state.accounts, seals(self._rules.deployment_id, state.links))
+        # After the look at the chains: whoever refuses here must go on measuring, or it would never change its mind.
+        self._check_latency(proposal)
         published = (
             self._source.decode(proposal.updates, cut.cut_time) if self._source is not None and proposal.updates else ()
         )
@@ -78,7 +83,8 @@ class Examiner:
         if problem:
             raise RefusedError("latency", problem)
 
-    def _settle(self, previous: bytes, floor: int) -> None:
+    def _settle(self, previous: Certificate | None) -> None:
         """What was attested last and is certified by now becomes the ground for what follows."""
-        self._observer.certified(previous, floor)
-        self._rules.certified(previous)
+        if previous is not None:
+            self._observer.certified(previous.digest, previous.header.epoch, previous.header.floor)
+            self._rules.certified(previous.digest)

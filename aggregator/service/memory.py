@@ -11,11 +11,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import filterfalse
 
-from aggregator.domain.snapshot import Account, Block, Carried, Reading, Reorg, Subject
+from aggregator.domain.snapshot import REORGED, Account, Block, Carried, ChainView, Reading, Reorg, Subject
 from proofs.links import parse_caip10
 
 PINS = 4096
 """How many pinned blocks are kept until they are irreversible."""
+CERTIFIED = 64
+"""How many certified blocks are known, any of which a Cut may name as replaced."""
 REMEMBERED = 3
 """How many readings per chain a party can go back to while the chain does not answer."""
 
@@ -200,21 +202,51 @@ class Memory:
     last: Reading | None = None  # the newest, merged
     agreed: Reading | None = None  # the one of the newest certified epoch
     irreversible: Block | None = None
-    reorg: Reorg | None = None  # of a certified block, until a floor above it is certified
-    reorg_epoch: int = 0  # when it was noticed
-    unconfirmed: Block | None = None  # what the newest certified Cut names, until a restart has looked for it
+    fallen: Reading | None = None  # was agreed, on a history that is gone: what a halted chain is left with
+    certified: deque[tuple[int, Block]] = field(default_factory=lambda: deque(maxlen=CERTIFIED))  # (epoch, its block)
+    reorg: Reorg | None = None  # of the newest certified block, until a floor above its epoch is certified
+    doubtful: bool = False  # whether it must be looked for: after a restart, and while there is one
     halted: str = ""  # the standing halt's cause
+    halted_at: int = 0
+    on_record: bool = False  # whether the halt is durable
     known: dict[str, Reading] = field(default_factory=dict)  # by block hash, oldest first
     pins: deque[Block] = field(default_factory=lambda: deque(maxlen=PINS))  # each an ancestor of the next
     covered: tuple[Reading | None, Mapping[str, tuple[Subject, ...]]] = (None, {})  # subjects by account of a reading
     anew: Anew | None = None  # accounts and positions that the same reading has at its own block
 
     @classmethod
-    def of(cls, reading: Reading | None) -> Memory:
-        """Return what is remembered after a restart."""
-        if reading is None:
-            return cls()
-        return cls(reading, reading, reading.irreversible, known={reading.block.hash: reading})
+    def of(cls, parts: Sequence[Reading], epoch: int, named: ChainView | None) -> Memory:
+        """Return what is remembered after a restart.
+
+        Args:
+            parts: what the store kept of the chain.
+            epoch, named: the newest certified epoch, and the chain in it.
+        """
+        memory = cls()
+        block = None if named is None or named.cause.startswith(REORGED) else named.block
+        if block is not None:
+            memory.certified.append((epoch, block))
+            memory.doubtful = True
+        if parts:
+            memory.last = restore(parts)
+            memory.irreversible = memory.last.irreversible
+            memory.known = {memory.last.block.hash: memory.last}
+        if named is not None and any(part.block == named.block for part in parts):
+            assert named.block is not None
+            agreed = restore([part for part in parts if part.block.height <= named.block.height])
+            memory.known[named.block.hash] = agreed
+            if block is None:
+                memory.fallen = agreed
+            else:
+                memory.agreed = agreed
+        return memory
+
+    def needed(self) -> tuple[Carried, ...]:
+        """Return the blocks, without accounts, of which the store must keep what it has for the certified reading."""
+        certified = self.agreed or self.fallen
+        if certified is None:
+            return ()
+        return tuple(Carried(block, ()) for block in (certified.block, *(c.block for c in certified.carried)))
 
     def remember(self, reading: Reading, subjects: Mapping[str, tuple[Subject, ...]], anew: Anew | None) -> None:
         """Take in the newest reading.
@@ -243,15 +275,18 @@ class Memory:
             return set()
         return {a for a in covered.keys() | wanted.keys() if covered.get(a) != wanted.get(a)}
 
-    def recall(self, block: Block) -> Reading | None:
-        """Return what was read at ``block``, None if it is not remembered."""
-        known = self.known.get(block.hash) or self.agreed
-        return known if known is not None and known.block == block else None
+    def recall(self, block: Block, carried: tuple[Carried, ...]) -> Reading | None:
+        """Return what was read at ``block`` and carried as given, None if it is not remembered."""
+        among = (self.agreed, self.fallen, self.known.get(block.hash))
+        return next((r for r in among if r is not None and (r.block, r.carried) == (block, carried)), None)
 
     def forget(self, *, entirely: bool = False) -> None:
-        """Drop what rests on replaced blocks; ``entirely`` also what was held for irreversible."""
+        """Drop what rests on replaced blocks; ``entirely`` also what was held for irreversible, and for certified."""
+        self.fallen = self.agreed or self.fallen
         self.last = self.agreed = None
         self.known.clear()
         self.pins.clear()
         if entirely:
-            self.irreversible = None
+            self.irreversible = self.reorg = self.fallen = None
+            self.certified.clear()
+            self.doubtful = False

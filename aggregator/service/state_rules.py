@@ -3,31 +3,43 @@
 What a certified statement holds already was a quorum's business; of what came after, the attestor believes nothing it
 has not checked. Which entries came after, it knows by position if it attested that statement itself, and by their time
 if not: no statement may leave out an entry older than its cut.
+
+One thing cannot be checked alike by all: the word of an address without a key. A contract may answer one party this way
+and the next that way, or change its mind in the next block, and an entry that is refused stays in the log for ever. So
+chains are asked to know a coordinator that lies, and never to refuse (docs/adr/0010-links-end.md).
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
 from aggregator.core.pipeline import World, explain
 from aggregator.domain.certificate import LinkRecord, State
-from aggregator.domain.errors import InputError, RefusedError, SourceError
+from aggregator.domain.errors import CrossmarginError, InputError, RefusedError
 from aggregator.domain.links import endable, with_links
-from aggregator.domain.snapshot import Account
-from aggregator.service.accounts import MEMBER_UNVERIFIED, Witness
+from aggregator.domain.snapshot import Account, Subject
+from aggregator.service.accounts import Witness
 from aggregator.service.attest import Proposal
 from aggregator.service.bundle import to_signed_link
 from aggregator.service.seals import questions
 from aggregator.service.workbench import Computed
 from proofs.errors import ProofError
-from proofs.links import account_id, verify_link, verify_revoke
+from proofs.links import Side, account_id, verify_link, verify_revoke
 
 log = structlog.get_logger("attestor")
 
 End = tuple[str, str, int]
 """Account, member and nonce of the revoke."""
+LOG_SLACK = 5
+"""Seconds before the cut from which on an entry may be missing in a proposal: its time is taken before it is committed,
+and the disk, or another writer, may hold a commit up until after the proposer has read the log."""
+ASKING_SECONDS = 10.0
+"""How long one round of asking chains about fresh entries may take; who has not answered is asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +52,28 @@ class _Attested:
     ends: frozenset[End] = frozenset()
 
 
+class _Question(NamedTuple):
+    """What a chain is asked: whether one side of an entry agreed."""
+
+    entry: LinkRecord
+    side: Side
+    subject: Subject
+
+
 class StateRules:
     """Check proposed states for one attestor.
 
     Args:
         deployment_id: 32 bytes, which links are signed for.
         cooldown: seconds between a revoke and the end of its link.
-        witness: asks chains about addresses without a key; without one, a fresh entry of such an address is refused.
+        witness: asks chains about addresses without a key; without one, nobody hears of a coordinator that lies.
     """
 
     def __init__(self, deployment_id: bytes, cooldown: int, witness: Witness | None = None) -> None:
         self.deployment_id, self._cooldown, self._witness = deployment_id, cooldown, witness
         self._verified: set[LinkRecord | tuple[str, bytes]] = set()
         self._asked: set[LinkRecord] = set()
+        self._asking: asyncio.Task[None] | None = None
         self._certified = _Attested()
         self._pending = _Attested()
 
@@ -74,7 +95,9 @@ class StateRules:
         return frozenset((e.account, e.member, e.nonce) for e in due)
 
     async def verify(self, proposal: Proposal, own: State) -> None:
-        """Accept a prefix of one's own log that leaves out nothing older than the cut, every entry checked.
+        """Accept a prefix of one's own log that leaves out nothing older than the cut, every signature checked.
+
+        What rests on a chain's word is asked about beside it, and nothing waits for the answer.
 
         Raises:
             RefusedError: rule ``state``; names what is wrong.
@@ -83,8 +106,9 @@ class StateRules:
         if theirs.links != own.links[: len(theirs.links)]:
             raise RefusedError("state", "the proposed links are not the beginning of the links log")
         late = own.links[len(theirs.links) :]
-        if any(link.recorded_at < cut.cut_time for link in late):
-            raise RefusedError("state", f"link {late[0].position} is older than the cut and not in the proposal")
+        missed = next((link for link in late if link.recorded_at < cut.cut_time - LOG_SLACK), None)
+        if missed is not None:
+            raise RefusedError("state", f"link {missed.position} is older than the cut and not in the proposal")
         self._verify_accounts(theirs, own)
         first = self._first_fresh(proposal)
         allowed = self._certified.ends if self._certified.digest == proposal.body.previous else None
@@ -95,12 +119,11 @@ class StateRules:
                 self._verify_end(entry, revokes.pop(pair, None), allowed if place >= first else None)
                 continue
             self._verify_signatures(entry, own.salts[entry.account])
-            if place >= first:
-                await self._ask(entry)
             if entry.kind == "revoke":
                 revokes[pair] = entry
             else:
                 revokes.pop(pair, None)
+        self._begin_asking(theirs.links[first:])
 
     def _verify_accounts(self, theirs: State, own: State) -> None:
         known = {a.id: a for a in own.accounts}
@@ -126,7 +149,7 @@ class StateRules:
         cut, previous = proposal.cut, proposal.previous
         if previous is None or not cut.epoch:
             return 0
-        certified_cut = previous.header.epoch * (cut.cut_time // cut.epoch)
+        certified_cut = previous.header.epoch * (cut.cut_time // cut.epoch) - LOG_SLACK
         links = proposal.state.links
         return next((i for i, entry in enumerate(links) if entry.recorded_at >= certified_cut), len(links))
 
@@ -156,27 +179,49 @@ class StateRules:
             raise RefusedError("state", f"link {entry.position}: {error}") from None
         self._verified.add(entry)
 
-    async def _ask(self, entry: LinkRecord) -> None:
-        """Have the chains confirm a fresh entry's consents that no key gave.
+    def _begin_asking(self, fresh: Sequence[LinkRecord]) -> None:
+        """Ask the chains, one round at a time, about fresh entries that rest on their word.
 
-        Only of what is fresh: a contract may answer otherwise by now, and the log keeps what was agreed. A member that
-        does not agree any more loses its assets' credit in every reading anyway. A chain that does not answer is no
-        reason to refuse, or it would stop all others; it is asked again in the next epoch.
+        Only about what is fresh: the log keeps what was agreed, and a contract may change its mind.
         """
-        if entry in self._asked:
+        self._asked.intersection_update(fresh)
+        if self._witness is None or (self._asking is not None and not self._asking.done()):
             return
-        for side, chain, subject in questions(self.deployment_id, entry):
-            if self._witness is None:
-                raise RefusedError("state", f"link {entry.position}: {chain} must be asked about the {side}")
-            try:
-                findings = await self._witness(chain, subject)
-            except SourceError as error:
-                log.warning("not confirmed", link=entry.position, side=side, cause=str(error))
-                return
-            for finding in findings:
-                if finding.code == MEMBER_UNVERIFIED:
-                    raise RefusedError("state", f"link {entry.position}: {side}: {finding.detail}")
-        self._asked.add(entry)
+        by_chain: dict[str, list[_Question]] = {}
+        for entry in fresh:
+            if entry.kind != "end" and entry not in self._asked:
+                for side, chain, subject in questions(self.deployment_id, entry):
+                    by_chain.setdefault(chain, []).append(_Question(entry, side, subject))
+        if by_chain:
+            self._asking = asyncio.create_task(self._ask(self._witness, by_chain))
+
+    async def asked(self) -> None:
+        """Wait until the round of asking that is under way has ended, if one is."""
+        if self._asking is not None:
+            await asyncio.wait({self._asking})
+
+    async def _ask(self, witness: Witness, by_chain: Mapping[str, Sequence[_Question]]) -> None:
+        rounds = (self._ask_chain(witness, chain, about) for chain, about in by_chain.items())
+        try:
+            async with asyncio.timeout(ASKING_SECONDS):
+                await asyncio.gather(*rounds)
+        except TimeoutError:
+            log.warning("not confirmed", cause=f"no answer about links within {ASKING_SECONDS:g} s")
+
+    async def _ask_chain(self, witness: Witness, chain: str, about: Sequence[_Question]) -> None:
+        """Ask one chain about entries as it was when they were recorded; say what it does not confirm."""
+        try:
+            answers = await witness(chain, [(q.subject, q.entry.recorded_at) for q in about])
+        except CrossmarginError as error:
+            log.warning("not confirmed", chain=chain, cause=str(error))
+            return
+        for (entry, side, _), answer in zip(about, answers, strict=True):
+            if isinstance(answer, CrossmarginError):  # pruned, or dark: it cannot tell
+                log.warning("not confirmed", link=entry.position, side=side, cause=str(answer))
+                continue
+            self._asked.add(entry)
+            if answer:
+                log.error("denied by its chain", link=entry.position, side=side, member=entry.member, cause=answer)
 
     def _verify_end(self, entry: LinkRecord, revoke: LinkRecord | None, allowed: frozenset[End] | None) -> None:
         """Accept an end of the standing revoke that one's own recomputation of the last statement allows.

@@ -26,11 +26,15 @@ CHAIN_AGE = Gauge("crossmargin_chain_age_seconds", "Age of a chain's pinned bloc
 CUT_SKEW = Gauge("crossmargin_cut_skew_seconds", "Seconds between the oldest and the newest block of a Cut")
 CARRIED = Gauge("crossmargin_carried_accounts", "Accounts carried from an older block of the chain", ["chain"])
 FLOOR = Gauge("crossmargin_floor_epoch", "Statements below this epoch are void after a reorganisation; 0 = none")
-HALTED_CHAINS = Gauge("crossmargin_chain_halted", "1 while a reorganisation below finality halts the chain", ["chain"])
+HALTED_CHAINS = Gauge(
+    "crossmargin_chain_halted",
+    "1 while a reorganisation below finality halts the chain for the coordinator; attestors keep flags of their own",
+    ["chain"],
+)
 READ_FAILURES = Counter("crossmargin_read_failures_total", "Chains not read in an epoch", ["chain"])
 DISPUTES = Counter(
     "crossmargin_disputes_total",
-    "Answers that differ from what other providers of the chain say",
+    "Answers that differ from what other providers of the chain say, as each party of the process saw them",
     ["chain", "provider"],
 )
 PRICE_FAILURES = Counter(

@@ -68,7 +68,7 @@ class Workbench:
         self.world, self.lifetime = world, lifetime
         self.configured = build_tables((), world.chains, world.destinations)  # what counts before anything is measured
         # URLs and keys are an operator's own; what is committed is what decides a number.
-        secret = frozenset({"rpc", "timeout", "requests_per_second"})
+        secret = frozenset({"rpc", "ws", "prove", "timeout", "requests_per_second"})
         self._policy = {
             "code_version": CODE_VERSION,
             "policy": _row(world.policy),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from aggregator.domain.errors import InputError, UnknownError
+from aggregator.domain.errors import ConflictError, InputError
 from aggregator.ports import Halt
 from aggregator.store.sql import SqlStore
-from aggregator.store.tables import HaltTable
+from aggregator.store.tables import HaltTable, ReadingTable
 
 
 class SqlHalts:
@@ -52,7 +53,7 @@ class SqlHalts:
         """Clear every party's flag on ``chain``; return what was cleared, as logged.
 
         Raises:
-            InputError: ``reason`` is empty. UnknownError: no halt stands on ``chain``.
+            InputError: ``reason`` is empty. ConflictError: no halt stands on ``chain``.
         """
         if not reason.strip():
             raise InputError("reason", "is empty", "say what was checked before the chain is trusted again")
@@ -64,10 +65,12 @@ class SqlHalts:
         async with self._writes.begin() as session:
             rows = (await session.exec(query)).all()
             if not rows:
-                raise UnknownError("chain", chain, "no halt stands on it; `crossmargin chains` lists those that do")
+                raise ConflictError("chain", f"{chain} is not halted", "`crossmargin chains` lists those that are")
             for row in rows:
                 row.resumed_at, row.resumed_by, row.reason = now, by, reason.strip()
                 session.add(row)
+            # What was read of the replaced history must not be what a restart begins with.
+            await session.exec(delete(ReadingTable).where(col(ReadingTable.chain) == chain))
         return tuple(_halt(row) for row in rows)
 
     async def log(self, limit: int = 100) -> tuple[Halt, ...]:

@@ -183,22 +183,30 @@ class SqlStore:
             raise UnknownError("account", account, _LIST_ACCOUNTS)
         return _bytes(row.salt)
 
-    async def append_link(self, link: LinkRecord) -> LinkRecord:
+    async def append_link(self, link: LinkRecord, now: Callable[[], float] | None = None) -> LinkRecord:
         """Append to the links log at the next position, from 1, and return the record with it.
 
+        Args:
+            now: the clock (Unix seconds) that gives ``recorded_at`` when the position is taken, so that times rise with
+                positions and none is much older than its commit; None keeps the record's. Never below the last entry's.
+
         Raises:
-            UnknownError: no such account.
+            UnknownError: no such account. InputError: ``expiry`` has passed by then.
             ConflictError: the log does not allow it (:func:`aggregator.domain.links.verify_append`): ``member`` backs
                 another account, ``nonce`` is not above the last one of the pair, there is nothing to revoke or end.
         """
 
         async def write(session: AsyncSession) -> LinkRecord:
             # First of all: whoever appends after this takes the position, so what is checked below still holds then.
-            last = (await session.exec(select(func.max(LinkTable.position)))).one()
+            newest = select(LinkTable.position, LinkTable.recorded_at).order_by(col(LinkTable.position).desc()).limit(1)
+            last, last_time = (await session.exec(newest)).first() or (0, 0)
             if await session.get(AccountTable, link.account) is None:
                 raise UnknownError("account", link.account, _LIST_ACCOUNTS)
             verify_append(await _links(session, member=link.member), link)
-            record = link._replace(position=(last or 0) + 1)
+            time = max(last_time, link.recorded_at if now is None else int(now()))
+            if link.kind != "end" and time >= link.expiry:
+                raise InputError("expiry", f"{link.expiry} has passed, it is {time}", "sign again with a later expiry")
+            record = link._replace(position=last + 1, recorded_at=time)
             session.add(LinkTable(**record._asdict()))
             return record
 
@@ -627,6 +635,7 @@ def _summary(row: EpochTable) -> EpochSummary:
         leaf_count=row.leaf_count,
         signers=tuple(index for index, _, _ in json.loads(row.attestations)),
         refusals=_REFUSALS.validate_json(row.refusals),
+        floor=row.floor,
     )
 
 

@@ -80,7 +80,7 @@ def test_a_chain_is_resumed_by_its_id_too(shell: Shell) -> None:
 
 def test_resume_refuses_what_it_cannot_mean(shell: Shell) -> None:
     shell.refused(("chains", "resume", "nowhere", "--reason", "x"), 2, "nowhere", "configured are")
-    shell.refused(("chains", "resume", ALPHA, "--reason", "looked"), 2, "no halt stands")
+    shell.refused(("chains", "resume", ALPHA, "--reason", "looked"), 2, "alpha is not halted")
     halt(shell, "coordinator")
     shell.refused(("chains", "resume", ALPHA, "--reason", " "), 2, "reason: is empty")
     assert chain_of(shell.json("chains"))["halts"] != []

@@ -21,7 +21,7 @@ from adapters.rpc import OPENS_AFTER, EvmEndpoint, SolanaEndpoint
 from adapters.solana.native import NativeWallet
 from adapters.solana.reader import SolanaReader
 from adapters.solana.spl_token import SplTokenWallet
-from aggregator.bootstrap import build_reader, key_path, list_disputes
+from aggregator.bootstrap import build_reader, dispute_log, key_path, list_disputes
 from aggregator.config import Settings, parse_settings
 from aggregator.domain.errors import SourceError, WrongChain
 from aggregator.domain.rows import AssetRow, ChainRow, LatencyLeg
@@ -389,15 +389,17 @@ async def test_a_configured_quorum_keeps_its_disputes(venues: Venues, tmp_path: 
         settings = parse_settings(document)
         protect(settings)
         advance(venues, 3)  # what the venues hold is final
-        reader = build_reader(settings, settings.chains[0])
+        reader = build_reader(settings, settings.chains[0], "attestor-0")
         stack.push_async_callback(reader.close)
         await proxies[2].turn("lying")
-        labels = {"chain": settings.chains[0].name, "provider": f"{settings.chains[0].name}[2]"}
+        labels = {"chain": settings.chains[0].id, "provider": f"{settings.chains[0].name}[2]"}
         before = REGISTRY.get_sample_value("crossmargin_disputes_total", labels) or 0
         reading = await reader.read(await reader.pin(FAR), [Subject(venues.account, venues.address)])
         assert venues["usdc"].functions.balanceOf(venues.user).call() in {p.amount for p in reading.positions}
+        dispute_log(settings).flush()
         (line,) = recorded(settings.service.data)
         assert json.loads(line)["record"]["provider"] == labels["provider"]
+        assert json.loads(line)["record"]["party"] == "attestor-0"
         assert REGISTRY.get_sample_value("crossmargin_disputes_total", labels) == before + 1
         verify_secret_free(line)
         (entry,) = list_disputes(settings)

@@ -108,7 +108,8 @@ class SimulatedReader:
 
     ``dark`` is an RPC that is down, ``hangs`` one that never answers, ``wrong_chain`` one of another network;
     ``behind`` lets it see that many blocks less than there are, ``lie`` changes what it reports, ``deaf`` lets it miss
-    every log, ``untold`` makes it unable to tell what changed, and ``frozen`` is its sequencer's trouble.
+    every log, ``untold`` makes it unable to tell what changed, ``pruned_before`` has it keep no older state, and
+    ``frozen`` is its sequencer's trouble.
     """
 
     def __init__(self, chain: SimulatedChain) -> None:
@@ -116,6 +117,7 @@ class SimulatedReader:
         self.dark = self.hangs = self.wrong_chain = False
         self.behind = 0
         self.deaf = self.untold = False
+        self.pruned_before = 0
         self.frozen = ""
         self.lie: Change | None = None
         self.reads: list[Block] = []
@@ -195,6 +197,8 @@ class SimulatedReader:
         # As a node does, by hash and height alone: that the rest is true is for the observer to check.
         if block.height >= len(seen) or seen[block.height].hash != block.hash:
             raise Unavailable(self.row.name, f"does not know block {block.height} ({block.hash[:10]}…)")
+        if block.height < self.pruned_before:
+            raise Unavailable(self.row.name, f"missing trie node of block {block.height}")
         return block.height
 
     @property

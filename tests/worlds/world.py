@@ -223,7 +223,7 @@ class SimulatedWorld:
                 halts=self.halts,
                 rereading=rereading,
                 measure=self.meters[name].measure,
-                certified=previous.chains if previous else (),
+                certified=(previous.header.epoch, previous.chains) if previous else (0, ()),
             )
             for name, readers in self.readers.items()
         }

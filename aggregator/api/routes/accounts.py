@@ -13,6 +13,7 @@ from aggregator.api.errors import RESPONSES, WRITE_RESPONSES
 from aggregator.api.views import (
     AccountPage,
     AccountView,
+    LinkPage,
     LinkView,
     MarginView,
     MessageView,
@@ -124,6 +125,18 @@ async def list_links(service: Service, ref: Reference) -> list[LinkView]:
     """List an account's entries of the links log."""
     account = await service.store.account(ref)
     return [build_link(link) for link in await service.store.links(account.id)]
+
+
+@router.get("/links")
+async def list_log(
+    service: Service,
+    after: Annotated[int, Query(ge=0, le=EPOCH_MAX, description="Position after which to go on")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> LinkPage:
+    """List the links log of all accounts, oldest first: it is append-only, so a replica asks for what is new."""
+    rest = [link for link in await service.store.links() if link.position > after]
+    page = rest[:limit]
+    return LinkPage(links=[build_link(link) for link in page], next=page[-1].position if len(rest) > limit else None)
 
 
 @router.post("/accounts/{ref}/links", status_code=201, responses=WRITE_RESPONSES)

@@ -35,12 +35,14 @@ async def list_epochs(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     before: Annotated[int | None, Query(ge=0, le=EPOCH_MAX, description="Epoch below which to go on")] = None,
 ) -> EpochPage:
-    """List epochs, newest first, certified or not."""
+    """List epochs, newest first, certified or not, with what voided those before them."""
     found = await service.store.epochs(limit + 1, before)
     page = found[:limit]
-    return EpochPage(
-        epochs=[build_line(summary) for summary in page], next=page[-1].epoch if len(found) > limit else None
-    )
+    lines = []
+    for summary in page:
+        raised = await service.store.epoch(summary.epoch, certified=False) if summary.raised_floor else None
+        lines.append(build_line(service, summary, raised.reorgs if raised else ()))
+    return EpochPage(epochs=lines, next=page[-1].epoch if len(found) > limit else None)
 
 
 @router.get("/epochs/{number}")

@@ -65,7 +65,7 @@ async def show_overview(service: Service) -> HTMLResponse:
         total=len(accounts),
         chains=[build_chain_state(service, row, observed, halts) for row in service.chains],
         prices=await build_prices(service),
-        epochs=[build_line(summary) for summary in await service.store.epochs(limit=_EPOCHS)],
+        epochs=[build_line(service, summary) for summary in await service.store.epochs(limit=_EPOCHS)],
         postings=[
             (
                 service.chain_name(row.chain),

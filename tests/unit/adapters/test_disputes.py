@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from adapters import disputes as log
-from adapters.disputes import LINE_LIMIT, Dispute, DisputeFile, read_disputes
+from adapters.disputes import LINE_LIMIT, QUIET_SECONDS, TOPICS, Dispute, DisputeFile, DisputeLog, read_disputes
 from adapters.keys import KeySigner
 
 SIGNER, OTHER = KeySigner(b"\x11" * 32), KeySigner(b"\x22" * 32)
@@ -150,3 +152,79 @@ def test_a_line_is_one_json_object_that_others_can_check(path: Path) -> None:
     line = json.loads(path.read_bytes())
     assert set(line) == {"record", "previous", "signer", "signature"}
     assert line["previous"] == "0" * 64
+
+
+class Clock:
+    """Seconds that a test moves."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def kept(path: Path, clock: Clock) -> DisputeLog:
+    def failed(dispute: Dispute, error: Exception) -> None:
+        raise AssertionError(f"{dispute} was not written: {error}")
+
+    return DisputeLog(DisputeFile(path, lambda: SIGNER), failed, clock=clock)
+
+
+def test_a_lie_that_every_party_sees_in_every_epoch_is_one_line_and_a_count(path: Path) -> None:
+    clock = Clock()
+    disputes = kept(path, clock)
+    for height in range(10):
+        for party in ("attestor-0", "attestor-1", "coordinator"):
+            disputes.note(replace(DISPUTE, height=height, party=party))
+    disputes.note(replace(DISPUTE, provider="alpha[2]"))
+    disputes.note(replace(DISPUTE, about="position 0xbb wallet eip155:1/slip44:60 asset"))
+    clock.seconds = QUIET_SECONDS
+    disputes.note(replace(DISPUTE, height=11))
+    disputes.flush()
+    found = [e.record for e in read_disputes(path)][::-1]
+    assert [(r["height"], r["provider"], r["party"], r["repeats"]) for r in found] == [
+        (0, "alpha[1]", "attestor-0", 0),
+        (17, "alpha[2]", "", 0),
+        (17, "alpha[1]", "", 0),
+        (11, "alpha[1]", "", 29),
+    ]
+    assert problems(path) == []
+
+
+def test_who_lies_about_something_else_each_time_does_not_fill_the_log(path: Path) -> None:
+    clock = Clock()
+    disputes = kept(path, clock)
+    for i in range(100):
+        disputes.note(replace(DISPUTE, about=f"block {i}"))  # whatever its height, a block is one subject
+        disputes.note(replace(DISPUTE, about=f"position {i}"))
+    disputes.note(replace(DISPUTE, provider="alpha[2]"))  # has its own share
+    disputes.flush()
+    assert len(read_disputes(path)) == TOPICS + 1
+    clock.seconds = 3 * QUIET_SECONDS
+    disputes.note(DISPUTE)
+    disputes.flush()
+    assert read_disputes(path)[0].record["repeats"] == 200 - TOPICS
+
+
+def test_a_dispute_that_could_not_be_written_is_told_and_the_next_one_is(path: Path) -> None:
+    told: list[str] = []
+    disputes = DisputeLog(DisputeFile(path / "missing", lambda: SIGNER), lambda d, e: told.append(type(e).__name__))
+    disputes.note(DISPUTE)
+    disputes.flush()
+    assert told == ["FileNotFoundError"]
+    path.mkdir()
+    disputes.note(DISPUTE)
+    disputes.flush()
+    assert len(read_disputes(path / "missing")) == 1
+
+
+def test_a_process_that_ends_has_written_what_was_handed_over(path: Path) -> None:
+    script = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
+        "from tests.unit.adapters.test_disputes import *\n"
+        "log = DisputeLog(DisputeFile(pathlib.Path(sys.argv[1]), lambda: SIGNER), print)\n"
+        "for i in range(10): log.note(replace(DISPUTE, field=str(i)))\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path), str(Path(__file__).parents[3])], check=True, timeout=60)
+    assert len(read_disputes(path)) == 10
+    assert problems(path) == []

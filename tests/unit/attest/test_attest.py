@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aggregator.domain.certificate import Attestation
 from aggregator.domain.errors import RefusedError, Unreachable
 from aggregator.domain.snapshot import Cut
-from aggregator.service.attest import Attestor, Proposal, collect_quorum
+from aggregator.service.attest import Attestor, Proposal, Recomputed, collect_quorum
 from proofs.quorum import IndexedSignature, verify_quorum
 from proofs.signing import recover
 from tests.unit.attest.statements import (
@@ -107,7 +107,6 @@ def test_each_digest_must_be_the_attestors_own(rule: str, digest: str) -> None:
         ("assets_initial", 1),
         ("assets_maintenance", 1),
         ("budget", 1),
-        ("equity", 1),
         ("requirement_initial", -1),
         ("requirement_maintenance", -1),
     ],
@@ -125,6 +124,19 @@ def test_amounts_may_differ_in_the_accounts_favour_by_one_quantum_only(field: st
     error = refusal(make_proposal(DEPLOYMENT, EPOCH, (proposed,)), recompute=recompute_as((own,)))
     assert error.rule == "leaves"
     assert f"{field} {amount + sign * (quantum + 1)} proposed, {amount} found" in error.reason
+
+
+@pytest.mark.parametrize(("field", "flags"), [("equity", 0), ("equity", 32), ("assets_initial", 32)])
+def test_what_only_informs_may_differ_by_a_little_more(field: str, flags: int) -> None:
+    """A wallet that pays fees between two looks must not stop an epoch; a number nobody lends on may say so."""
+    own = make_leaf(EPOCH, equity=3_000 * DOLLAR, flags=flags)
+    for difference, accepted in ((DOLLAR, True), (3 * DOLLAR, False)):
+        proposed = own._replace(**{field: getattr(own, field) + difference})
+        proposal = make_proposal(DEPLOYMENT, EPOCH, (proposed,))
+        if accepted:
+            attest(proposal, recompute=recompute_as((own,)))
+        else:
+            assert refusal(proposal, recompute=recompute_as((own,))).rule == "leaves"
 
 
 def test_the_quantum_grows_with_the_amount() -> None:
@@ -190,6 +202,24 @@ def test_a_previous_statement_without_its_quorum_is_not_believed() -> None:
     renamed = replace(genuine, digest=b"\x11" * 32)
     for previous in (short, forged, renamed):
         assert refusal(make_proposal(DEPLOYMENT, EPOCH, previous=previous)).rule == "previous"
+
+
+def test_a_previous_statement_that_is_not_the_head_is_not_passed_on() -> None:
+    """Its floor would make an attestor forget a reorganisation that nobody answered."""
+    last = certify(DEPLOYMENT, make_proposal(DEPLOYMENT, EPOCH - 1))
+    older = make_proposal(DEPLOYMENT, EPOCH - 3, header={"floor": EPOCH - 3})
+    fake = certify(DEPLOYMENT, older, make_signers(5)[1:])
+    proposal = make_proposal(DEPLOYMENT, EPOCH, previous=last)
+    seen: list[Proposal] = []
+
+    async def recompute(given: Proposal) -> Recomputed:
+        seen.append(given)
+        return await recompute_as(given.leaves)(given)
+
+    assert refusal(replace(proposal, previous=fake), last=last, recompute=recompute).rule == "previous"
+    assert seen == []
+    attest(replace(proposal, previous=None), last=last, recompute=recompute)
+    assert [p.previous for p in seen] == [last]
 
 
 def test_nothing_is_signed_once_the_statement_has_expired_meanwhile() -> None:

@@ -155,11 +155,25 @@ def test_an_address_backs_one_account_only() -> None:
     assert [(f.code, f.scope) for f in found.findings] == [("double-claim", account_id(2))]
 
 
-def test_two_readers_of_one_address_without_links_do_not_double_it() -> None:
-    rows = tuple(position(n, ETH, 1.0, venue="wallet", address="0x" + "cc" * 20) for n in (2, 1))
-    found = seen(Reading(BLOCK, rows))
-    assert found.positions == (rows[1],)
-    assert codes(found) == ["double-claim"]
+def test_what_was_read_of_an_address_before_its_link_ended_counts_no_more() -> None:
+    """A carried reading still holds it; its holder may back somebody else by now."""
+    gone = "0x" + "cc" * 20
+    older = Block(EVM, 90, "0x90", "0x89", CUT_TIME - 60)
+    carried = (Carried(older, (ONE.id, TWO.id)),)
+    rows = tuple(
+        make(n, ETH, 1.0, venue=venue, address=gone, seen=older.height)
+        for n in (1, 2)
+        for make, venue in ((position, "wallet"), (debt, "aave-v3"))
+    )
+    kept = position(1, ETH, 3.0, venue="wallet", address=HOLDER, seen=older.height)
+    cut = replace(CUT, carried=carried)
+    found = seen(Reading(BLOCK, (*rows, kept), carried=carried), cut=cut)
+    assert set(found.positions) == {rows[1], rows[3], kept}, "assets count for nobody, debts stay"
+    assert codes(found) == []
+    heir = replace(TWO, links=(f"{EVM}:{gone}",))
+    inherited = seen(Reading(BLOCK, (*rows, kept), carried=carried), cut=cut, accounts=(ONE, heir))
+    assert set(inherited.positions) == {*rows[1:], kept}
+    assert codes(inherited) == []
 
 
 @pytest.mark.parametrize("state", [DARK, REORGED, FROZEN])

@@ -184,7 +184,7 @@ async def test_a_wallet_signs_the_message_as_printed(world: SimulatedWorld) -> N
     from eth_account.messages import encode_typed_data
 
     account = await world.book.open_account(EVM.address, SALT, "risk-bearing", None, "mine")
-    id, expiry = world.deployment.deployment_id(), int(world.clock.now()) + 600
+    expiry = int(world.clock.now()) + 600
     signatures = {}
     for side, person in (("invite", EVM), ("accept", EVM_TOO)):
         message = await world.book.message("mine", EVM_TOO.address, side, "member", expiry=expiry)

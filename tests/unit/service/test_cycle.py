@@ -18,7 +18,7 @@ from aggregator.domain.snapshot import Account, ChainView, Cut
 from aggregator.service.collect import lag_allowed
 from tests.worlds.chains import inflated, unreadable
 from tests.worlds.documents import ALPHA, BETA, BETA_USDC, EPOCH_SECONDS, RPC_SECRET, SOL, WETH
-from tests.worlds.world import ETHER, FIRST_EPOCH, EvmPerson, SimulatedWorld, vault
+from tests.worlds.world import FIRST_EPOCH, EvmPerson, SimulatedWorld
 
 MAX_AGE = 14
 

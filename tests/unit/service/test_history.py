@@ -6,15 +6,15 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from aggregator.domain.certificate import EpochRecord
 from aggregator.domain.errors import RefusedError
 from aggregator.domain.report import Flag
-from aggregator.domain.snapshot import REORGED, Carried, Reorg
-from aggregator.service.memory import restore
+from aggregator.domain.snapshot import FROZEN, REORGED, Carried, Reorg
+from aggregator.service.memory import last_read, restore
 from tests.unit.service.test_cycle import leaves_of, margin_of, view_of
 from tests.worlds.documents import ALPHA, BETA, BETA_USDC, SOL, USDC, WETH
 from tests.worlds.world import DOLLAR, ETHER, FIRST_EPOCH, SimulatedWorld, loan, vault
@@ -111,20 +111,76 @@ async def test_a_reorganisation_of_blocks_nobody_pinned_changes_nothing(deep: Si
     assert cut_of(record)["reorgs"] == []
 
 
+def settle(world: SimulatedWorld, record: EpochRecord) -> None:
+    """Tell everybody that ``record`` is certified, as the next proposal would."""
+    for observer in world.observers.values():
+        observer.certified(record.digest, record.header.epoch, record.header.floor)
+
+
 async def test_an_attestor_names_a_reorganisation_that_the_cut_conceals(deep: SimulatedWorld) -> None:
     await deep.populate()
-    await run_to(deep, FIRST_EPOCH, FIRST_EPOCH + 3)
+    settle(deep, await run_to(deep, FIRST_EPOCH, FIRST_EPOCH + 3))
     deep.chains[ALPHA].reorg(6)
     deep.tick(FIRST_EPOCH + 4)
     known = await deep.store.accounts()
     seen = await deep.observers["coordinator"].collect(FIRST_EPOCH + 4, deep.cut_time, known)
-    assert [r.chain for r in seen.cut.reorgs] == [ALPHA]
+    (named,) = seen.cut.reorgs
+    assert named.chain == ALPHA
     with pytest.raises(RefusedError, match="reorg-unnamed"):
         await deep.observers["attestor-0"].collect_at(replace(seen.cut, reorgs=()), known)
-    invented = (*seen.cut.reorgs, Reorg(BETA, 3, deep.chains[BETA].blocks[3].hash, "0x" + "00" * 32))
-    with pytest.raises(RefusedError, match=rf"reorg: {BETA}: block 3 is still"):
-        await deep.observers["attestor-1"].collect_at(replace(seen.cut, reorgs=invented), known)
+    # A floor voids what everybody relies on: nothing but what was certified, and is gone, may raise it.
+    certified = view_of(await deep.store.epoch(), BETA).block  # type: ignore[arg-type]
+    assert certified is not None
+    for invented, problem in (
+        (Reorg(BETA, 3, deep.chains[BETA].blocks[3].hash, "0x" + "00" * 32), "no statement known"),
+        (Reorg(BETA, 10**12, "0x" + "11" * 32, ""), "no statement known"),
+        (Reorg(BETA, certified.height, certified.hash, "0x" + "00" * 32), "is 0x"),
+    ):
+        with pytest.raises(RefusedError, match=f"reorg: {BETA}: .*{problem}"):
+            await deep.observers["attestor-1"].collect_at(replace(seen.cut, reorgs=(named, invented)), known)
+    lie = replace(seen.cut, reorgs=(named._replace(now="0x" + "00" * 32),))
+    with pytest.raises(RefusedError, match=f"reorg: {ALPHA}"):
+        await deep.observers["attestor-1"].collect_at(lie, known)
+    with pytest.raises(RefusedError, match="names a chain twice"):
+        await deep.observers["attestor-1"].collect_at(replace(seen.cut, reorgs=(named, named)), known)
     await deep.observers["attestor-2"].collect_at(seen.cut, known)
+
+
+async def test_whoever_notices_late_does_not_ask_for_another_answer(deep: SimulatedWorld) -> None:
+    """The old history was all that one attestor's node had while the others answered the reorganisation."""
+    await deep.populate()
+    await run_to(deep, FIRST_EPOCH, FIRST_EPOCH + 3)
+    deep.chains[ALPHA].reorg(6)
+    deep.readers["attestor-3"][ALPHA].dark = True
+    answered = await deep.epoch(FIRST_EPOCH + 4)
+    assert answered.header.floor == answered.header.epoch
+    deep.readers["attestor-3"][ALPHA].dark = False
+    for number in (5, 6, 7):
+        record = await deep.epoch(FIRST_EPOCH + number)
+        verify_certified(record)
+        assert record.header.floor == answered.header.floor
+
+
+async def test_a_history_that_comes_back_is_no_reorganisation(deep: SimulatedWorld) -> None:
+    await deep.populate()
+    await run_to(deep, FIRST_EPOCH, FIRST_EPOCH + 3)
+    chain = deep.chains[ALPHA]
+    before = list(chain.blocks), list(chain.states), list(chain.quotes)
+    chain.reorg(6)
+    for reader in deep.everyone(SOL):
+        reader.wrong_chain = True  # something else fails the epoch in which everybody noticed
+    known = await deep.store.accounts()
+    deep.tick(FIRST_EPOCH + 4)
+    for name in ("coordinator", "attestor-0"):
+        seen = await deep.observers[name].collect(FIRST_EPOCH + 4, deep.cut_time, known)
+        assert [r.chain for r in seen.cut.reorgs] == [ALPHA]
+    for reader in deep.everyone(SOL):
+        reader.wrong_chain = False
+    chain.blocks, chain.states, chain.quotes = before
+    for number in (5, 6):
+        record = await deep.epoch(FIRST_EPOCH + number)
+        verify_certified(record)
+        assert (record.header.floor, cut_of(record)["reorgs"]) == (0, [])
 
 
 async def test_an_attestor_that_missed_the_answer_goes_on_with_the_next_epoch(deep: SimulatedWorld) -> None:
@@ -184,8 +240,89 @@ async def test_a_halt_that_only_the_proposer_claims_is_refused(deep: SimulatedWo
     known = await deep.store.accounts()
     seen = await deep.observers["coordinator"].collect(FIRST_EPOCH + 4, deep.cut_time, known)
     claimed = replace(seen.cut, gaps=((ALPHA, f"{REORGED} below finality: so they say"),))
-    with pytest.raises(RefusedError, match=r"reorged: .*no reorganisation below finality"):
+    with pytest.raises(RefusedError, match=r"reorged: .*sees no block replaced"):
         await deep.observers["attestor-0"].collect_at(claimed, known)
+
+
+async def test_a_halt_of_one_party_costs_its_chain_and_no_more(deep: SimulatedWorld) -> None:
+    """What is irreversible depends on when one looked: only some may find such a block replaced."""
+    await deep.populate()
+    await run_to(deep, FIRST_EPOCH, FIRST_EPOCH + 6)
+    for name in ("attestor-1", "attestor-2"):  # they have older blocks for irreversible
+        memory = deep.observers[name]._memory[ALPHA]
+        memory.irreversible = deep.chains[ALPHA].blocks[10]
+        memory.pins.clear()
+    deep.chains[ALPHA].reorg(12)
+    record = await deep.epoch(FIRST_EPOCH + 7)
+    verify_certified(record)
+    assert len(record.attestations) == 4
+    assert view_of(record, ALPHA).cause.startswith(REORGED)
+    assert {h.party for h in await deep.halts.log()} == {"coordinator", "attestor-0", "attestor-3"}
+    record = await deep.epoch(FIRST_EPOCH + 8)
+    verify_certified(record)
+    await deep.halts.resume(ALPHA, "seen", "ops", 1)
+    verify_certified(await deep.epoch(FIRST_EPOCH + 9))
+
+
+async def test_the_coordinator_yields_to_attestors_that_saw_more(deep: SimulatedWorld) -> None:
+    await deep.populate()
+    await run_to(deep, FIRST_EPOCH, FIRST_EPOCH + 6)
+    memory = deep.observers["coordinator"]._memory[ALPHA]
+    memory.irreversible = deep.chains[ALPHA].blocks[10]
+    memory.pins.clear()
+    deep.chains[ALPHA].reorg(12)
+    refused = await deep.epoch(FIRST_EPOCH + 7)
+    assert not refused.attestations
+    record = await deep.epoch(FIRST_EPOCH + 8)
+    verify_certified(record)
+    assert view_of(record, ALPHA).cause.startswith(REORGED)
+
+
+async def test_a_halt_that_could_not_be_written_is_no_resume(
+    deep: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deep.populate()
+    await run_to(deep, FIRST_EPOCH, FIRST_EPOCH + 6)
+    deep.chains[ALPHA].reorg(20)
+    write = deep.halts.halt
+
+    async def full(*_: object) -> NoReturn:
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(deep.halts, "halt", full)
+    with pytest.raises(OSError, match="no space"):
+        await deep.epoch(FIRST_EPOCH + 7)
+    monkeypatch.setattr(deep.halts, "halt", write)
+    for number in (8, 9):
+        record = await deep.epoch(FIRST_EPOCH + number)
+    assert view_of(record, ALPHA).cause.startswith(REORGED)
+    assert any(h.party == "coordinator" for h in await deep.halts.log())
+
+
+async def test_a_chain_resumed_while_the_service_was_stopped_is_read_afresh(deep: SimulatedWorld) -> None:
+    await deep.populate()
+    await run_to(deep, FIRST_EPOCH, FIRST_EPOCH + 6)
+    deep.chains[ALPHA].reorg(20)
+    await run_to(deep, FIRST_EPOCH + 7, FIRST_EPOCH + 8)
+    await deep.halts.resume(ALPHA, "seen", "ops", 1)
+    await deep.restart()
+    record = await deep.epoch(FIRST_EPOCH + 9)
+    verify_certified(record)
+    assert view_of(record, ALPHA).status == "ok"
+
+
+async def test_nobody_freezes_a_chain_by_saying_so(deep: SimulatedWorld) -> None:
+    await deep.populate()
+    await run_to(deep, FIRST_EPOCH, FIRST_EPOCH + 3)
+    deep.tick(FIRST_EPOCH + 4)
+    known = await deep.store.accounts()
+    seen = await deep.observers["coordinator"].collect(FIRST_EPOCH + 4, deep.cut_time, known)
+    with pytest.raises(RefusedError, match="frozen: "):
+        await deep.observers["attestor-0"].collect_at(
+            replace(seen.cut, gaps=((ALPHA, f"{FROZEN}: so they say"),)), known
+        )
+    with pytest.raises(RefusedError, match="cut: "):
+        await deep.observers["attestor-0"].collect_at(replace(seen.cut, gaps=((ALPHA, "x" * 10_000),)), known)
 
 
 # Carried readings
@@ -259,6 +396,42 @@ async def test_an_attestor_follows_the_partition_and_bounds_it(carrying: Simulat
     stranger = Carried(seen.cut.carried[0].block, ("0x" + "77" * 32,))
     with pytest.raises(RefusedError, match="carried: "):
         await carrying.observers["attestor-2"].collect_at(replace(seen.cut, carried=(stranger,)), known)
+
+
+async def test_nobody_is_carried_from_before_what_is_certified(carrying: SimulatedWorld) -> None:
+    """Else a loan that a certified epoch shows could be hidden again for a round."""
+    await carrying.populate()
+    settle(carrying, await run_to(carrying, FIRST_EPOCH, FIRST_EPOCH + ROUND))
+    carrying.tick(FIRST_EPOCH + ROUND + 1)
+    known = await carrying.store.accounts()
+    seen = await carrying.observers["coordinator"].collect(FIRST_EPOCH + ROUND + 1, carrying.cut_time, known)
+    newest = carrying.observers["attestor-0"]._memory[ALPHA].agreed
+    assert newest is not None
+    account, block = max(last_read(newest).items(), key=lambda item: item[1].height)
+    older = carrying.chains[ALPHA].blocks[block.height - 1]
+    others = tuple(
+        Carried(c.block, rest)
+        for c in seen.cut.carried
+        if (rest := tuple(a for a in c.accounts if c.block.chain != ALPHA or a != account))
+        and c.block.height != older.height
+    )
+    moved = tuple(sorted((*others, Carried(older, (account,))), key=lambda c: (c.block.chain, c.block.height)))
+    with pytest.raises(RefusedError, match="carried-regresses"):
+        await carrying.observers["attestor-0"].collect_at(replace(seen.cut, carried=moved), known)
+
+
+async def test_whoever_was_away_comes_back_though_old_blocks_are_pruned(carrying: SimulatedWorld) -> None:
+    await carrying.populate()
+    await run_to(carrying, FIRST_EPOCH, FIRST_EPOCH + 1)
+    reader = carrying.readers["attestor-3"][ALPHA]
+    reader.dark = True
+    await run_to(carrying, FIRST_EPOCH + 2, FIRST_EPOCH + 1 + ROUND)
+    reader.dark, reader.pruned_before = False, carrying.chains[ALPHA].head.height - 3
+    signed = [
+        {a.index for a in (await carrying.epoch(number)).attestations}
+        for number in range(FIRST_EPOCH + 2 + ROUND, FIRST_EPOCH + 4 + 3 * ROUND)
+    ]
+    assert 3 in signed[-1]
 
 
 async def test_what_is_carried_survives_a_restart(carrying: SimulatedWorld) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.domain.errors import InputError, UnknownError
+from aggregator.domain.errors import ConflictError, InputError
 from aggregator.store.halts import SqlHalts
 from aggregator.store.sql import SqlStore
 
@@ -78,6 +78,6 @@ async def test_a_resume_needs_a_reason_and_a_halt(halts: SqlHalts) -> None:
     await halts.halt("coordinator", ALPHA, CAUSE, 100)
     with pytest.raises(InputError, match="reason: is empty"):
         await halts.resume(ALPHA, "  ", "ann", 200)
-    with pytest.raises(UnknownError, match="no halt stands"):
+    with pytest.raises(ConflictError, match="is not halted"):
         await halts.resume(BETA, "looked", "ann", 200)
     assert set(await halts.standing("coordinator")) == {ALPHA}
