@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from statistics import median
+from statistics import median_low
 from typing import Any, NamedTuple, TypeVar
 
 from adapters.disputes import TEXT_LIMIT, Dispute
@@ -87,6 +87,7 @@ class QuorumReader:
         self._last: Block | None = None
         self._pins = 0
         self._failed: dict[int, SourceError] = {}
+        self._lag: float | None = None
         self._caught: set[int] = set()  # gave themselves the lie by a state proof
 
     @property
@@ -169,6 +170,7 @@ class QuorumReader:
                 if (behind := newest - pinned.time) > self._allowance:
                     failed[i] = Garbage(self._row.name, f"stale: its newest final block is {behind} s behind")
             self._failed, self._last = failed, candidate
+            self._lag = self._middle_lag(pins.keys() - failed.keys())
             return candidate
         if not identify:
             pins, strangers = await self._without_strangers(pins)
@@ -192,7 +194,8 @@ class QuorumReader:
         """Return the final block at ``height`` that enough providers hold.
 
         Raises:
-            NoQuorum, Disputed: there is none.
+            Unavailable: enough providers say that they have none: the chain is shorter.
+            NoQuorum, Disputed: too few hold one and the same.
         """
         if self._alone is not None:
             return await self._alone.block_at(height)
@@ -207,7 +210,8 @@ class QuorumReader:
         """Return the blocks from ``first`` to ``last`` that enough providers hold; of a long range, its ends.
 
         Raises:
-            NoQuorum, Disputed: there are none.
+            Unavailable: enough providers say that they lack one of them: the chain is shorter.
+            NoQuorum, Disputed: too few hold the same.
         """
         if self._alone is not None:
             return await self._alone.headers(first, last)
@@ -222,6 +226,8 @@ class QuorumReader:
         held, failed = await self._ask(
             ask, lambda held: bool(held) and most(held)[1] >= self._need, BLOCK_SHARE, self._strangers
         )
+        if sum(isinstance(error, Unavailable) for error in failed.values()) >= self._need:
+            raise Unavailable(self._row.name, self._shortfall(f"have {what}", failed, dict.fromkeys(held, "has it")))
         self._verify_enough(held, failed, f"have {what}")
         blocks, votes = most(held)
         for height, block in sorted({b.height: b for b in blocks}.items()):
@@ -238,6 +244,7 @@ class QuorumReader:
         """Return the newest block that enough providers call irreversible and hold as canonical.
 
         Raises:
+            Unavailable: enough providers have none, or lack it again by now.
             NoQuorum, Disputed: there is none.
         """
         if self._alone is not None:
@@ -247,6 +254,8 @@ class QuorumReader:
             return bool(said) and Counter(said.values()).most_common(1)[0][1] >= self._need
 
         said, failed = await self._ask(lambda i: self._readers[i].irreversible(), enough, BLOCK_SHARE, self._strangers)
+        if sum(isinstance(error, Unavailable) for error in failed.values()) >= self._need:
+            raise Unavailable(self._row.name, self._shortfall("know of an irreversible block", failed))
         self._verify_enough(said, failed, "say what is irreversible")
         # As many as are needed call this height or one above it irreversible, at least one of them an honest one.
         ranked = sorted(said.values(), key=lambda b: -b.height)[: self._need]
@@ -272,10 +281,17 @@ class QuorumReader:
 
     @property
     def finality_lag(self) -> float | None:
-        """Median over the providers that took part in the last pin, seconds; None before the first."""
-        lags = [r.finality_lag for i, r in enumerate(self._readers) if i not in self._failed]
+        """Seconds between head and newest final block, as of the last pin that was agreed on.
+
+        The lower median of the providers that took part, since nothing but a provider's word tells how new its head
+        is: no minority of them stretches it. None where fewer than needed could tell.
+        """
+        return self._lag if self._alone is None else self._alone.finality_lag
+
+    def _middle_lag(self, took_part: Iterable[int]) -> float | None:
+        lags = [self._readers[i].finality_lag for i in took_part]
         known = [lag for lag in lags if lag is not None]
-        return median(known) if known else None
+        return median_low(known) if len(known) >= self._need else None
 
     async def _holders(
         self, candidate: Block, pins: Mapping[int, Block], until: float

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ ATTEMPTS = 3
 IN_FLIGHT = 8
 PATIENCE = 4  # a call given up after this part of the timeout counts as not answered
 OPENS_AFTER = 3  # calls that failed in a row, each with all its attempts
-FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0  # seconds until an open breaker lets one call through
+FIRST_DELAY, LONGEST_DELAY = 1.0, 10.0  # seconds until an open breaker lets one call through, at most
 RATE_LIMITED = (-32005, 429)
 UNKNOWN_STATE = (-32000, -32001, -32016)  # "header not found", "missing trie node", minContextSlot not reached
 UNKNOWN_STATE_WORDS = (
@@ -55,17 +56,29 @@ class Breaker:
     """Stops asking a node that does not answer, so that nobody waits for its timeout again and again.
 
     Opens after ``OPENS_AFTER`` calls in a row that could not reach the node. While it is open every call fails at once,
-    but for one trial when the delay is over: if that reaches the node the breaker closes, if not the delay doubles.
+    but for one trial when the delay is over: if that reaches the node the breaker closes, if not the delay doubles. Each
+    wait is a random part of the delay, so that not everybody who asks a node does so again at the same time.
     A call that its caller gives up on counts too, but only if it waited for a good part of the time that the node has.
 
     Args:
         name: what errors call the chain.
         patience: seconds after which a call given up says something of the node.
         clock: seconds that never go back.
+        longest: what the delay does not exceed, in seconds: how late a node that is back is noticed.
+        draw: gives a number between its arguments, of which the second is the delay.
     """
 
-    def __init__(self, name: str, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        name: str,
+        patience: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        longest: float = LONGEST_DELAY,
+        draw: Callable[[float, float], float] = random.uniform,
+    ) -> None:
         self._name, self._patience, self._clock = name, patience, clock
+        self._longest, self._draw = longest, draw
         self._failures, self._delay, self._last = 0, FIRST_DELAY, ""
         self._since: float | None = None  # when it opened
         self._trial_at, self._trying = 0.0, False
@@ -122,10 +135,10 @@ class Breaker:
         self._last = problem
         now = self._clock()
         if trial:
-            self._delay, self._trying = min(2 * self._delay, LONGEST_DELAY), False
+            self._delay, self._trying = min(2 * self._delay, self._longest), False
         elif self._failures >= OPENS_AFTER:
             self._since = now
-        self._trial_at = now + self._delay
+        self._trial_at = now + self._draw(0.0, self._delay)
 
 
 class _Endpoint:

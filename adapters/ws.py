@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
-from aggregator.domain.errors import Garbage, NodeRefused, SourceError, Unreachable
+from aggregator.domain.errors import Garbage, NodeRefused, SourceError, Unreachable, WrongChain
 from aggregator.domain.rows import ChainRow
 
 MESSAGE_LIMIT = 8 << 20  # bytes; the answer to a backfill is the largest
@@ -159,6 +159,24 @@ class WsEndpoint:
                 structlog.get_logger().warning("websocket lost", chain=self._row.name, reason=reason)
             await asyncio.sleep(random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(failures, 16))))
 
+    async def probe(self) -> str:
+        """Connect to the next websocket, ask which chain it serves, subscribe once; return what was found.
+
+        Raises:
+            SourceError: one of these fails. WrongChain: it serves another chain.
+        """
+        row = self._row
+        async with self.open() as session:
+            if row.family == "solana":  # its websockets answer nothing but subscriptions
+                await session.call("rootSubscribe", [])
+                await session.next(row.timeout)
+                return "tells roots; which chain's, a websocket of Solana does not say"
+            chain = await session.call("eth_chainId", [])
+            if not isinstance(chain, str) or f"eip155:{_quantity(row.name, chain)}" != row.id:
+                raise WrongChain(row.name, f"the websocket answers for chain id {str(chain)[:20]}")
+            await session.call("eth_subscribe", ["newHeads"])
+            return f"chain {row.id}, takes subscriptions"
+
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Session]:
         """Open a session.
@@ -188,3 +206,10 @@ class WsEndpoint:
             with suppress(asyncio.CancelledError):
                 await reading
             await connection.close()
+
+
+def _quantity(name: str, value: str) -> int:
+    try:
+        return int(value, 16)
+    except ValueError:
+        raise Garbage(name, "the websocket sent a quantity that is none") from None

@@ -7,9 +7,12 @@ import contextlib
 import fcntl
 import functools
 import secrets
+import shutil
 import socket
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +47,7 @@ from aggregator.core.pipeline import World
 from aggregator.domain.certificate import EpochRecord, Posting
 from aggregator.domain.errors import ConfigError, CrossmarginError, InputError, SourceError, Unreachable
 from aggregator.domain.latency import LatencyReport, Leg
-from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, VenueRow
+from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, PythRow, VenueRow
 from aggregator.domain.snapshot import ChainView, Finding, Reading, Subject
 from aggregator.ports import ChainReader, Destination, Halts, Store, Watcher
 from aggregator.service.accounts import Witness
@@ -64,6 +67,8 @@ if TYPE_CHECKING:
 
 DISPUTES, EVIDENCE_KEY = "disputes.jsonl", "evidence"
 """In the data folder: the log of disputes, and the name of the key that signs it."""
+FREE_BYTES = 1 << 30
+"""At least to be free in the data folder: what is kept of epochs grows."""
 _DISPUTE_LOGS: dict[Path, DisputeLog] = {}
 """By file: parties of one process see the same lies, which one log can tell."""
 
@@ -624,40 +629,108 @@ async def build_bundle(store: Store, deployment: Deployment, record: EpochRecord
     return await asyncio.to_thread(export_bundle, record, account, deployment, links, {account: salt})
 
 
-async def preflight(settings: Settings) -> tuple[Finding, ...]:
-    """Probe everything ``run`` depends on; each part reports on its own."""
-    findings: list[Finding] = []
-    for row in settings.chains:
-        reader = build_reader(settings, row)
-        findings += await reader.check()
-        await reader.close()
-    if settings.pyth is not None:
-        source = PythSource(settings.pyth, settings.sources)
-        cut_time = int(time.time()) - settings.service.epoch_seconds
+async def preflight(settings: Settings, told: Callable[[frozenset[str]], None] = lambda _: None) -> tuple[Finding, ...]:
+    """Probe everything ``run`` depends on, all at once; each part reports on its own.
+
+    Args:
+        told: called with the names of what has not answered yet, whenever that changes.
+    """
+    probes: list[tuple[str, Awaitable[Sequence[Finding]]]] = [
+        *((row.name, _probe_chain(settings, row)) for row in settings.chains),
+        *(
+            (f"{row.name} websocket[{i}]", _probe_websocket(row, url, f"{row.name} websocket[{i}]"))
+            for row in settings.chains
+            for i, url in enumerate(row.ws)
+        ),
+        *([("pyth", _probe_pyth(settings.pyth, settings))] if settings.pyth is not None else []),
+        ("data", asyncio.to_thread(_probe_data, settings)),
+        ("keys", asyncio.to_thread(_probe_keys, settings)),
+        *((f"destination {d.chain}", _probe_destination(settings, d)) for d in settings.destinations),
+    ]
+    waiting = Counter(name for name, _ in probes)
+
+    async def ask(name: str, probe: Awaitable[Sequence[Finding]]) -> Sequence[Finding]:
         try:
-            quotes = source.decode(await source.fetch(cut_time), cut_time)
-            findings.append(Finding("ok", "pyth", f"{len(quotes)} signed prices, signatures and paths verified"))
-        except SourceError as error:
-            findings.append(Finding("failed", "pyth", str(error)))
+            return await probe
+        except CrossmarginError as error:
+            return [Finding("failed", name, str(error))]
+        finally:
+            waiting[name] -= 1
+            told(frozenset(+waiting))
+
+    told(frozenset(waiting))
+    found = await asyncio.gather(*(ask(name, probe) for name, probe in probes))
+    return tuple(finding for part in found for finding in part)
+
+
+async def _probe_chain(settings: Settings, row: ChainRow) -> Sequence[Finding]:
+    reader = build_reader(settings, row, "check")
+    try:
+        return await reader.check()
+    finally:
+        await reader.close()
+
+
+async def _probe_websocket(row: ChainRow, url: SecretStr, name: str) -> Sequence[Finding]:
+    return [Finding("ok", name, await WsEndpoint(row, [url]).probe())]
+
+
+async def _probe_pyth(row: PythRow, settings: Settings) -> Sequence[Finding]:
+    source = PythSource(row, settings.sources)
+    cut_time = int(time.time()) - settings.service.epoch_seconds
+    try:
+        quotes = source.decode(await source.fetch(cut_time), cut_time)
+    finally:
         await source.close()
+    return [Finding("ok", "pyth", f"{len(quotes)} signed prices, signatures and paths verified")]
+
+
+async def _probe_destination(settings: Settings, row: DestinationRow) -> Sequence[Finding]:
+    destination = build_destination(settings, row)
+    try:
+        return await destination.check()
+    finally:
+        await destination.close()
+
+
+def _probe_data(settings: Settings) -> Sequence[Finding]:
+    """Write to the data folder, or to the folder that it will be made in."""
+    folder = wanted = Path(settings.service.data).resolve()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return [Finding("failed", "data", f"{wanted} cannot be written: {error.strerror}; check its owner")]
+    room = f"{free / 2**30:,.1f} GiB free"
+    if free < FREE_BYTES:
+        return [Finding("failed", "data", f"{wanted}: {room}, at least {FREE_BYTES / 2**30:g} GiB expected")]
+    return [Finding("ok", "data", f"{wanted}: writable, {room}" + ("" if folder == wanted else "; not made yet"))]
+
+
+def _probe_keys(settings: Settings) -> Sequence[Finding]:
+    """Decrypt the attestors' keys and the evidence key, which the first run makes."""
+    findings: list[Finding] = []
     for i, name in enumerate(settings.service.attestor_keys):
         try:
             address = load_key(key_path(settings, name), passphrase_of(settings)).address
-            member = settings.deployment.members[i].lower()
-            good = address == member
-            findings.append(
-                Finding("ok" if good else "failed", name, f"key {address}" + ("" if good else f", member is {member}"))
-            )
         except CrossmarginError as error:
             findings.append(Finding("failed", name, str(error)))
-    for d in settings.destinations:
-        try:
-            destination = build_destination(settings, d)
-            findings += await destination.check()
-            await destination.close()
-        except CrossmarginError as error:
-            findings.append(Finding("failed", f"destination {d.chain}", str(error)))
-    return tuple(findings)
+            continue
+        member = settings.deployment.members[i].lower()
+        good = address == member
+        findings.append(
+            Finding("ok" if good else "failed", name, f"key {address}" + ("" if good else f", member is {member}"))
+        )
+    path = key_path(settings, EVIDENCE_KEY)
+    try:
+        key = f"key {evidence_signer(settings).address}" if path.exists() else "made by the first run"
+        findings.append(Finding("ok", EVIDENCE_KEY, f"{key}; it signs disputes"))
+    except CrossmarginError as error:
+        findings.append(Finding("failed", EVIDENCE_KEY, str(error)))
+    return findings
 
 
 async def stored_roots(settings: Settings, epoch: int) -> dict[str, bytes]:

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import math
 import re
+import time
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, chain, islice, pairwise
 from typing import Any, Protocol, TypeVar
 
@@ -19,8 +21,17 @@ from adapters.evm.abi import WORD, Answer, Call, Flow, Result, decode_uint, pack
 from adapters.evm.chainlink import quotes_flow, sequencer_flow
 from adapters.evm.members import MAGIC, members_flow
 from adapters.evm.proof import Unprovable, choose_address, read_balance, verify_balance
+from adapters.evm.wallet import Wallet
 from adapters.members import withhold
-from aggregator.domain.errors import Contradicted, Garbage, NodeRefused, SourceError, Unavailable, WrongChain
+from aggregator.domain.errors import (
+    Contradicted,
+    Garbage,
+    NodeRefused,
+    SourceError,
+    Unavailable,
+    Unreachable,
+    WrongChain,
+)
 from aggregator.domain.price import Quote
 from aggregator.domain.rows import AssetRow, ChainRow, FinalityRow, SourceRow
 from aggregator.domain.snapshot import DEBT_UNREADABLE, INFORMATIONAL, Block, Finding, Position, Reading, Subject
@@ -35,6 +46,10 @@ DECIMALS = selector("decimals()")
 GET_BLOCK_NUMBER = selector("getBlockNumber()")  # Multicall3's own view
 ORIGIN_NUMBER, ORIGIN_HASH = selector("number()"), selector("hash()")  # of the L1Block contract of OP-stack chains
 FOREVER = 2**62
+HEAD_AHEAD = 15
+"""Seconds that a head may be ahead of the local clock: more, and nothing is learnt of how far finality is behind."""
+DESCRIBED_FOR = 600
+"""Seconds of a chain's own time after which its tokens are asked for their decimals again."""
 
 LOG_BLOCKS, LOG_QUERIES = 10_000, 64  # what is asked at most about changes: beyond it, reading everybody is cheaper
 LOG_LIMIT, WORD_LIMIT = 20_000, 100_000  # and what is taken as an answer
@@ -158,6 +173,7 @@ class EvmReader:
         assets: what is configured on the chain.
         parent: a reader of the chain that ``row.finality`` or ``row.irreversible`` names as L1; may be shared.
         secret: chooses whose balance is proven at a block, so that the node cannot know (``row.prove``).
+        clock: Unix seconds, to tell by how much a head can be believed.
     """
 
     def __init__(
@@ -170,6 +186,7 @@ class EvmReader:
         *,
         parent: ChainReader | None = None,
         secret: bytes = b"",
+        clock: Callable[[], float] = time.time,
     ) -> None:
         for rule in (row.finality, row.irreversible):
             if rule.l1 is not None and (parent is None or parent.row.id != rule.l1):
@@ -180,8 +197,10 @@ class EvmReader:
         self._frozen_at: tuple[Block, str] | None = None
         self._adapters, self._feeds, self._assets = tuple(adapters), tuple(feeds), tuple(assets)
         self._identified = self._proven = False
-        self._secret = secret
-        self._wrong: dict[str, str] | None = None  # asset -> what is wrong; None = not looked at yet
+        self._secret, self._clock = secret, clock
+        wallets = [adapter for adapter in adapters if isinstance(adapter, Wallet)]
+        self._native = next((row.id for wallet in wallets for row in wallet.rows if row.kind == "native"), None)
+        self._described = -1  # the period of the chain's time in which all tokens were as configured
 
     @property
     def row(self) -> ChainRow:
@@ -223,7 +242,9 @@ class EvmReader:
             await self.verify_identity()
         head = await self._block("latest")
         block = await self._newest(self._row.finality, head)
-        self._lag = float(max(0, head.time - block.time))
+        # A head's time is the node's word alone, so it counts as far as one's own clock can vouch for it.
+        believed = head.time <= self._clock() + HEAD_AHEAD
+        self._lag = float(max(0, head.time - block.time)) if believed else None
         step, later = max(1, math.floor((block.time - cut_time) / self._row.block_seconds)), block.height + 1
         while block.time > cut_time:
             if block.height == 0:
@@ -307,7 +328,10 @@ class EvmReader:
 
     @property
     def finality_lag(self) -> float | None:
-        """Seconds between head and newest final block at the last pin, None before the first."""
+        """Seconds between head and newest final block at the last pin.
+
+        None before the first, and for a head that is ahead of the clock: so no more than the block's age is claimed.
+        """
         return self._lag
 
     async def block_at(self, height: int) -> Block:
@@ -380,7 +404,7 @@ class EvmReader:
         return self._frozen_at[1]
 
     async def _aggregate(self, block: Block, calls: Sequence[Call], gas: int | None = None) -> list[Answer]:
-        """Run one multicall; without ``gas`` of its own it gets all that the node grants, and is halved if too little."""
+        """Run one multicall; without ``gas`` it gets what the node grants, and is halved if that is too little."""
         anchored = [(self._row.multicall.removeprefix("0x").lower(), GET_BLOCK_NUMBER), *calls]
         request = {"to": self._row.multicall, "data": pack_multicall(anchored)}
         if gas is not None:
@@ -432,17 +456,24 @@ class EvmReader:
         return [results[i] for i in range(len(flows))]
 
     async def _misdescribed(self, block: Block) -> Mapping[str, str]:
-        """Return, once per reader, the tokens whose decimals are not the configured ones, and what was found."""
-        if self._wrong is None:
-            tokens = [a for a in self._assets if a.kind != "native"]
-            (answers,) = await self._run(block, [[(a.id.rpartition(":")[2][2:], DECIMALS) for a in tokens]])
-            found = {a.id: (a.decimals, decode_uint(answer)) for a, answer in zip(tokens, answers, strict=True)}
-            self._wrong = {
-                asset: f"decimals() is {'unreadable' if there is None else there}, configured are {here}"
-                for asset, (here, there) in found.items()
-                if here != there
-            }
-        return self._wrong
+        """Return the tokens whose decimals are not the configured ones, and what was found.
+
+        That all are as configured is believed for a while, until the same time of the chain at every provider. What is
+        amiss may be the answer, or be put right: it is looked at again by the next reading.
+        """
+        if self._described == (period := block.time // DESCRIBED_FOR):
+            return {}
+        tokens = [a for a in self._assets if a.kind != "native"]
+        (answers,) = await self._run(block, [[(a.id.rpartition(":")[2][2:], DECIMALS) for a in tokens]])
+        found = {a.id: (a.decimals, decode_uint(answer)) for a, answer in zip(tokens, answers, strict=True)}
+        wrong = {
+            asset: f"decimals() is {'unreadable' if there is None else there}, configured are {here}"
+            for asset, (here, there) in found.items()
+            if here != there
+        }
+        if not wrong:
+            self._described = period
+        return wrong
 
     async def read(self, block: Block, subjects: Sequence[Subject]) -> Reading:
         """Read every venue of this chain for ``subjects`` at ``block``; tokens that lie about themselves count 0."""
@@ -474,19 +505,21 @@ class EvmReader:
     ) -> None:
         """Check one native balance of a reading against a state proof, where the chain is configured for it.
 
+        What is proven is what was read as a balance: nothing where no wallet reads the native coin.
+
         A node that has given a proof before must give one every time: else a lie would only have to withhold it.
 
         Raises:
             Contradicted: the node says something else than it proves; it is not asked again by this reader.
             Garbage, Unprovable: the proof is none.
         """
-        native = next((a.id for a in self._assets if a.kind == "native"), None)
+        native = self._native
         address = choose_address(block, subjects, self._secret) if self._row.prove else None
         if native is None or address is None:
             return
         if any(f.detail.startswith(f"{native}:") and f.detail.lower().endswith(address) for f in findings):
             return  # the node did not say what it holds
-        held = (p for p in positions if p.asset == native and p.side == "asset" and p.address.lower() == address)
+        held = (p for p in positions if (p.venue, p.asset) == (Wallet.name, native) and p.address.lower() == address)
         try:
             await verify_balance(self._endpoint, self._row.name, block, address, sum(p.quantity for p in held))
         except Unprovable:
@@ -548,21 +581,55 @@ class EvmReader:
         return quotes
 
     async def check(self) -> tuple[Finding, ...]:
-        """Probe identity, finality, headers, logs and a pinned read of every venue and feed, each on its own."""
+        """Probe identity, finality, headers, logs and a pinned read of every venue and feed, each on its own.
+
+        Each probe has the time of one call; a node that does not answer in it is not asked anything else.
+        """
         row, findings = self._row, list[Finding]()
-        try:
+
+        async def probe(what: str, ask: Callable[[], Awaitable[Sequence[Finding]]]) -> bool:
+            """Add what is found; return whether the node answers."""
+            try:
+                try:
+                    async with asyncio.timeout(row.timeout):
+                        findings.extend(await ask())
+                except TimeoutError:
+                    raise Unreachable(row.name, f"no answer within {row.timeout:g} s") from None
+            except SourceError as error:
+                silent = isinstance(error, Unreachable) and error.source == row.name
+                findings.append(Finding("failed", what, f"{error}; nothing more was asked" if silent else str(error)))
+                return not silent
+            return True
+
+        async def begin() -> list[Finding]:
+            nonlocal head, block
             await self.verify_identity()
             head = await self._block("latest")
             block = await self._newest(row.finality, head)
-            findings.append(Finding("ok", row.name, f"chain {row.id}, head {head.height}, final {block.height}"))
-        except SourceError as error:
-            return (Finding("failed", row.name, str(error)),)
+            return [Finding("ok", row.name, f"chain {row.id}, head {head.height}, final {block.height}")]
 
-        async def probe(what: str, ask: Callable[[], Awaitable[str]]) -> None:
-            try:
-                findings.append(Finding("ok", f"{row.name} {what}", await ask()))
-            except SourceError as error:
-                findings.append(Finding("failed", f"{row.name} {what}", str(error)))
+        head = block = Block(row.id, 0, "", "", 0)
+        await probe(row.name, begin)
+        if not block.hash:
+            return tuple(findings)
+        for what, ask in self._probes(head, block):
+            if not await probe(what, ask):
+                break
+        return tuple(findings)
+
+    def _probes(
+        self, head: Block, block: Block
+    ) -> Iterator[tuple[str, Callable[[], Awaitable[Sequence[Finding]]]]]:
+        """Yield what is to be probed at the final ``block``, by the scope of the finding where that fails."""
+        row = self._row
+
+        def named(
+            what: str, ask: Callable[[], Awaitable[str]]
+        ) -> tuple[str, Callable[[], Awaitable[Sequence[Finding]]]]:
+            async def found() -> Sequence[Finding]:
+                return (Finding("ok", f"{row.name} {what}", await ask()),)
+
+            return f"{row.name} {what}", found
 
         async def finality() -> str:
             held = await self.irreversible()
@@ -588,44 +655,38 @@ class EvmReader:
             await verify_balance(self._endpoint, row.name, block, address, claimed)
             return "balances can be proven"
 
-        await probe("finality", finality)
-        await probe("headers", headers)
-        if self._watched:
-            await probe("logs", logs)
-        if row.sequencer is not None:
-            await probe("sequencer", sequencer)
-        if row.prove:
-            await probe("proofs", proofs)
-        try:
-            for asset, lie in (await self._misdescribed(block)).items():
-                findings.append(Finding("failed", asset, lie))
-        except SourceError as error:
-            findings.append(Finding("failed", f"{row.name} decimals", str(error)))
-        nobody = (Subject("0x" + "00" * 32, None), Subject("0x" + "00" * 32, "0x" + "00" * 20))
-        for adapter in self._adapters:
+        async def decimals() -> Sequence[Finding]:
+            return [Finding("failed", asset, lie) for asset, lie in (await self._misdescribed(block)).items()]
+
+        async def venue(adapter: EvmAdapter) -> Sequence[Finding]:
+            nobody = (Subject("0x" + "00" * 32, None), Subject("0x" + "00" * 32, "0x" + "00" * 20))
             asked = [s for s in nobody if (s.address is None) == (adapter.keyed_by == "account")]
-            try:
-                ((_, found),) = await self._drive(block, [adapter.flow(asked)])
-                bad = [f for f in found if f.code not in INFORMATIONAL]
-                findings.append(
-                    Finding(
-                        "failed" if bad else "ok", f"{row.name} {adapter.name}", bad[0].detail if bad else "readable"
-                    )
-                )
-            except SourceError as error:
-                findings.append(Finding("failed", f"{row.name} {adapter.name}", str(error)))
-        try:
+            ((_, found),) = await self._drive(block, [adapter.flow(asked)])
+            bad = [f for f in found if f.code not in INFORMATIONAL]
+            scope = f"{row.name} {adapter.name}"
+            return (Finding("failed", scope, bad[0].detail) if bad else Finding("ok", scope, "readable"),)
+
+        async def feeds() -> Sequence[Finding]:
             answered = {q.source + q.feed for q in await self.read_quotes(block)}
-            for feed in self._feeds:
-                good = feed.name + feed.feed in answered
-                findings.append(
-                    Finding(
-                        "ok" if good else "failed", f"{row.name} {feed.feed}", "answers" if good else "does not answer"
-                    )
-                )
-        except SourceError as error:
-            findings.append(Finding("failed", f"{row.name} feeds", str(error)))
-        return tuple(findings)
+            return [
+                Finding("ok", f"{row.name} {feed.feed}", "answers")
+                if feed.name + feed.feed in answered
+                else Finding("failed", f"{row.name} {feed.feed}", "does not answer")
+                for feed in self._feeds
+            ]
+
+        yield named("finality", finality)
+        yield named("headers", headers)
+        if self._watched:
+            yield named("logs", logs)
+        if row.sequencer is not None:
+            yield named("sequencer", sequencer)
+        if row.prove:
+            yield named("proofs", proofs)
+        yield f"{row.name} decimals", decimals
+        for adapter in self._adapters:
+            yield f"{row.name} {adapter.name}", partial(venue, adapter)
+        yield f"{row.name} feeds", feeds
 
     async def close(self) -> None:
         """Close the endpoint, and the parent's reader."""

@@ -98,6 +98,14 @@ class EvmWatcher:
         for height in [h for h in self._marks if h <= self._after]:
             self._count -= len(self._marks.pop(height))
 
+    def _note(self, height: int, words: set[str], known: set[str]) -> None:
+        """Remember words of a height; where it may have been given out already, those not ``known`` count later too."""
+        late = words - known if height <= self._covered else set()
+        if height > self._after:
+            self._mark(height, words)
+        if late:
+            self._mark(self._covered + 1, late)
+
     def _mark(self, height: int, words: set[str]) -> None:
         marked = self._marks.setdefault(height, set())
         self._count -= len(marked)
@@ -152,7 +160,7 @@ class EvmWatcher:
             question = {"fromBlock": hex(low), "toBlock": hex(high), "address": self._contracts}
             if self._contracts:
                 for height, words in self._decode(await session.call("eth_getLogs", [question]), low, high):
-                    self._mark(height, words)
+                    self._note(height, words, self._marks.get(height, set()))
 
     async def _take_head(self, session: Session, head: Block) -> None:
         last = self._head
@@ -171,7 +179,7 @@ class EvmWatcher:
             log = log | {"removed": False}  # undone by a reorganisation: whom it named has changed again
         highest = (self._head.height if self._head else 0) + GAP_LIMIT
         for height, words in self._decode([log], 0, highest):
-            self._mark(height, words)
+            self._note(height, words, set())
 
     def _decode(self, logs: Any, first: int, last: int) -> list[tuple[int, set[str]]]:
         if not isinstance(logs, list):

@@ -44,7 +44,7 @@ class Members:
             if (place := wanted.place(self._program)) == wanted.record:
                 asked[subject] = wanted
             else:
-                failed[subject] = f"the member's record for this account is {place}, not {wanted.record}"
+                failed[subject] = f"address: the member's record for this account is {place}, not {wanted.record}"
         if not asked:
             return failed
         answers = yield tuple(wanted.record for wanted in asked.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from aggregator.cli.frame import (
     ConfigOption,
@@ -27,7 +28,7 @@ def assets(config: ConfigOption = None, json_output: JsonOption = False) -> None
             record = await store.epoch(certified=False)
         now = time.time()
         names = {row.id: row.name for row in settings.chains}
-        rows = []
+        rows: list[dict[str, str]] = []
         for asset in settings.assets:
             chain = asset.id.partition("/")[0]
             standing = judge_asset(asset, settings.chain(chain), record, now)
@@ -35,7 +36,7 @@ def assets(config: ConfigOption = None, json_output: JsonOption = False) -> None
                 {"id": asset.id, "symbol": asset.symbol, "chain": names.get(chain, chain), "feed": asset.feed}
                 | standing._asdict()
             )
-        feeds = []
+        feeds: list[dict[str, Any]] = []
         for feed in sorted({source.feed for source in settings.sources}):
             sources = [source.name for source in settings.sources if source.feed == feed]
             feeds.append({"feed": feed, "sources": sources} | judge_feed(feed, record, now)._asdict())
@@ -44,14 +45,14 @@ def assets(config: ConfigOption = None, json_output: JsonOption = False) -> None
             return
         title = f"epoch {record.header.epoch}, {int(now) - record.cut_time} s ago" if record else "no epoch yet"
         shown = table(title, "asset", "chain", "feed", "status", "cause", "id")
-        for row in rows:
-            cells = [row[name] for name in ("symbol", "chain", "feed", "status", "cause", "id")]
+        for listed in rows:
+            cells: list[str] = [listed[name] for name in ("symbol", "chain", "feed", "status", "cause", "id")]
             shown.add_row(*cells[:3], styled(cells[3]), *cells[4:])
         out.print(shown)
         priced = table("", "feed", "status", "cause", "sources")
         for feed_row in feeds:
-            sources = ", ".join(feed_row["sources"])
-            priced.add_row(feed_row["feed"], styled(feed_row["status"]), feed_row["cause"], sources)
+            named = ", ".join(feed_row["sources"])
+            priced.add_row(feed_row["feed"], styled(feed_row["status"]), feed_row["cause"], named)
         out.print(priced)
 
     run_async(work)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 import typer
@@ -22,6 +24,8 @@ from aggregator.cli.frame import (
     table,
 )
 from aggregator.service.telemetry import configure_logging
+
+PATIENCE = 2.0  # seconds after which a terminal is told what a check still waits for
 
 
 @app.command()
@@ -50,7 +54,8 @@ def check(config: ConfigOption = None, json_output: JsonOption = False) -> None:
     """Probe chains, venues, feeds, keys and destinations with the methods really used."""
 
     async def work() -> bool:
-        findings = await bootstrap.preflight(settings_of(config))
+        async with _progress() as told:
+            findings = await bootstrap.preflight(settings_of(config), told)
         if json_output:
             print_json([f._asdict() for f in findings])
         else:
@@ -62,3 +67,28 @@ def check(config: ConfigOption = None, json_output: JsonOption = False) -> None:
 
     if not run_async(work):
         raise typer.Exit(1)
+
+
+@asynccontextmanager
+async def _progress() -> AsyncIterator[Callable[[frozenset[str]], None]]:
+    """Yield what to tell the names that are waited for; a person at a terminal sees them once it takes long."""
+    waiting = frozenset[str]()
+
+    def told(names: frozenset[str]) -> None:
+        nonlocal waiting
+        waiting = names
+
+    async def show() -> None:
+        await asyncio.sleep(PATIENCE)
+        with err.status("") as status:
+            while True:
+                status.update(f"waiting for {', '.join(sorted(waiting))}")
+                await asyncio.sleep(0.2)
+
+    showing = asyncio.create_task(show()) if err.is_terminal else None
+    try:
+        yield told
+    finally:
+        if showing is not None:
+            showing.cancel()
+            await asyncio.wait([showing])

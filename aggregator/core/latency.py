@@ -215,7 +215,9 @@ def within_band(theirs: LatencyTables, mine: LatencyTables, configured: LatencyT
     Refused are tables that :func:`parse_tables` would refuse, that lack a leg or add one; a law that does not dominate
     the configured one, outages included; a law that is more than ``steps`` grid steps shorter than one's own at its
     median, 90th or 99th percentile. One's own law counts once it rests on twice ``FEWEST`` measurements: until then
-    the proposer may still lack some.
+    the proposer may still lack some. Where the proposer has measured more than oneself, after a restart say, its other
+    measurements may all have been short: then only what one's own alone rule out is refused, so that whoever has
+    measured the same, and more, never is.
 
     Args:
         configured: what ``build_tables`` makes of no samples.
@@ -224,13 +226,13 @@ def within_band(theirs: LatencyTables, mine: LatencyTables, configured: LatencyT
         parse_tables(tables_json(theirs))
     except InputError as error:
         return str(error)
-    laws = {(leg.chain, leg.leg): leg.law for leg in theirs}
+    laws = {(leg.chain, leg.leg): (leg.law, leg.samples) for leg in theirs}
     own = {(leg.chain, leg.leg): leg for leg in mine}
     floor = {(leg.chain, leg.leg): leg.law for leg in configured}
     if unmatched := sorted(floor.keys() ^ laws.keys()):
         chain, leg = unmatched[0]
         return f"{leg} on {chain} is {'missing' if (chain, leg) in floor else 'not a leg of this configuration'}"
-    for (chain, leg), law in laws.items():
+    for (chain, leg), (law, samples) in laws.items():
         least = floor[chain, leg]
         for value in least.seconds:
             if survival(law, value) < (needed := survival(least, value)) - _NOISE:
@@ -241,8 +243,11 @@ def within_band(theirs: LatencyTables, mine: LatencyTables, configured: LatencyT
         measured = own.get((chain, leg))
         if measured is None or measured.samples < 2 * FEWEST:
             continue
+        # More than ``NEWEST`` cannot count, so that a proposer that boasts of more dilutes one's own no further.
+        share = measured.samples / max(measured.samples, min(samples, NEWEST))
         for level, name in _QUANTILES:
-            their, my = quantile(law, level), quantile(measured.law, level)
+            their = quantile(law, level)
+            my = quantile(measured.law, level) if share == 1 else _surely(measured.law, (1 - level) / share)
             if bisect_left(GRID, my) - bisect_left(GRID, their) > steps:
                 return f"{leg} on {chain} takes at most {their} s in {name} of cases, measured here are {my} s"
     return ""
@@ -382,6 +387,20 @@ def _bin_ends(count: int) -> list[int]:
         rank = count - (count - rank) // 2
         ends.append(rank)
     return ends
+
+
+def _surely(law: Law, chance: float) -> int:
+    """Return the longest value that more than ``chance`` of the measurements behind a law reach, 0 if none is known.
+
+    A value stands for its bin's longest, which the others of the bin may not reach; those of the bins after it do.
+    """
+    known, after = 0, 1.0
+    for value, mass in zip(*law, strict=True):
+        after -= mass
+        if after <= chance + _NOISE * NODES:
+            break
+        known = value
+    return known
 
 
 def _law(pairs: Iterable[tuple[int, float]]) -> Law:

@@ -51,12 +51,15 @@ CHAINS = "the table of chains on {page}/, or `crossmargin chains`: state and cau
 DISPUTES = "`crossmargin disputes`: who said what, signed; metric crossmargin_disputes_total on {page}/metrics"
 CHECK = "`crossmargin check`: probes each provider of {chain} and names the one that fails"
 MARGIN = "`crossmargin margin meridian`: status, flags and usable budget of an account that depends on {chain}"
-EPOCHS = "`crossmargin epochs`, or {page}/v1/epochs/latest: header.floor rises with the reason"
+CARRIED = "{page}/v1/epochs/latest: `carried`, the accounts whose change may show late; in {page}/metrics as well"
+EPOCHS = "`crossmargin epochs`: one epoch has `raised` its floor, and below the table why; so has {page}/v1/epochs"
 POSTINGS = "{page}/v1/postings: state and detail of what goes to {chain}"
 
 
-def _provider(mode: Mode, about: str, guide: str, *look: str, name: str = "") -> Fault:
-    return Fault(name or mode, "provider", about, guide, look, mode=mode)
+def _provider(
+    mode: Mode, about: str, guide: str, *look: str, chains: tuple[str, ...] = ("alpha", "beta", "sol")
+) -> Fault:
+    return Fault(mode, "provider", about, guide, look, chains, mode=mode)
 
 
 FAULTS: dict[str, Fault] = {
@@ -74,8 +77,9 @@ FAULTS: dict[str, Fault] = {
         _provider("garbage", "answers what is no JSON-RPC", "garbage.md", CHECK, CHAINS),
         _provider("gzip-bomb", "answers 256 MiB, packed into a quarter of one", "garbage.md", CHECK, CHAINS),
         _provider("wrong-id", "answers under another request's id", "garbage.md", CHECK, CHAINS),
-        _provider("truncated-logs", "leaves out logs and tells of none", "truncated-logs.md", MARGIN, CHAINS),
-        _provider("bad-proof", "spoils every state proof", "proof-contradiction.md", CHECK, DISPUTES),
+        _provider("truncated-logs", "leaves out logs and tells of none", "truncated-logs.md", CARRIED, MARGIN),
+        # A spoilt proof proves nothing, not even a lie: no dispute.
+        _provider("bad-proof", "spoils every state proof", "proof-contradiction.md", CHECK, chains=("alpha", "beta")),
         Fault(
             "reorg",
             "chain",
@@ -90,7 +94,7 @@ FAULTS: dict[str, Fault] = {
             "replaces irreversible blocks",
             "reorg-below-finality.md",
             (CHAINS, "`crossmargin chains resume {chain} --reason …` ends the halt", MARGIN),
-            ("alpha", "beta", "sol"),
+            ("alpha", "beta"),
             once=True,
         ),
         Fault("halt", "chain", "stops making blocks", "halted-chain.md", (CHAINS, MARGIN), ("beta", "alpha", "sol")),
@@ -185,6 +189,9 @@ class Faults:
         known = ("alpha", "beta", "sol")
         if chain not in known:
             raise FaultError(f"no chain is called {chain!r}; known: {', '.join(known)}")
+        if chain == "sol" and fault.name == "deep-reorg":
+            problem = "finalized slots of Solana are never replaced, so there is no deep-reorg on sol"
+            raise FaultError(f"{problem}; `reorg --chain sol` replaces those that are not finalized")
         if chain not in fault.chains:
             raise FaultError(f"{fault.name} cannot happen on {chain}, only on {', '.join(fault.chains)}")
         return chain
@@ -238,9 +245,6 @@ class Faults:
 
     def _reorganise(self, fault: Fault, chain: str) -> str:
         if chain == "sol":
-            if fault.name == "deep-reorg":
-                problem = "finalized slots of Solana are never replaced, so there is no deep-reorg on sol"
-                raise FaultError(f"{problem}; `reorg --chain sol` replaces those that are not finalized")
             gone = self._world.svm.call("x_reorg", SOL_REORG)["dropped"]
             return (
                 f"the newest {SOL_REORG} slots of sol were replaced and {len(gone)} transactions undone; none of them "

@@ -38,7 +38,8 @@ LIFETIME = 60
 CLOCK_SKEW = 5
 MAX_LIFETIME = 600
 VAULT_DELAY = 120
-MAX_AGE = 14
+MAX_AGE = 18
+REREAD_EPOCHS = 2  # between two fresh readings of an account that nobody saw change
 MEMBERS, THRESHOLD = 4, 3
 SOL_SLOT_MS, SOL_FINALIZED = 400, 8  # as long as on mainnet; final sooner
 PROVIDERS, QUORUM = 3, 2  # per chain: how many, and how many must agree
@@ -329,6 +330,9 @@ class World:
                 "passphrase_file": str(self.passphrase_file),
                 "clock_skew": CLOCK_SKEW,
                 "max_lifetime": MAX_LIFETIME,
+                # As if there were very many accounts: who is not seen to change is carried from an older block.
+                "full_read_below": 0,
+                "reread_epochs": REREAD_EPOCHS,
             },
             "deployment": {
                 "network_class": DEVNET,
@@ -382,6 +386,7 @@ class World:
             "block_seconds": c.block_seconds,
             "finality": {"depth": c.depth},
             "irreversible": {"depth": c.irreversible},
+            "prove": True,
             "max_age": MAX_AGE,
             "timeout": 5.0,
             "requests_per_second": 200,

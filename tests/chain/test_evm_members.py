@@ -15,17 +15,19 @@ from web3 import Web3
 from web3.contract import Contract
 
 from adapters.evm.abi import Flow, decode_uint, word_of_address
-from adapters.evm.reader import EvmReader
+from adapters.evm.members import IS_VALID_SIGNATURE
+from adapters.evm.reader import Endpoint, EvmReader
 from adapters.evm.wallet import BALANCE_OF
 from adapters.evm.wallet import Wallet as WalletAdapter
 from adapters.members import MEMBER_UNVERIFIED
+from adapters.rpc import EvmEndpoint
 from aggregator.bootstrap import chain_witness
 from aggregator.config import parse_settings
 from aggregator.domain.certificate import LinkRecord
-from aggregator.domain.errors import InputError, Unreachable
+from aggregator.domain.errors import InputError, SourceError, Unavailable, Unreachable
 from aggregator.domain.rows import AssetRow
-from aggregator.domain.snapshot import Account, Finding, Position, Reading, Subject
-from aggregator.service.accounts import AccountBook, Witness
+from aggregator.domain.snapshot import Account, Position, Reading, Subject
+from aggregator.service.accounts import AccountBook
 from aggregator.service.seals import seal_of
 from aggregator.store import SqlStore
 from infra.devnet.anvil import Anvil, connect, deploy_code, transact
@@ -156,9 +158,10 @@ class Service:
 
 @pytest.fixture
 async def service(tmp_path: Path, reader: EvmReader) -> AsyncIterator[Service]:
-    async def witness(chain: str, subject: Subject) -> tuple[Finding, ...]:
+    async def witness(chain: str, asked: Sequence[tuple[Subject, int]]) -> list[str | SourceError]:
         assert chain == CHAIN
-        return (await reader.read(await reader.pin(2**40), [subject])).findings
+        found = (await reader.read(await reader.pin(2**40), [subject for subject, _ in asked])).findings
+        return [next((f.detail for f in found), "") for _ in asked]
 
     store = await SqlStore.open(f"sqlite:///{tmp_path / 'store.db'}")
     book = AccountBook(store, StandingClock(), DEPLOYMENT_ID, [CHAIN], [CHAIN], witness)
@@ -264,6 +267,44 @@ async def test_strangers_that_answer_badly_cost_nobody_but_themselves(scene: Sce
         assert STRANGERS[name][1] in details[record.member.rpartition(":")[2]], name
 
 
+async def test_contracts_that_burn_all_gas_leave_enough_for_others(scene: Scene, service: Service) -> None:
+    member = f"{CHAIN}:{scene.address}"
+    good = await service.link(member, "eip1271:" + await service.sign(member, "accept", OWNER))
+    burner, _ = STRANGERS["burns all gas"]
+    burners = [good._replace(member=f"{CHAIN}:{deploy_raw(scene, burner)}") for _ in range(5)]
+    reading = await service.read(*burners, good)
+    assert sides(reading) == ["asset", "debt"]
+    assert len(reading.findings) == len(burners)
+
+
+class Silent:
+    """An endpoint that does not answer when a contract is asked whether it agrees."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def call(self, method: str, params: Sequence[object]) -> Any:
+        if IS_VALID_SIGNATURE in str(params):
+            raise Unreachable("alpha", "no answer to eth_call")
+        return await self._endpoint.call(method, params)
+
+    async def close(self) -> None:
+        await self._endpoint.close()
+
+
+async def test_a_node_that_does_not_answer_for_a_contract_still_reads_the_chain(
+    anvil: Anvil, scene: Scene, service: Service
+) -> None:
+    member = f"{CHAIN}:{scene.address}"
+    record = await service.link(member, "eip1271:" + await service.sign(member, "accept", OWNER))
+    row = chain_row(anvil.url, genesis=genesis_of(anvil))
+    silent = EvmReader(row, Silent(EvmEndpoint(row, row.rpc[0])), scene.adapters(), [])
+    reading = await replace(service, reader=silent).read(record)
+    await silent.close()
+    assert sides(reading) == ["debt"]
+    assert ["not answered" in f.detail for f in reading.findings] == [True]
+
+
 async def test_a_seal_of_another_form_is_not_believed(scene: Scene, service: Service) -> None:
     block = await service.reader.pin(2**40)
     account = service.account.id
@@ -286,13 +327,19 @@ async def test_the_service_asks_the_chain_with_a_reader_of_its_own(
     record = await service.link(member, "eip1271:" + await service.sign(member, "accept", OWNER))
     good = Subject(record.account, scene.address, seal_of(DEPLOYMENT_ID, record))
     ask = chain_witness(parse_settings(document))
-    assert await unverified(ask, good) == []
-    assert await unverified(ask, good._replace(address="0x" + "77" * 20)) == [record.account]
+    stranger = "0x" + "77" * 20
+    agreed = scene.w3.eth.get_block("latest")["timestamp"]
+    yes, no = await ask(CHAIN, [(good, 2**40), (good._replace(address=stranger), 2**40)])
+    assert yes == ""
+    assert stranger in str(no)
+    # Asked as of when its word was taken, it may have changed its mind since.
+    scene.w3.provider.make_request("evm_increaseTime", [60])  # type: ignore[arg-type]
+    transact(scene.w3, scene.wallet.functions.hand_over(HEIR.address), impersonate(scene, OWNER.address))
+    before, since, unknown = await ask(CHAIN, [(good, agreed), (good, 2**40), (good, 1)])
+    assert before == ""
+    assert scene.address in str(since)
+    assert isinstance(unknown, Unavailable), "the chain had not begun"
     table["rpc"] = ["http://127.0.0.1:9"]
-    with pytest.raises(Unreachable, match=r"^alpha"):
-        await chain_witness(parse_settings(document))(CHAIN, good)
-
-
-async def unverified(ask: Witness, subject: Subject) -> list[str]:
-    """Return the accounts of which a witness says that a member does not agree."""
-    return [f.scope for f in await ask(CHAIN, subject) if f.code == MEMBER_UNVERIFIED]
+    (dark,) = await chain_witness(parse_settings(document))(CHAIN, [(good, 2**40)])
+    assert isinstance(dark, Unreachable)
+    assert str(dark).startswith("alpha")

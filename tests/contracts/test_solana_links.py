@@ -232,6 +232,14 @@ def test_a_revoke_on_chain_counts_at_once_and_can_be_shown(world: LinksWorld) ->
     assert world.disowned(other).keys() == {other}
 
 
+def test_an_account_of_somebody_elses_choice_is_not_asked_for(world: LinksWorld) -> None:
+    """It may be the largest on the chain."""
+    other = subject(world, accept_signature=f"pda:{Pubkey.new_unique()}")
+    with pytest.raises(StopIteration) as stopped:
+        next(Members(str(world.program)).flow([other]))
+    assert list(stopped.value.value) == [other]
+
+
 def test_without_a_links_program_no_seal_is_believed(world: LinksWorld) -> None:
     flow = Members(None).flow([subject(world)])
     with pytest.raises(StopIteration) as stopped:

@@ -59,7 +59,7 @@ class Watching:
     def certify(self, seen: Collected, floor: int = 0) -> None:
         digest = self.epoch.to_bytes(32, "big")
         self.observer.attested(digest, seen)
-        self.observer.certified(digest, floor)
+        self.observer.certified(digest, self.epoch, floor)
 
     def held(self, seen: Collected) -> int:
         """Return the WETH in the vault, as counted from what was seen."""

@@ -179,3 +179,17 @@ def test_whoever_measures_more_refuses_nobody_who_measures_longer(
     longer = [value + more[i % len(more)] for i, value in enumerate(seconds)]
     configured = build_tables((), chains, DESTINATIONS)
     assert within_band(tables(longer), tables(seconds), configured) == ""
+
+
+@given(enough, st.lists(st.floats(0, 1_000), min_size=1, max_size=400), holds)
+def test_whoever_measured_all_of_it_and_more_is_not_refused(
+    seconds: list[float], more: list[float], hold: list[LatencyLeg]
+) -> None:
+    """Whatever the measurements are that one party alone has: after a restart another has few, of one hour only."""
+    chains = (chain_row(EVM, hold=tuple(hold)), chain_row(SOLANA))
+
+    def tables(values: list[float]) -> LatencyTables:
+        return build_tables([Sample("finality", EVM, value, 1) for value in values], chains, DESTINATIONS)
+
+    own = [*seconds, *seconds]  # enough of them to count
+    assert within_band(tables([*own, *more]), tables(own), build_tables((), chains, DESTINATIONS)) == ""

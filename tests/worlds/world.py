@@ -16,9 +16,9 @@ from adapters.prices.pyth import PythSource
 from aggregator.bootstrap import deployment_of, store_url, world_of
 from aggregator.config import parse_settings
 from aggregator.domain.certificate import EpochRecord, LinkRecord
-from aggregator.domain.errors import RefusedError, Unreachable
+from aggregator.domain.errors import RefusedError, SourceError, Unreachable
 from aggregator.domain.price import Quote
-from aggregator.domain.snapshot import Account, Finding, Position, Reading, Subject
+from aggregator.domain.snapshot import Account, Position, Reading, Subject
 from aggregator.ports import Store
 from aggregator.service.accounts import AccountBook, LinkEnder
 from aggregator.service.attest import Attestor, Rules
@@ -266,11 +266,11 @@ class SimulatedWorld:
             ender=LinkEnder(store, self.clock, service.link_cooldown),
         )
 
-    async def witness(self, chain: str, subject: Subject) -> tuple[Finding, ...]:
-        """Answer as a chain does about an address without a key: those in ``disowned`` do not agree (any more)."""
-        address = f"{chain}:{subject.address}"
-        assert subject.seal
-        return (Finding("member-unverified", subject.account, address),) if address in self.disowned else ()
+    async def witness(self, chain: str, asked: Sequence[tuple[Subject, int]]) -> list[str | SourceError]:
+        """Answer as a chain does about addresses without a key: those in ``disowned`` do not agree (any more)."""
+        assert all(subject.seal for subject, _ in asked)
+        found = [f"{chain}:{subject.address}" for subject, _ in asked]
+        return [f"{address} denies it" if address in self.disowned else "" for address in found]
 
     async def restart(self) -> None:
         """Build the service anew over its store, as a process that was killed does."""

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from adapters.rpc import ATTEMPTS, FIRST_DELAY, IN_FLIGHT, LONGEST_DELAY, OPENS_AFTER, Breaker, EvmEndpoint
@@ -31,7 +33,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def breaker(clock: Clock) -> Breaker:
-    return Breaker("alpha", PATIENCE, clock)
+    return Breaker("alpha", PATIENCE, clock, draw=max)
 
 
 def call(breaker: Breaker, outcome: BaseException | None = None) -> None:
@@ -102,7 +104,25 @@ def test_the_delay_doubles_with_every_failed_trial_up_to_the_longest(breaker: Br
                 if error.problem == "still down":
                     break
         delays.append(clock.now - start)
-    assert delays == [FIRST_DELAY, 2, 4, 8, 16, LONGEST_DELAY, LONGEST_DELAY, LONGEST_DELAY]
+    assert delays == [FIRST_DELAY, 2, 4, 8, *[LONGEST_DELAY] * 4]
+    assert LONGEST_DELAY <= 10  # a chain whose providers were all gone is noticed soon after they are back
+
+
+@given(st.floats(0, 1), st.floats(1, 100))
+def test_each_wait_is_the_part_of_the_delay_that_was_drawn(part: float, longest: float) -> None:
+    clock = Clock()
+    breaker = Breaker("alpha", PATIENCE, clock, longest=longest, draw=lambda low, high: low + part * (high - low))
+    fail(breaker, OPENS_AFTER)
+    delay = FIRST_DELAY
+    for _ in range(8):
+        if part > 0.01:
+            clock.now += 0.99 * part * delay
+            with pytest.raises(Unreachable, match="not asked for"):
+                call(breaker, Unreachable("alpha", "still down"))
+        clock.now += part * delay
+        with pytest.raises(Unreachable, match="still down"):
+            call(breaker, Unreachable("alpha", "still down"))
+        delay = min(2 * delay, longest)
 
 
 def test_one_trial_at_a_time_and_its_success_closes(breaker: Breaker, clock: Clock) -> None:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.quorum import Disputed, NoQuorum
-from aggregator.domain.errors import Unreachable
+from aggregator.domain.errors import Unavailable, Unreachable
 from aggregator.domain.snapshot import FROZEN
-from tests.unit.adapters.quorum_world import ACCOUNTS, HEAD, HONEST, POSITIONS, Quorum, block, make
+from tests.unit.adapters.quorum_world import ACCOUNTS, CUT, HEAD, HONEST, POSITIONS, FakeProvider, Quorum, block, make
 
 BLOCK_FAULTS = ("dead", "stale", "wrong-chain", "garbage", "unhandled", "fork", "ahead")
 DOWN = f"{FROZEN}: the sequencer is down since 2026-01-01 00:00:00 UTC; it counts again 3600 s after it is back"
@@ -62,6 +62,29 @@ async def test_too_few_answers_are_no_answer(ask: str) -> None:
     reader = make("", "dead", "dead").reader
     with pytest.raises(NoQuorum, match="fewer than 2 of 3"):
         await (reader.headers(1, 2) if ask == "headers" else reader.irreversible())
+
+
+@pytest.mark.parametrize("ask", ["block_at", "headers"])
+async def test_that_the_chain_is_shorter_now_is_for_enough_providers_to_say(ask: str) -> None:
+    def make_shorter(*faults: str) -> Quorum:
+        quorum = make(*faults)
+        for provider in quorum.providers[:2]:
+            provider.head = HEAD - 5
+        return quorum
+
+    async def question(quorum: Quorum) -> object:
+        reader = quorum.reader
+        return await (reader.block_at(HEAD) if ask == "block_at" else reader.headers(HEAD - 7, HEAD))
+
+    shorter = make_shorter("", "", "")
+    with pytest.raises(Unavailable, match=r"fewer than 2 of 3 providers have block.*alpha\[2\]: has it"):
+        await question(shorter)
+    with pytest.raises(Unavailable):
+        await question(make_shorter("", "", "dead"))
+    for too_few in (make_shorter("", "dead", ""), make_shorter("", "dead", "dead")):
+        with pytest.raises(NoQuorum):
+            await question(too_few)
+    assert shorter.disputes == []
 
 
 async def test_irreversible_is_what_enough_providers_have_reached() -> None:
@@ -137,6 +160,28 @@ async def test_the_lag_is_the_median_of_those_that_took_part() -> None:
         provider.depth = depth
     await quorum.observe()
     assert quorum.reader.finality_lag == 60.0  # of 20, 60 and what a liar says
+
+
+@pytest.mark.parametrize("faults", [("", "", "dead"), ("", "", "stale"), ("", "", "fork")])
+async def test_a_lie_about_the_head_does_not_stretch_the_lag_where_one_is_out(faults: Sequence[str]) -> None:
+    quorum = make(*faults)
+    quorum.providers[1].depth = 10**9
+    await quorum.reader.pin(CUT)
+    assert quorum.reader.finality_lag == 20.0
+    for provider in quorum.providers:
+        provider.fault, provider.depth = "dead", 10**9
+    with pytest.raises(NoQuorum):
+        await quorum.reader.pin(CUT)
+    assert quorum.reader.finality_lag == 20.0  # as of the last pin that was agreed on
+
+
+async def test_a_lag_that_fewer_than_needed_tell_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = property(lambda self: 4.0 if self.number == 0 else None)
+    monkeypatch.setattr(FakeProvider, "finality_lag", known)
+    quorum = make("", "", "")
+    assert quorum.reader.finality_lag is None
+    await quorum.reader.pin(CUT)
+    assert quorum.reader.finality_lag is None
 
 
 async def test_one_provider_alone_is_asked_as_it_is() -> None:

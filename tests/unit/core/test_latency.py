@@ -227,6 +227,23 @@ def test_a_proposer_that_cannot_have_measured_enough_yet_is_not_refused() -> Non
     assert "measured here are 500 s" in within_band(tables(), measured(500.0, 2 * FEWEST), tables())
 
 
+def test_after_a_restart_in_a_slow_hour_a_proposer_that_remembers_the_day_is_not_refused() -> None:
+    """An attestor that lost its measurements, with 70 slow ones since, beside a day of 1,440 that ends in those."""
+    day = tables(("read", EVM, [2.0] * 1_370 + [40.0] * 70))
+    hour = measured(40.0, 70)
+    assert within_band(day, hour, tables()) == ""
+    assert within_band(hour, day, tables()) == ""
+    forgot = tables(("read", EVM, [2.0] * 1_440))  # a twentieth of the day cannot have been left out unseen
+    assert within_band(forgot, hour, tables()) == f"read on {EVM} takes at most 2 s in 99% of cases, measured here are 0 s"
+
+
+def test_a_proposer_gains_little_by_boasting_of_measurements() -> None:
+    mine = tables(("read", EVM, [2.0] * 1_200 + [10.0] * 240))
+    for samples in (1_441, NEWEST, 2**53):
+        theirs = tuple(t._replace(samples=samples) if t.leg == "read" else t for t in measured(5.0))
+        assert "of cases, measured here are 10 s" in within_band(theirs, mine, tables())
+
+
 def test_a_weaker_outage_is_refused_whatever_was_measured() -> None:
     configured = tables()
     for law, says in (

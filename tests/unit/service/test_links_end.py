@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from aggregator.bootstrap import build_bundle
 from aggregator.domain.certificate import EpochRecord, LinkRecord, State
-from aggregator.domain.errors import ConflictError, InputError, Unreachable
+from aggregator.domain.errors import ConflictError, InputError, SourceError, Unavailable
 from aggregator.domain.links import endable, with_links
 from aggregator.domain.report import Flag
-from aggregator.domain.snapshot import Account, ChainView, Finding, Position, Subject
+from aggregator.domain.snapshot import Account, ChainView, Position, Subject
+from aggregator.service import state_rules
 from aggregator.service.accounts import AccountBook
 from aggregator.service.seals import seal_of, seals
+from aggregator.service.state_rules import LOG_SLACK
 from proofs.bundle import parse_bundle
 from proofs.links import LinkTerms, encode_base58, link_digest, link_text
 from proofs.verify import verify_bundle
@@ -257,31 +261,122 @@ async def test_nobody_believes_a_contract_unasked(world: SimulatedWorld, watched
     assert caught.value.field == "accept_signature"
 
 
-async def test_a_contract_that_controls_an_account_is_asked_by_attestors(
+async def revoke_keyless(world: SimulatedWorld, account: Account, member: EvmPerson, nonce: int) -> LinkRecord:
+    expiry = int(world.clock.now()) + 600
+    return await world.book.revoke_link(account.id, account.controller, member.address, nonce, expiry, "member", WALLET)
+
+
+@pytest.mark.parametrize("role", ["member", "controller", "revoking member"])
+async def test_a_contract_that_changes_its_mind_stops_no_epoch(
+    world: SimulatedWorld, watched: Account, role: str
+) -> None:
+    """It agreed when the coordinator asked and denies it to every attestor, for ever; whoever deploys it chooses."""
+    contract, ada = EvmPerson("contract"), await world.store.account("ada")
+    await world.epoch(FIRST_EPOCH)
+    if role == "controller":
+        owned = await world.book.open_account(contract.address, SALT, "risk-bearing", None, "owned by a contract")
+        await world.link(owned, contract, SolanaPerson("member"), invite_signature=WALLET)
+    else:
+        await add_keyless(world, ada, contract)
+        if role == "revoking member":
+            assert (await world.epoch(FIRST_EPOCH + 1)).attestations
+            await revoke_keyless(world, ada, contract, 2)
+    world.disowned.add(contract.address)
+    newest = (await world.store.links())[-1].position
+    with capture_logs() as lines:
+        record = await world.epoch(FIRST_EPOCH + 2)
+        for rules in world.state_rules.values():
+            await rules.asked()
+    assert len(record.attestations) == 4, record.refusals
+    denied = [(line["link"], line["side"]) for line in lines if line["event"] == "denied by its chain"]
+    assert denied == 4 * [(newest, role.split()[-1])], "each attestor says so"
+    await world.restart()
+    assert (await world.epoch(FIRST_EPOCH + 3)).attestations
+
+
+async def test_chains_are_asked_together_and_nobody_waits_for_them(
     world: SimulatedWorld, watched: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the coordinator says it heard from a contract, each attestor asks for itself, while it is new."""
-    contract, member = EvmPerson("contract"), SolanaPerson("member")
-    account = await world.book.open_account(contract.address, SALT, "risk-bearing", None, "owned by a contract")
+    """Anybody may link contracts that take for ever to answer."""
+    ada = await world.store.account("ada")
     await world.epoch(FIRST_EPOCH)
-    await world.link(account, contract, member, invite_signature=WALLET)
-    world.disowned.add(contract.address)
-    refused = await world.epoch(FIRST_EPOCH + 1)
-    assert refused.attestations == ()
-    assert all("controller" in why for _, why in refused.refusals), refused.refusals
+    entries = [await add_keyless(world, ada, EvmPerson(f"contract {i}")) for i in range(20)]
+    rounds: list[list[tuple[str, int]]] = []
 
-    async def dark(chain: str, subject: Subject) -> tuple[Finding, ...]:
-        raise Unreachable("alpha", "no answer")
+    async def endless(chain: str, asked: Sequence[tuple[Subject, int]]) -> list[str | SourceError]:
+        rounds.append([(f"{chain}:{subject.address}", at) for subject, at in asked])
+        await asyncio.Event().wait()
+        raise AssertionError
 
-    asked = world.witness
-    for attestor in world.state_rules.values():
-        monkeypatch.setattr(attestor, "_witness", dark)
-    provisional = await world.epoch(FIRST_EPOCH + 2)
-    assert len(provisional.attestations) == 4, "a chain that is dark stops nobody"
-    for attestor in world.state_rules.values():
-        monkeypatch.setattr(attestor, "_witness", asked)
-    later = await world.epoch(FIRST_EPOCH + 3)
-    assert len(later.attestations) == 4, "by now a quorum has certified it, and the contract may have changed"
+    attestor = next(iter(world.state_rules.values()))
+    monkeypatch.setattr(attestor, "_witness", endless)
+    monkeypatch.setattr(state_rules, "ASKING_SECONDS", 0.01)
+    assert len((await world.epoch(FIRST_EPOCH + 1)).attestations) == 4
+    await attestor.asked()
+    assert rounds == [[(entry.member, entry.recorded_at) for entry in entries]]
+
+
+async def test_who_cannot_tell_is_asked_again_until_the_entry_is_certified(
+    world: SimulatedWorld, watched: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.epoch(FIRST_EPOCH)
+    await add_keyless(world, await world.store.account("ada"), EvmPerson("contract"))
+    answers: list[list[str | SourceError]] = [[Unavailable("alpha", "missing trie node")], [""], ["never asked"]]
+    attestor = next(iter(world.state_rules.values()))
+
+    async def pruned(chain: str, asked: Sequence[tuple[Subject, int]]) -> list[str | SourceError]:
+        return answers.pop(0)
+
+    monkeypatch.setattr(attestor, "_witness", pruned)
+    world.attestors[1:] = []  # no quorum: the entry stays fresh
+    for number in range(1, 5):
+        record = await world.epoch(FIRST_EPOCH + number)
+        await attestor.asked()
+        assert record.attestations == ()
+    assert answers == [["never asked"]]
+
+
+# What is recorded while an epoch begins
+
+
+@pytest.mark.parametrize(("before", "signed"), [(1, True), (LOG_SLACK, True), (LOG_SLACK + 1, False)])
+async def test_an_entry_committed_after_the_log_was_read_may_wait_an_epoch(
+    world: SimulatedWorld, watched: Account, monkeypatch: pytest.MonkeyPatch, before: int, signed: bool
+) -> None:
+    await world.epoch(FIRST_EPOCH)
+    world.tick(FIRST_EPOCH + 1)
+    world.clock.time = world.cut_time - before + 0.5
+    early = [await world.store.state()]
+    entry = await revoke(world, watched, "controller")
+    honest = world.store.state
+
+    async def state() -> State:  # the proposer reads first
+        return early.pop() if early else await honest()
+
+    monkeypatch.setattr(world.store, "state", state)
+    record = await world.epoch(FIRST_EPOCH + 1)
+    assert (len(record.attestations) == 4) == signed, record.refusals
+    assert all(f"link {entry.position} is older than the cut" in why for _, why in record.refusals)
+    assert (await world.epoch(FIRST_EPOCH + 2)).attestations
+
+
+async def test_an_entry_has_the_time_at_which_it_was_written(
+    world: SimulatedWorld, watched: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chain may take long to answer; what expired by then is not recorded, or no attestor could accept it."""
+    ada, took = await world.store.account("ada"), 30.0
+
+    async def slow(chain: str, asked: Sequence[tuple[Subject, int]]) -> list[str | SourceError]:
+        world.clock.time += took
+        return [""]
+
+    monkeypatch.setattr(world.book, "_witness", slow)
+    began = world.clock.now()
+    assert (await add_keyless(world, ada, EvmPerson("contract"))).recorded_at == int(began + took)
+    took = 600.0
+    with pytest.raises(InputError, match="has passed") as caught:
+        await add_keyless(world, ada, EvmPerson("another"))
+    assert caught.value.field == "expiry"
 
 
 def test_the_seal_of_a_record_names_all_its_terms() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from sqlalchemy import create_engine, text
 
 import aggregator.store
 from aggregator.domain.certificate import LinkRecord
-from aggregator.domain.errors import ConflictError
+from aggregator.domain.errors import ConflictError, InputError
 from aggregator.domain.links import backings, with_links
 from aggregator.store import SqlStore
 from tests.api.synthetic_epochs import CHAIN_A, CUT_TIME, make_account
@@ -124,6 +125,43 @@ async def test_after_an_end_one_of_many_takes_the_address(store: SqlStore, tmp_p
             assert held is not None
             assert held.link == log[i - 1], "a link in the log had no effect"
     assert (len([e for e in log if e.kind == "end"]), len(holders)) in {(0, 1), (1, 1), (1, 2)}
+
+
+async def test_the_time_of_an_entry_is_taken_when_nobody_else_can_write(store: SqlStore, tmp_path: Path) -> None:
+    """Else it might be committed long after its time, and whoever read the log in between would seem to hide it."""
+    times: list[float] = []
+
+    def now() -> float:
+        times.append(CUT_TIME + 7.9)
+        return times[-1]
+
+    writer = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    waiting = asyncio.create_task(store.append_link(link(ALICE.id, 1), now))
+    await asyncio.sleep(0.2)
+    assert times == []
+    writer.execute("COMMIT")
+    writer.close()
+    assert (await waiting).recorded_at == CUT_TIME + 7
+
+
+async def test_times_rise_with_positions_when_a_clock_steps_back(store: SqlStore) -> None:
+    first = await store.append_link(link(ALICE.id, 1), lambda: CUT_TIME + 30)
+    second = await store.append_link(revoke(ALICE.id, 2), lambda: CUT_TIME + 10)
+    assert (first.recorded_at, second.recorded_at) == (CUT_TIME + 30, CUT_TIME + 30)
+    assert await store.links() == (first, second)
+
+
+async def test_what_expires_before_it_is_written_is_refused(store: SqlStore) -> None:
+    brief = link(ALICE.id, 1)._replace(expiry=CUT_TIME + 5)
+    with pytest.raises(InputError, match="has passed") as caught:
+        await store.append_link(brief, lambda: CUT_TIME + 5)
+    assert caught.value.field == "expiry"
+    assert await store.links() == ()
+    await store.append_link(brief, lambda: CUT_TIME + 4.9)
+    await store.append_link(revoke(ALICE.id, 2), lambda: CUT_TIME + 4)
+    late = end(ALICE.id, 2)._replace(expiry=CUT_TIME + 5)
+    assert (await store.append_link(late, lambda: CUT_TIME + 99)).recorded_at == CUT_TIME + 99, "it was signed in time"
 
 
 def migrate(path: Path, revision: str, *, down: bool = False) -> None:

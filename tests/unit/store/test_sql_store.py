@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from sqlalchemy import create_engine, event
 from aggregator.domain.certificate import LinkRecord, Posting
 from aggregator.domain.errors import ConflictError, InputError, RefusedError, UnknownError
 from aggregator.domain.report import Flag, Haircuts
+from aggregator.domain.snapshot import Carried
 from aggregator.store import SqlStore
 from aggregator.store.tables import U256, Table
 from tests.api.synthetic_epochs import (
@@ -234,11 +236,20 @@ async def test_the_whole_state_is_read_in_one_moment_whatever_its_size(store: Sq
 # readings
 
 
-async def test_the_last_reading_per_reader_and_chain_is_kept_exactly(store: SqlStore) -> None:
-    await store.save_readings("coordinator", [make_reading(CHAIN_A, 1)])
-    await store.save_readings("coordinator", [make_reading(CHAIN_A, 2), make_reading(CHAIN_B, 9)])
-    await store.save_readings("attestor-1", [make_reading(CHAIN_A, 3)])
-    assert await store.readings("coordinator") == {CHAIN_A: make_reading(CHAIN_A, 2), CHAIN_B: make_reading(CHAIN_B, 9)}
+async def test_readings_are_kept_per_block_while_something_is_carried_from_it(store: SqlStore) -> None:
+    first, second, third = (make_reading(CHAIN_A, height) for height in (1, 2, 3))
+    await store.save_readings("coordinator", [first])
+    await store.save_readings("coordinator", [replace(second, carried=(Carried(first.block, (ALICE.id,)),))])
+    assert await store.readings("coordinator") == {CHAIN_A: (second, first)}
+    await store.save_readings("attestor-1", [third])
+    await store.save_readings(
+        "coordinator", [replace(third, carried=(Carried(second.block, (ALICE.id,)),)), make_reading(CHAIN_B, 9)]
+    )
+    kept = await store.readings("coordinator")
+    assert kept == {CHAIN_A: (third, second), CHAIN_B: (make_reading(CHAIN_B, 9),)}
+    await store.save_readings("coordinator", [first])  # a chain that cannot be read goes back to what was agreed
+    assert (await store.readings("coordinator"))[CHAIN_A] == (first,)
+    assert await store.readings("attestor-1") == {CHAIN_A: (third,)}
     assert await store.readings("nobody") == {}
 
 
