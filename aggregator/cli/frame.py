@@ -14,9 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
-import click
 import typer
-from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -37,12 +35,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _named(context: typer.Context, config: Path | None) -> Path | None:
+    """Return the file that the command line names nearest to the command, else what the environment names."""
+    at: Any = context
+    while at is not None:
+        source = at.get_parameter_source("config")
+        if source is not None and source.name == "COMMANDLINE":
+            found: Path | None = config if at is context else at.params["config"]
+            return found
+        at = at.parent
+    return config
+
+
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
         "--config",
         "-c",
         envvar="CROSSMARGIN_CONFIG",
+        callback=_named,
         help="The TOML file; default: crossmargin.toml here, else a running demo's.",
     ),
 ]
@@ -90,20 +102,9 @@ def run_async(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 def settings_of(config: Path | None) -> Settings:
-    """Load the configuration named, also before a subcommand, or the first found in the usual places."""
-    path = _named_before(config) or next((Path(p) for p in CONFIG_PLACES if Path(p).is_file()), Path(CONFIG_PLACES[0]))
+    """Load the configuration named, or the first found in the usual places."""
+    path = config or next((Path(p) for p in CONFIG_PLACES if Path(p).is_file()), Path(CONFIG_PLACES[0]))
     return load_settings(path)
-
-
-def _named_before(config: Path | None) -> Path | None:
-    """Return the file that the command line names nearest to the command, else ``config``, which the shell may name."""
-    context = click.get_current_context(silent=True)
-    while context is not None:
-        if context.get_parameter_source("config") is ParameterSource.COMMANDLINE:
-            named: Path | None = context.params["config"]
-            return named
-        context = context.parent
-    return config
 
 
 def refuse_json_before(context: typer.Context, json_output: bool) -> None:

@@ -247,7 +247,10 @@ def within_band(theirs: LatencyTables, mine: LatencyTables, configured: LatencyT
         share = measured.samples / max(measured.samples, min(samples, NEWEST))
         for level, name in _QUANTILES:
             their = quantile(law, level)
-            my = quantile(measured.law, level) if share == 1 else _surely(measured.law, (1 - level) / share)
+            if share == 1:
+                my = quantile(measured.law, level)
+            else:
+                my = _surely(measured.law, (1 - level) / share, measured.samples)
             if bisect_left(GRID, my) - bisect_left(GRID, their) > steps:
                 return f"{leg} on {chain} takes at most {their} s in {name} of cases, measured here are {my} s"
     return ""
@@ -389,17 +392,17 @@ def _bin_ends(count: int) -> list[int]:
     return ends
 
 
-def _surely(law: Law, chance: float) -> int:
-    """Return the longest value that more than ``chance`` of the measurements behind a law reach, 0 if none is known.
+def _surely(law: Law, chance: float, count: int) -> int:
+    """Return the longest value that more than ``chance`` of the ``count`` measurements behind a law reach, 0 if none.
 
-    A value stands for its bin's longest, which the others of the bin may not reach; those of the bins after it do.
+    A value stands for its bin's longest, which the bin's others may not reach: at most a twentieth of all, and beyond
+    the 90th percentile half of those that are left.
     """
-    known, after = 0, 1.0
+    known, left = 0, 1.0
     for value, mass in zip(*law, strict=True):
-        after -= mass
-        if after <= chance + _NOISE * NODES:
+        if left - min(0.9 / _BODY + 1 / count, left / 2) <= chance + _NOISE * NODES:
             break
-        known = value
+        known, left = value, left - mass
     return known
 
 

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.devnet.control import ControlError, ask
-from infra.devnet.demo import play
 
 FAULT_HELP = """examples:
   python -m infra.devnet fault list
@@ -42,6 +41,10 @@ def main() -> int:
     fault.add_argument("--json", action="store_true", help="for programs")
     arguments = parser.parse_args()
     if arguments.command == "demo":
+        from infra.devnet.demo import (
+            play,  # here, so that turning a fault does not wait for chains and services to load
+        )
+
         return play(once=arguments.once, port=None if arguments.once else arguments.port)
     run: Callable[[argparse.Namespace], None] = list_faults if arguments.name == "list" else turn_fault
     try:

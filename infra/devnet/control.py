@@ -13,9 +13,7 @@ import urllib.request
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Protocol
-
-from infra.devnet.faults import FaultError, Outcome
+from typing import Any, NamedTuple, Protocol
 
 ADDRESS = Path(".run/devnet.json")
 _LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see loopback requests
@@ -23,6 +21,18 @@ _LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a pr
 
 class ControlError(Exception):
     """No demo runs here, or it refuses; the message says which."""
+
+
+class FaultError(ValueError):
+    """The fault cannot be turned on or off like this; the message says why and what would work."""
+
+
+class Outcome(NamedTuple):
+    """What was done, where it shows, and the page of ``docs/operators`` about it."""
+
+    did: str
+    look: tuple[str, ...]
+    guide: str
 
 
 class Switches(Protocol):

@@ -27,8 +27,8 @@ from rich.text import Text
 from aggregator.config import load_settings
 from aggregator.domain.snapshot import DARK
 from infra.devnet.anvil import AnvilError
-from infra.devnet.control import ControlPort
-from infra.devnet.faults import FaultError, Faults
+from infra.devnet.control import ControlPort, FaultError
+from infra.devnet.faults import Faults
 from infra.devnet.process import spawn_bound
 from infra.devnet.traders import TRADERS, Desk, Trader
 from infra.devnet.world import MEMBERS, World

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from infra.devnet.anvil import AnvilError
+from infra.devnet.control import FaultError, Outcome
 from infra.devnet.providers.process import Mode, ProviderError
 from infra.devnet.svm.process import SvmServerError
 from infra.devnet.world import SOL_FINALIZED, EvmChain, World
@@ -15,10 +16,6 @@ from infra.devnet.world import SOL_FINALIZED, EvmChain, World
 Kind = Literal["provider", "chain", "world"]
 PROVIDER = 2  # by default; the service posts through provider 0
 SOL_REORG = SOL_FINALIZED - 1
-
-
-class FaultError(ValueError):
-    """The fault cannot be turned on or off like this; the message says why and what would work."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +34,6 @@ class Fault:
     chains: tuple[str, ...] = ("alpha", "beta", "sol")
     once: bool = False
     mode: Mode = "pass"
-
-
-class Outcome(NamedTuple):
-    """What was done, where it shows, and the page of ``docs/operators`` about it."""
-
-    did: str
-    look: tuple[str, ...]
-    guide: str
 
 
 CHAINS = "the table of chains on {page}/, or `crossmargin chains`: state and cause of {chain}"

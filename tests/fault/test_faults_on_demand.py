@@ -23,9 +23,9 @@ import pytest
 import websockets
 
 from infra.devnet.anvil import Anvil
-from infra.devnet.control import ADDRESS, ControlPort
+from infra.devnet.control import ADDRESS, ControlPort, FaultError
 from infra.devnet.evm_deploy import at, deploy_sequencer_feed, deploy_token
-from infra.devnet.faults import FAULTS, FaultError, Faults
+from infra.devnet.faults import FAULTS, Faults
 from infra.devnet.providers.process import ProviderError, Providers
 from infra.devnet.providers.proxy import MODES, STREAMED, FaultProxy, Mode
 from infra.devnet.svm.process import SvmServer

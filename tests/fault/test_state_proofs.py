@@ -161,6 +161,16 @@ async def test_where_nothing_can_be_proven_the_reading_stands_until_something_wa
         await observe(reader)
 
 
+async def test_where_no_wallet_reads_the_coin_its_balances_are_not_claimed(anvil: Anvil) -> None:
+    row = chain_row(anvil.url, genesis_of(anvil), prove=True)
+    usdc = ETH.model_copy(update={"id": f"{CHAIN}/erc20:0x{'c1' * 20}", "kind": "erc20"})
+    for adapters in ([], [Wallet(CHAIN, {usdc.id: usdc}, row.multicall)]):
+        reader = EvmReader(row, EvmEndpoint(row, row.rpc[0]), adapters, [], [ETH])
+        assert (await observe(reader)).positions == ()
+        assert (await observe(reader)).positions == ()  # nor was it called a liar
+        await reader.close()
+
+
 async def test_check_tells_that_balances_can_be_proven(reader: EvmReader) -> None:
     assert any(f.scope.endswith("proofs") and f.code == "ok" for f in await reader.check())
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.evm.abi import Answer, Call
-from adapters.evm.reader import CALLS_PER_BATCH, HEX_PER_BATCH, EvmReader
-from aggregator.domain.errors import Garbage, NodeRefused, Unavailable
-from aggregator.domain.rows import ChainRow, FinalityRow
+from adapters.evm.reader import CALLS_PER_BATCH, DESCRIBED_FOR, HEAD_AHEAD, HEX_PER_BATCH, EvmReader
+from aggregator.domain.errors import Garbage, NodeRefused, Unavailable, Unreachable
+from aggregator.domain.rows import AssetRow, ChainRow, FinalityRow
 from aggregator.domain.snapshot import Block, Finding, Position, Subject
 from aggregator.ports import HEADERS_LIMIT
 from tests.chain.evm_venues import CHAIN, NAME, chain_row
@@ -263,3 +263,116 @@ def test_a_rollup_needs_a_reader_of_the_chain_it_settles_on() -> None:
     for changes in ({"finality": rule}, {"irreversible": rule}):
         with pytest.raises(ValueError, match=r"^parent: a reader of eip155:1 is needed"):
             Chain().reader(**changes)
+
+
+# What a node alone says
+
+
+@pytest.mark.parametrize(("ahead", "lag"), [(-500, 15.0), (HEAD_AHEAD, 15.0), (HEAD_AHEAD + 1, None), (10**9, None)])
+def test_a_head_from_the_future_tells_nothing_of_finality(ahead: int, lag: float | None) -> None:
+    times = [100, 105, 110, 120]
+    row = chain_row("http://unused", genesis=f"0x{1:064x}", finality=FinalityRow(depth=2))
+    reader = EvmReader(row, Chain(times), [], [], clock=lambda: times[-1] - ahead)
+    assert asyncio.run(reader.pin(1_000)).height == 1
+    assert reader.finality_lag == lag
+
+
+TOKEN = AssetRow(
+    id=f"{CHAIN}/erc20:0x{'c1' * 20}", symbol="USDC", kind="erc20", decimals=6, feed="USDC/USD", policy="x"
+)
+
+
+@dataclass
+class Token(Chain):
+    """A node that answers every call with the same word, so that it is asked for decimals alone."""
+
+    decimals: int | None = 6
+
+    async def call(self, method: str, params: Sequence[Any]) -> Any:
+        assert method == "eth_call"
+        (calls,) = decode(["(address,bool,bytes)[]"], bytes.fromhex(params[0]["data"][10:]))
+        self.requests.append(len(calls) - 1)
+        word = b"" if self.decimals is None else self.decimals.to_bytes(32, "big")
+        height = int(params[1]["blockHash"], 16) - 1
+        return "0x" + encode(["(bool,bytes)[]"], [[(True, height.to_bytes(32, "big")), (True, word)]]).hex()
+
+
+class Holding:
+    """An adapter that finds a balance of the token without asking."""
+
+    name, keyed_by, watched = "wallet", "address", frozenset[str]()
+
+    def flow(self, subjects: Sequence[Subject]) -> Generator[Sequence[Call], Sequence[Answer], Any]:
+        yield from ()
+        return (Position(ACCOUNT, CHAIN, self.name, TOKEN.id, 1, TOKEN.id, 1),), ()
+
+
+def test_a_token_is_asked_for_its_decimals_until_they_are_right_and_again_after_a_while() -> None:
+    node = Token()
+    reader = EvmReader(chain_row("http://unused"), node, [Holding()], [], [TOKEN])
+
+    def counted(height: int, decimals: int | None) -> bool:
+        node.decimals = decimals
+        block = Block(CHAIN, height, f"0x{height + 1:064x}", "", height * DESCRIBED_FOR // 4)
+        reading = asyncio.run(reader.read(block, [Subject(ACCOUNT, "0x" + "22" * 20)]))
+        assert [f.code for f in reading.findings] == ([] if reading.positions else ["unreadable"])
+        return bool(reading.positions)
+
+    assert not counted(0, None)  # one answer that did not come
+    assert not counted(1, 18)
+    assert counted(2, 6)
+    before = len(node.requests)
+    assert counted(3, 18)  # not looked at
+    assert len(node.requests) == before
+    assert not counted(4, 18)  # it changed
+    assert not counted(5, None)
+    assert counted(6, 6)
+
+
+@pytest.mark.parametrize("silent", ["eth_chainId", "eth_getBlockByNumber", "eth_call", "eth_getLogs"])
+def test_a_check_stops_at_the_first_silence_of_the_node(silent: str) -> None:
+    class Silent(Chain):
+        asked = 0
+
+        async def call(self, method: str, params: Sequence[Any]) -> Any:
+            if method == silent:
+                self.asked += 1
+                await asyncio.Event().wait()
+            if method == "eth_getLogs":
+                return []
+            return await super().call(method, params)
+
+    class Watching(Asking):
+        watched = frozenset({"0x" + "33" * 20})
+
+    node = Silent(range(9))
+    row = chain_row("http://unused", genesis=f"0x{1:064x}", timeout=0.05)
+    reader = EvmReader(row, node, [Watching("one", ["00"]), Watching("two", ["00"])], [])
+    findings = asyncio.run(reader.check())
+    assert node.asked == 1
+    assert [f.code for f in findings][:-1] == ["ok"] * (len(findings) - 1)
+    assert findings[-1].code == "failed"
+    assert findings[-1].detail == f"{NAME}: no answer within 0.05 s; nothing more was asked"
+
+
+def test_a_check_goes_on_after_a_refusal() -> None:
+    class Down(Chain):
+        async def call(self, method: str, params: Sequence[Any]) -> Any:
+            if method == "eth_call":
+                raise NodeRefused(NAME, -32601, "no such method")
+            return await super().call(method, params)
+
+    row = chain_row("http://unused", genesis=f"0x{1:064x}")
+    findings = asyncio.run(EvmReader(row, Down(range(9)), [Asking("one", ["00"]), Asking("two", ["00"])], []).check())
+    assert [(f.scope, f.code) for f in findings][-2:] == [(f"{NAME} one", "failed"), (f"{NAME} two", "failed")]
+
+
+def test_a_check_of_a_node_that_is_down_asks_once() -> None:
+    class Dead(Chain):
+        async def call(self, method: str, params: Sequence[Any]) -> Any:
+            self.blocks_asked += 1
+            raise Unreachable(NAME, "cannot be reached")
+
+    node = Dead()
+    (finding,) = asyncio.run(node.reader().check())
+    assert (finding.code, node.blocks_asked) == ("failed", 1)
