@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from coincurve import PrivateKey
-from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
 from solders.keypair import Keypair
 
 from aggregator.domain.errors import InputError
@@ -165,6 +164,8 @@ def _secret(entropy: bytes | None) -> bytes:
 def _encrypt(secret: bytes, passphrase: str, iterations: int) -> dict[str, Any]:
     if not passphrase:
         raise InputError("passphrase", "is empty", "give the passphrase that is to protect the key file")
+    from eth_keyfile.keyfile import create_keyfile_json  # here: it takes most of a second to load
+
     try:
         return create_keyfile_json(secret, passphrase.encode(), kdf="pbkdf2", iterations=iterations)
     except Exception:  # its message may quote the secret; an Ed25519 seed above the curve's order also ends here
@@ -172,6 +173,8 @@ def _encrypt(secret: bytes, passphrase: str, iterations: int) -> dict[str, Any]:
 
 
 def _decrypt(path: Path, document: dict[str, Any], passphrase: str) -> bytes:
+    from eth_keyfile.keyfile import decode_keyfile_json  # as above
+
     try:
         secret = decode_keyfile_json(document, passphrase.encode())
     except Exception as error:  # eth_keyfile raises ValueError for a wrong MAC, KeyError and TypeError for the rest

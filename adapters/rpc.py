@@ -56,8 +56,8 @@ class Breaker:
     """Stops asking a node that does not answer, so that nobody waits for its timeout again and again.
 
     Opens after ``OPENS_AFTER`` calls in a row that could not reach the node. While it is open every call fails at once,
-    but for one trial when the delay is over: if that reaches the node the breaker closes, if not the delay doubles. Each
-    wait is a random part of the delay, so that not everybody who asks a node does so again at the same time.
+    but for one trial when the delay is over: if that reaches the node the breaker closes, if not the delay doubles.
+    Each wait is a random part of the delay, so that not everybody who asks a node does so again at the same time.
     A call that its caller gives up on counts too, but only if it waited for a good part of the time that the node has.
 
     Args:

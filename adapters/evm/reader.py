@@ -586,6 +586,7 @@ class EvmReader:
         Each probe has the time of one call; a node that does not answer in it is not asked anything else.
         """
         row, findings = self._row, list[Finding]()
+        head = block = Block(row.id, 0, "", "", 0)
 
         async def probe(what: str, ask: Callable[[], Awaitable[Sequence[Finding]]]) -> bool:
             """Add what is found; return whether the node answers."""
@@ -608,18 +609,13 @@ class EvmReader:
             block = await self._newest(row.finality, head)
             return [Finding("ok", row.name, f"chain {row.id}, head {head.height}, final {block.height}")]
 
-        head = block = Block(row.id, 0, "", "", 0)
         await probe(row.name, begin)
-        if not block.hash:
-            return tuple(findings)
-        for what, ask in self._probes(head, block):
+        for what, ask in self._probes(head, block) if block.hash else ():
             if not await probe(what, ask):
                 break
         return tuple(findings)
 
-    def _probes(
-        self, head: Block, block: Block
-    ) -> Iterator[tuple[str, Callable[[], Awaitable[Sequence[Finding]]]]]:
+    def _probes(self, head: Block, block: Block) -> Iterator[tuple[str, Callable[[], Awaitable[Sequence[Finding]]]]]:
         """Yield what is to be probed at the final ``block``, by the scope of the finding where that fails."""
         row = self._row
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
+
+from pydantic import Field
 
 Leg = Literal["block", "finality", "read", "attest", "relay", "lifetime"]
 LEGS: tuple[Leg, ...] = get_args(Leg)
@@ -48,8 +50,8 @@ LatencyTables = tuple[LegLaw, ...]
 class OutageAtom:
     """An outage as configured: how long, how likely."""
 
-    seconds: int
-    probability: float
+    seconds: Annotated[int, Field(description="How long, seconds")]
+    probability: Annotated[float, Field(description="That it meets a posting or a reading, in [0, 1]")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,42 +61,44 @@ class LegReport:
     Quantiles are measurements themselves (nearest rank), None where nothing was measured.
     """
 
-    chain: str
-    name: str  # of the chain, as configured; "everywhere" for legs of none
+    chain: Annotated[str, Field(description="CAIP-2; `*` for a leg of no chain")]
+    name: Annotated[str, Field(description='Of the chain, as configured; "everywhere" for legs of none')]
     leg: Leg
-    samples: int  # measurements shown
-    p50: float | None
-    p90: float | None
-    p99: float | None
-    longest: float | None
-    last: float | None
-    last_at: int | None  # Unix seconds
-    typical: int  # seconds, configured
-    outages: tuple[OutageAtom, ...]  # configured
-    law_samples: int  # measurements behind the law; 0 = configured only
-    law_seconds: tuple[int, ...]
-    law_chances: tuple[float, ...]
+    samples: Annotated[int, Field(description="Measurements shown")]
+    p50: Annotated[float | None, Field(description="Median, seconds")]
+    p90: Annotated[float | None, Field(description="Seconds that 9 of 10 do not exceed")]
+    p99: Annotated[float | None, Field(description="Seconds that 99 of 100 do not exceed")]
+    longest: Annotated[float | None, Field(description="Seconds")]
+    last: Annotated[float | None, Field(description="The newest measurement, seconds")]
+    last_at: Annotated[int | None, Field(description="When that was, Unix seconds")]
+    typical: Annotated[int, Field(description="As configured, seconds")]
+    outages: Annotated[tuple[OutageAtom, ...], Field(description="As configured")]
+    law_samples: Annotated[int, Field(description="Measurements behind the law; 0 = the configuration alone")]
+    law_seconds: Annotated[tuple[int, ...], Field(description="Values of the law in use, seconds, ascending")]
+    law_chances: Annotated[tuple[float, ...], Field(description="The chance of each value; their sum is 1")]
 
 
 @dataclass(frozen=True, slots=True)
 class HoldReport:
     """How long a Hold takes to land on a chain: its legs together."""
 
-    chain: str
-    name: str
-    p50: int  # seconds
-    p90: int
-    p99: int
-    longest: int  # with every configured outage at once
-    bound: int  # taken or exceeded with a chance of more than the policy's exit_epsilon; the exit gate reads it
+    chain: Annotated[str, Field(description="CAIP-2")]
+    name: Annotated[str, Field(description="Of the chain, as configured")]
+    p50: Annotated[int, Field(description="Median, seconds")]
+    p90: Annotated[int, Field(description="Seconds that 9 of 10 do not exceed")]
+    p99: Annotated[int, Field(description="Seconds that 99 of 100 do not exceed")]
+    longest: Annotated[int, Field(description="Seconds, with every configured outage at once")]
+    bound: Annotated[
+        int, Field(description="Seconds taken or exceeded with a chance above `epsilon`; the exit gate opens beyond")
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyReport:
     """What the command line and the API show."""
 
-    now: int  # Unix seconds
-    since: int  # Unix seconds of the oldest measurement shown
-    epsilon: float  # the policy's exit_epsilon
+    now: Annotated[int, Field(description="Unix seconds")]
+    since: Annotated[int, Field(description="Unix seconds from which measurements are shown")]
+    epsilon: Annotated[float, Field(description="The policy's exit_epsilon: a chance, in [0, 1]")]
     legs: tuple[LegReport, ...]
     holds: tuple[HoldReport, ...]

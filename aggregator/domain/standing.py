@@ -43,7 +43,7 @@ def judge_asset(asset: AssetRow, chain: ChainRow | None, record: EpochRecord | N
         return Standing("stale", view.cause)
     if chain is not None and now - view.block.time > chain.max_age:
         return Standing("stale", NO_NEWER)
-    return feed if feed.status == "stale" else Standing("ok")
+    return feed
 
 
 def judge_feed(feed: str, record: EpochRecord | None, now: float) -> Standing:
@@ -63,6 +63,8 @@ def judge_feed(feed: str, record: EpochRecord | None, now: float) -> Standing:
     band = next((band for band in bands if band["feed"] == feed), None)
     if band is None:
         return Standing("ok")
+    if not band["known"]:
+        return Standing("unknown", band["detail"])
     short = "" if band["opens_risk"] else f"no new risk may be opened on it: {band['detail']}"
     if not short and int(band["present"]) < int(band["configured"]):
         short = f"{band['present']} of {band['configured']} sources"

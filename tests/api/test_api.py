@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -24,12 +25,14 @@ from aggregator.store import SqlStore
 from proofs.leaf import hash_leaf, unpack
 from proofs.merkle import verify_proof
 from tests.api.synthetic_epochs import (
+    BANDS,
     CHAIN_A,
     CHAIN_B,
     CHAIN_S,
     CUT_TIME,
     LIFETIME,
     SECRET,
+    USDC,
     World,
     account_id,
     destination_id,
@@ -42,7 +45,13 @@ from tests.api.synthetic_epochs import (
 ALICE = account_id("alice")
 SIGNATURES = {"invite_signature": "0x" + "aa" * 65, "accept_signature": "0x" + "bb" * 65}
 CONTROLLER = f"{CHAIN_A}:0x{'cc' * 20}"
-LINK = {"controller": CONTROLLER, "member": f"{CHAIN_B}:0x{'dd' * 20}", "nonce": 1, "expiry": CUT_TIME, **SIGNATURES}
+LINK = {
+    "controller": CONTROLLER,
+    "member": f"{CHAIN_B}:0x{'dd' * 20}",
+    "nonce": 1,
+    "expiry": CUT_TIME + 600,
+    **SIGNATURES,
+}
 OPEN = {"controller": CONTROLLER, "salt": "0x" + "01" * 32, "label": "dave"}
 
 
@@ -234,6 +243,52 @@ async def test_a_chain_that_no_epoch_reads_any_more_goes_stale(client: httpx.Asy
     world.clock.time += 0.1
     chain = (await client.get("/v1/chains")).json()[0]
     assert (chain["status"], chain["age_now"], chain["cause"]) == ("stale", 601, "no newer epoch has read it")
+
+
+async def test_assets_that_cannot_be_relied_on_say_why(client: httpx.AsyncClient, world: World) -> None:
+    newest = await world.store.epoch(certified=False)
+    assert newest is not None
+    known = {"risk": json.dumps({"bands": [band | {"known": True, "opens_risk": True} for band in BANDS]})}
+
+    async def judged(**fields: Any) -> dict[str, tuple[str, str]]:
+        header = replace(newest.header, epoch=await world.service.newest_number() + 9 + len(fields))
+        await world.store.save_epoch(replace(newest, header=header, **fields))
+        return {a["symbol"]: (a["status"], a["cause"]) for a in (await client.get("/v1/assets")).json()}
+
+    assert await judged() == {
+        "USDC": ("unknown", "chainlink-usdc: 4000 s old, at most 3600 s allowed"),
+        "ETH": ("stale", "node refused the connection"),
+    }
+    assert (await judged(preimages=known))["USDC"] == ("ok", "1 of 2 sources")
+    lie = f"{USDC}: decimals() is 8, configured are 6"
+    doubt = Finding("unreadable", "0x" + "11" * 32, lie)
+    assert (await judged(preimages=known, findings=(doubt,)))["USDC"] == ("unknown", f"unreadable: {lie}")
+
+
+async def test_an_asset_that_no_epoch_reads_any_more_goes_stale(client: httpx.AsyncClient, world: World) -> None:
+    world.clock.time = CUT_TIME + 100_000
+    for asset in (await client.get("/v1/assets")).json():
+        assert asset["status"] == "stale"
+        assert asset["cause"] in ("no newer epoch has read it", "node refused the connection")
+
+
+async def test_an_epoch_that_voids_those_before_says_why(client: httpx.AsyncClient, world: World) -> None:
+    newest = await world.store.epoch(certified=False)
+    assert newest is not None
+    number = newest.header.epoch + 1
+    reorg = {"chain": CHAIN_A, "height": 90, "was": "0x" + "aa" * 32, "now": "0x" + "bb" * 32}
+    header = replace(newest.header, epoch=number, floor=number)
+    await world.store.save_epoch(replace(newest, header=header, preimages={"cut": json.dumps({"reorgs": [reorg]})}))
+    first, second = (await get(client, "/v1/epochs?limit=2"))["epochs"]
+    assert (first["floor"], first["reorgs"]) == (number, [reorg | {"name": "Anvil A"}])
+    assert (second["floor"], second["reorgs"]) == (1, [])
+
+
+async def test_a_replica_reads_the_links_log_on_from_where_it_is(client: httpx.AsyncClient) -> None:
+    whole = await get(client, "/v1/links")
+    assert ([link["position"] for link in whole["links"]], whole["next"]) == ([1], None)
+    assert await get(client, "/v1/links?after=1") == {"links": [], "next": None}
+    assert (await client.get("/v1/links?limit=0")).status_code == 422
 
 
 async def test_prices_come_as_bands(client: httpx.AsyncClient, world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,10 +46,8 @@ class Script:
         self.start, self.events = start, list(events)
 
     async def keep(self, follow: Callable[[Any], Awaitable[None]]) -> None:
-        try:
+        with suppress(EOFError):
             await follow(self)
-        except EOFError:
-            pass
 
     async def call(self, method: str, params: Sequence[Any]) -> Any:
         match method:

@@ -234,7 +234,10 @@ def test_after_a_restart_in_a_slow_hour_a_proposer_that_remembers_the_day_is_not
     assert within_band(day, hour, tables()) == ""
     assert within_band(hour, day, tables()) == ""
     forgot = tables(("read", EVM, [2.0] * 1_440))  # a twentieth of the day cannot have been left out unseen
-    assert within_band(forgot, hour, tables()) == f"read on {EVM} takes at most 2 s in 99% of cases, measured here are 40 s"
+    assert (
+        within_band(forgot, hour, tables())
+        == f"read on {EVM} takes at most 2 s in 99% of cases, measured here are 40 s"
+    )
 
 
 def test_a_proposer_gains_little_by_boasting_of_measurements() -> None:
