@@ -568,6 +568,8 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             clock,
             data / "relayer.sqlite3",
             heartbeat_seconds=settings.service.heartbeat_seconds,
+            # A reorganisation that drops postings leaves a gap below the nonces of those in flight: only this ends it.
+            bump_seconds=min(60.0, 5.0 * settings.service.epoch_seconds),
             on_posting=on_posting,
         )
         cycle = Cycle(

@@ -162,7 +162,7 @@ async def rollup() -> AsyncIterator[Rollup]:
         parent = EvmReader(parent_row, EvmEndpoint(parent_row, parent_row.rpc[0]), [], [])
         rule = FinalityRow(l1=L1, origin=str(origin.address).lower(), typical=30)
         row = chain_row(l2.url, genesis=genesis_of(l2), finality=rule)
-        reader = EvmReader(row, EvmEndpoint(row, row.rpc[0]), [], [], parent=parent)
+        reader = EvmReader(row, EvmEndpoint(row, row.rpc[0]), [], [], parent=parent, clock=lambda: FAR)
         yield Rollup(l1, l2, origin, reader)
         await reader.close()
 

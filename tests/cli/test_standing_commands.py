@@ -67,9 +67,7 @@ def test_epochs_show_who_raised_the_floor_and_why(shell: Shell) -> None:
     assert (before["floor"], before["reorgs"]) == (0, [])
     assert newest["refusals"] == [list(why)]
     text = " ".join(shell("epochs").stdout.split())
-    assert (
-        f"epoch {number} voids all before it: block 90 of alpha, which they rest on, was 0xaaaaaaaaaa…" in text
-    )
+    assert f"epoch {number} voids all before it: block 90 of alpha, which they rest on, was 0xaaaaaaaaaa…" in text
     assert "raised" in text
     assert "…" in text
 
