@@ -316,9 +316,9 @@ class Observer:
         top = memory.last.block if memory.last is not None else memory.irreversible
         if top is not None and not await self._descends(reader, block, top):
             await reader.verify_identity()  # a node that serves another chain now has replaced nothing
-            if (sure := memory.irreversible) is not None and (here := await self._canonical(reader, sure)) != sure:
+            if (sure := memory.irreversible) is not None and (here := await reader.block_at(sure.height)) != sure:
                 await self._note_reorg(chain)
-                problem = f"block {sure.height} was {sure.hash} and irreversible, it is {_hash(here) or 'missing'} now"
+                problem = f"block {sure.height} was {sure.hash} and irreversible, it is {here.hash} now"
                 raise BelowFinality(reader.row.name, problem)
             await self._note_reorg(chain)
             memory.forget()
@@ -335,7 +335,7 @@ class Observer:
         """Say whether ``old`` is still canonical, now that ``block`` is pinned: by parent hashes from one to the other.
 
         Raises:
-            Unavailable: the history changes while it is read.
+            Unavailable: the history changes while it is read, or is shorter than it was.
         """
         if old == block:
             return True
@@ -346,18 +346,12 @@ class Observer:
         if len(links) == block.height - old.height + 1:
             if all(child.parent == parent.hash for parent, child in pairwise(links)):
                 return True
-            if await self._canonical(reader, old) == old:
+            if await reader.block_at(old.height) == old:
                 raise Unavailable(reader.row.name, f"its history changed while blocks up to {block.height} were read")
             return False
-        return await self._canonical(reader, old) == old  # skipped slots, a long gap, or a pin that went back
-
-    @staticmethod
-    async def _canonical(reader: ChainReader, block: Block) -> Block | None:
-        """Return the canonical block at the height of ``block``, None where the chain is shorter now."""
-        try:
-            return await reader.block_at(block.height)
-        except Unavailable:
-            return None
+        # Skipped slots, a long gap, or a pin that went back. Where the height is not there (any more), nothing is known
+        # yet: nodes may lag, or the history may be another; what will stand at this height tells.
+        return await reader.block_at(old.height) == old
 
     @staticmethod
     async def _irreversible(reader: ChainReader, memory: Memory, block: Block) -> Block | None:
@@ -376,14 +370,13 @@ class Observer:
 
     async def _note_reorg(self, chain: str) -> None:
         """Look whether the block that the newest certified statement names is gone, and no floor above it certified."""
-        memory = self._memory[chain]
-        memory.doubtful, memory.reorg = False, None
-        if not memory.certified:
-            return
-        epoch, was = memory.certified[-1]
-        if self._floor <= epoch and (now := await self._canonical(self._readers[chain], was)) != was:
-            # Looked at again in every epoch until it is answered: the history may come back.
-            memory.doubtful, memory.reorg = True, Reorg(chain, was.height, was.hash, _hash(now))
+        memory, gone = self._memory[chain], None
+        if memory.certified:
+            epoch, was = memory.certified[-1]
+            if self._floor <= epoch and (now := await self._readers[chain].block_at(was.height)) != was:
+                gone = Reorg(chain, was.height, was.hash, now.hash)
+        # Looked at again in every epoch until it is answered: the history may come back.
+        memory.doubtful, memory.reorg = gone is not None, gone
 
     async def _halt(self, chain: str, error: BelowFinality, now: int) -> None:
         memory = self._memory[chain]
@@ -555,16 +548,16 @@ class Observer:
         was = next((b for _, b in memory.certified if (b.height, b.hash) == (named.height, named.was)), None)
         if was is None:
             raise RefusedError("reorg", f"{chain}: no statement known to {self.name} names block {named.height}")
-        now = _hash(await self._canonical(self._readers[chain], was))
+        now = (await self._readers[chain].block_at(was.height)).hash
         if now == named.was or now != named.now:
-            raise RefusedError("reorg", f"{chain}: block {named.height} is {now or 'missing'}, not {named.now!r}")
+            raise RefusedError("reorg", f"{chain}: block {named.height} is {now}, not {named.now!r}")
 
     async def _check_gone(self, chain: str, block: Block | None, cause: str) -> None:
         """Check a halt that this observer does not share: at least the block that is left must be gone.
 
         Two parties may hold blocks for irreversible that are a little apart; the halt of one may only cost the chain.
         """
-        if block is None or await self._canonical(self._readers[chain], block) == block:
+        if block is None or await self._readers[chain].block_at(block.height) == block:
             raise RefusedError("reorged", f"{chain}: the Cut says {cause!r}, {self.name} sees no block replaced")
 
     @staticmethod
@@ -680,11 +673,6 @@ def _by_account(reading: Reading) -> dict[str, tuple[Subject, ...]]:
     for subject in reading.subjects or ():
         grouped[subject.account] = (*grouped.get(subject.account, ()), subject)
     return grouped
-
-
-def _hash(block: Block | None) -> str:
-    """Return a block's hash, "" where the chain has none at its height any more."""
-    return "" if block is None else block.hash
 
 
 def _unreadable(chain: str, problem: str) -> NoReturn:

@@ -183,6 +183,24 @@ async def test_a_history_that_comes_back_is_no_reorganisation(deep: SimulatedWor
         assert (record.header.floor, cut_of(record)["reorgs"]) == (0, [])
 
 
+async def test_nodes_that_fall_behind_have_replaced_nothing(deep: SimulatedWorld) -> None:
+    """What is not there (any more) may only be late: a floor or a halt needs another block in its place."""
+    await deep.populate()
+    first = await run_to(deep, FIRST_EPOCH, FIRST_EPOCH + 4)
+    for reader in deep.everyone(ALPHA):
+        reader.behind = 9
+    record = await deep.epoch(FIRST_EPOCH + 5)
+    verify_certified(record)
+    assert (record.header.floor, cut_of(record)["reorgs"]) == (0, [])
+    assert view_of(record, ALPHA).block == view_of(first, ALPHA).block
+    for reader in deep.everyone(ALPHA):
+        reader.behind = 0
+    record = await deep.epoch(FIRST_EPOCH + 6)
+    verify_certified(record)
+    assert (view_of(record, ALPHA).status, record.header.floor) == ("ok", 0)
+    assert await deep.halts.log() == ()
+
+
 async def test_an_attestor_that_missed_the_answer_goes_on_with_the_next_epoch(deep: SimulatedWorld) -> None:
     await deep.populate()
     await run_to(deep, FIRST_EPOCH, FIRST_EPOCH + 3)
