@@ -39,6 +39,7 @@ def run(
     async def work() -> None:
         settings = settings_of(config)
         async with bootstrap.build_service(settings) as service:
+            bootstrap.tune_collector()
             stop = asyncio.Event()
             loop = asyncio.get_running_loop()
             for name in (signal.SIGINT, signal.SIGTERM):

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from aggregator.bootstrap import tune_collector
 from tests.bench.cu import measure_cu
 from tests.bench.epoch import measure_epoch
 from tests.bench.freshness import measure_freshness
@@ -55,6 +56,7 @@ def main() -> int:
     if not chosen:
         console.print(f"no measurement is called {' '.join(sys.argv[1:])}; there are: {', '.join(MEASUREMENTS)}")
         return 2
+    tune_collector()  # as the service does; the references run under it too
     rows: list[dict[str, Any]] = []
     for number, (title, run) in enumerate(chosen.items(), start=1):
         console.print(f"({number}/{len(chosen)}) {title} …")
