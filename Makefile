@@ -14,8 +14,8 @@ install: ## set up .venv and the local chains; a second run skips what is done
 demo: install ## run the whole service on three real local chains (ONCE=1: play once, check, exit; PORT=8081)
 	@$(BIN)/python -m infra.devnet demo $(if $(ONCE),--once,) $(if $(PORT),--port $(PORT),)
 
-test: install ## run every test
-	@$(BIN)/python -m pytest
+test: install ## run every test, file by file in two processes
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install ## lint, types, import law
 	@$(BIN)/ruff check .

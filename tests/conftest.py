@@ -98,6 +98,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a whole run in which a fault of ``faults.toml`` has no test that passed."""
     config = session.config
+    if hasattr(config, "workerinput"):
+        return  # one of several processes: the one that gathers their reports decides
     chosen = config.option.keyword or config.option.markexpr or config.option.collectonly or config.option.lf
     if chosen or list(config.args) != config.getini("testpaths"):
         return

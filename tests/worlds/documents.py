@@ -37,7 +37,7 @@ def chain(id: str, name: str, **changes: Any) -> dict[str, Any]:
         "block_seconds": 1,
         **({} if solana else {"finality": {"depth": 2}}),
         "max_age": 14,
-        "timeout": 0.2,
+        "timeout": 0.5,  # seconds of a real clock: enough for a busy machine, and what a hanging node costs a test
         "hold": [{"typical": 8}, {"typical": 8, "outage": 900, "outage_probability": 0.00005}],
     } | changes
 
