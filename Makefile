@@ -15,7 +15,7 @@ demo: install ## run the whole service on three real local chains (ONCE=1: play 
 	@$(BIN)/python -m infra.devnet demo $(if $(ONCE),--once,) $(if $(PORT),--port $(PORT),)
 
 test: install ## run every test, file by file in two processes
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install ## lint, types, import law
 	@$(BIN)/ruff check .

@@ -100,7 +100,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     if hasattr(config, "workerinput"):
         return  # one of several processes: the one that gathers their reports decides
-    chosen = config.option.keyword or config.option.markexpr or config.option.collectonly or config.option.lf
+    chosen = (
+        config.option.keyword
+        or config.option.markexpr
+        or config.option.collectonly
+        or getattr(config.option, "lf", False)
+    )
     if chosen or list(config.args) != config.getini("testpaths"):
         return
     faults = tomllib.loads((_ROOT / "faults.toml").read_text("utf-8"))
