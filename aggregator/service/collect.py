@@ -218,12 +218,12 @@ class Observer:
         return last, cause
 
     async def _observe_halted(self, chain: str) -> tuple[Reading | None, str]:
-        """Return what a halted chain is left with: the reading that everybody has who attested."""
+        """Return what a halted chain is left with: the certified reading, which everybody has, or nothing."""
         memory = self._memory[chain]
         with contextlib.suppress(SourceError, TimeoutError):
             async with asyncio.timeout(self._readers[chain].row.timeout):
                 await self._note_reorg(chain)
-        memory.last = memory.agreed or memory.fallen or memory.last
+        memory.last = memory.agreed or memory.fallen
         return memory.last, memory.halted
 
     async def _read(

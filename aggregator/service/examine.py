@@ -66,7 +66,8 @@ class Examiner:
         self._observer.attested(proposal.digest, seen)
         self._rules.attested(proposal.digest, state, mine, self._workbench.world)
         # After a restart a chain that is down must still be known at the block the others remember.
-        await self._store.save_readings(self._observer.name, self._observer.parts)
+        # Nobody waits for the last to sign: whoever is given up meanwhile still finishes its transaction.
+        await asyncio.shield(self._store.save_readings(self._observer.name, self._observer.parts))
         return Recomputed(
             mine.leaves,
             mine.digests["cut"],
