@@ -36,8 +36,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         except KeyError:
             pytest.skip("NO POSTGRESQL: running as root without a user postgres")
         shutil.chown(home, user)
-        for parent in home.parents[:2]:
-            parent.chmod(parent.stat().st_mode | 0o011)  # pytest's directories are closed to others
+        for parent in home.parents:
+            if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 0o001:
+                parent.chmod(parent.stat().st_mode | 0o011)  # pytest's directories are closed to others
     data = str(home / "data")
 
     def run(*command: str) -> None:
