@@ -167,12 +167,17 @@ class Cycle:
         return record
 
     async def _remember(self) -> None:
-        """Keep what was read and measured; a store in trouble costs the memory of it, not the epoch."""
-        try:
-            await self._store.save_readings(self._observer.name, self._observer.parts)
-            await self._meter.flush()
-        except Exception as error:  # any store, any failure: the next epoch writes again
-            log.warning("readings or measurements not kept", cause=type(error).__name__)
+        """Keep what was read and measured, each by itself; a store in trouble costs the memory of it, not the epoch."""
+        keeping: dict[str, Callable[[], Awaitable[None]]] = {
+            "readings": lambda: self._store.save_readings(self._observer.name, self._observer.parts),
+            "measurements": self._meter.flush,
+        }
+        for what, keep in keeping.items():
+            try:
+                await keep()
+            except Exception:  # any store, any failure, a defect too: told in full, counted, and tried again next time
+                telemetry.NOT_KEPT.labels(what).inc()
+                log.exception("not kept", what=what)
 
     async def _yield_to_attestors(self, record: EpochRecord) -> None:
         """Halt a chain that more attestors than may be faulty call reorganised, or no epoch would follow."""

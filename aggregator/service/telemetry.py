@@ -23,6 +23,9 @@ LATENCY = Histogram(
 )
 EPOCH_NUMBER = Gauge("crossmargin_epoch", "The newest certified epoch")
 CHAIN_AGE = Gauge("crossmargin_chain_age_seconds", "Age of a chain's pinned block at the cut", ["chain"])
+NOT_KEPT = Counter(
+    "crossmargin_not_kept_total", "Epochs whose readings or measurements the store did not take", ["what"]
+)
 CUT_SKEW = Gauge("crossmargin_cut_skew_seconds", "Seconds between the oldest and the newest block of a Cut")
 CARRIED = Gauge("crossmargin_carried_accounts", "Accounts carried from an older block of the chain", ["chain"])
 FLOOR = Gauge("crossmargin_floor_epoch", "Statements below this epoch are void after a reorganisation; 0 = none")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NoReturn
 
 import pytest
+from prometheus_client import REGISTRY
 
 from aggregator.core.reconcile import reconcile
 from aggregator.domain.certificate import EpochRecord, State
 from aggregator.domain.errors import RefusedError
 from aggregator.domain.report import AccountMargin, Flag, LeafValues
-from aggregator.domain.snapshot import Account, ChainView, Cut
+from aggregator.domain.snapshot import Account, ChainView, Cut, Reading
 from aggregator.service.collect import lag_allowed
 from tests.worlds.chains import inflated, unreadable
 from tests.worlds.documents import ALPHA, BETA, BETA_USDC, EPOCH_SECONDS, RPC_SECRET, SOL, WETH
@@ -551,3 +552,23 @@ async def test_a_reading_of_another_block_is_refused(world: SimulatedWorld, acco
     )
     assert {v.status for v in snapshot.chains} == {"missing"}
     assert {f.code for f in snapshot.findings} == {"reading-refused"}
+
+
+async def test_a_store_that_keeps_no_readings_costs_neither_epoch_nor_posting(
+    world: SimulatedWorld, accounts: dict[str, Account], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = world.store.save_readings
+
+    async def full(reader: str, readings: Iterable[Reading]) -> None:
+        if reader == "coordinator":
+            raise OSError(28, "no space left")
+        await kept(reader, readings)
+
+    monkeypatch.setattr(world.store, "save_readings", full)
+    labels = {"what": "readings"}
+    before = REGISTRY.get_sample_value("crossmargin_not_kept_total", labels) or 0
+    record = await world.epoch(FIRST_EPOCH)
+    assert record.attestations, record.refusals
+    assert world.offered == [record]
+    assert REGISTRY.get_sample_value("crossmargin_not_kept_total", labels) == before + 1
+    assert await world.latencies.window(0), "measurements are kept all the same"
