@@ -44,7 +44,7 @@ from adapters.solana.vault import CollateralVault as SolanaVault
 from adapters.solana.watch import SolanaWatcher
 from adapters.ws import WsEndpoint
 from aggregator.config import Settings
-from aggregator.core.pipeline import World
+from aggregator.core.tables import World
 from aggregator.domain.certificate import EpochRecord, Posting
 from aggregator.domain.errors import ConfigError, CrossmarginError, InputError, SourceError, Unreachable
 from aggregator.domain.latency import LatencyReport, Leg

@@ -24,6 +24,7 @@ from aggregator.domain.ids import (
     parse_asset_id,
     parse_chain_id,
 )
+from aggregator.domain.policy import PolicyRow
 from aggregator.domain.rows import (
     AssetRow,
     ChainRow,
@@ -32,7 +33,6 @@ from aggregator.domain.rows import (
     Family,
     FinalityRow,
     Name,
-    PolicyRow,
     PythRow,
     Row,
     SourceRow,

@@ -7,19 +7,10 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from aggregator.core.pipeline import World
+from aggregator.core.tables import World
+from aggregator.domain.policy import AssetPolicyRow, JumpRow, LevelRow, PolicyRow
 from aggregator.domain.price import Quote
-from aggregator.domain.rows import (
-    AssetPolicyRow,
-    AssetRow,
-    ChainRow,
-    DestinationRow,
-    JumpRow,
-    LatencyLeg,
-    LevelRow,
-    PolicyRow,
-    SourceRow,
-)
+from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, LatencyLeg, SourceRow
 from aggregator.domain.snapshot import Account, Block, ChainView, Finding, Position, Snapshot
 
 EVM, SOLANA = "eip155:31337", "solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1"

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+from aggregator.domain.policy import PolicyRow
 from aggregator.domain.price import PriceBand, Quote
-from aggregator.domain.rows import PolicyRow, SourceRow
+from aggregator.domain.rows import SourceRow
 from aggregator.domain.units import SECONDS_PER_YEAR
 
 FUTURE_TOLERANCE = 5

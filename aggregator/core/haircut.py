@@ -16,7 +16,8 @@ import numpy.typing as npt
 from scipy.special import gammaln, ndtr, ndtri, xlogy
 
 from aggregator.domain.latency import Law
-from aggregator.domain.rows import AssetPolicyRow, JumpRow, LatencyLeg
+from aggregator.domain.policy import AssetPolicyRow, JumpRow
+from aggregator.domain.rows import LatencyLeg
 from aggregator.domain.units import SECONDS_PER_YEAR, Floats
 
 DECIMALS = 12

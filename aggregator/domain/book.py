@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from aggregator.domain.rows import AssetPolicyRow, AssetRow
+from aggregator.domain.policy import AssetPolicyRow
+from aggregator.domain.rows import AssetRow
 from aggregator.domain.snapshot import (
     BESIDE_A_POSITION,
     DEBT_UNREADABLE,

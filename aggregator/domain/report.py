@@ -151,7 +151,7 @@ class RiskTables:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MarginReport:
-    """Every account's margin, as columns over A accounts; :func:`aggregator.core.pipeline.explain` unfolds one.
+    """Every account's margin, as columns over A accounts; :func:`aggregator.core.explain.explain` unfolds one.
 
     ``assets`` (W+) and ``debts`` (W-) are USD of shape (B, end, level, A), finite, not yet rounded toward safety.
     """

@@ -1,4 +1,4 @@
-"""Rows of configuration: chains, assets, price sources, venues, destinations, policy.
+"""Rows of configuration: chains, assets, price sources, venues, destinations. Risk parameters: ``domain.policy``.
 
 Parsed and checked by ``aggregator.config``; frozen afterwards. Times are seconds, ratios are in [0, 1] unless said.
 """
@@ -181,6 +181,29 @@ class SourceRow(Row):
     relative_conf: Ratio = 0.0  # assumed confidence of a source that gives none
 
 
+class RatioRow(Row):
+    """A feed that is the product of two: ``stETH/ETH`` times ``ETH/USD`` is ``stETH/USD``. Units must cancel."""
+
+    feed: str
+    ratio: str
+    base: str
+
+    @model_validator(mode="after")
+    def _units_cancel(self) -> RatioRow:
+        (top, between), (common, quote) = (_units(name) for name in (self.ratio, self.base))
+        if between != common or (top, quote) != _units(self.feed):
+            raise ValueError(f"{self.ratio} times {self.base} is no {self.feed}: the units do not cancel")
+        return self
+
+
+def _units(feed: str) -> tuple[str, str]:
+    """Return what a feed prices and in what: BASE/QUOTE."""
+    base, slash, quote = feed.partition("/")
+    if not (base and slash and quote) or "/" in quote:
+        raise ValueError(f"{feed!r} must be BASE/QUOTE, e.g. ETH/USD")
+    return base, quote
+
+
 class PythRow(Row):
     """Where Pyth updates come from and who signs them."""
 
@@ -218,50 +241,3 @@ class DeploymentRow(Row):
     threshold: Annotated[int, Field(ge=1)]
     not_after: int
     salt: Hex32
-
-
-class JumpRow(Row):
-    """A Poisson jump of the loss law: ``rate`` per year, multiplying the value by ``recovery``."""
-
-    rate: Annotated[float, Field(ge=0)]
-    recovery: Ratio
-
-
-class LevelRow(Row):
-    """What differs between initial and maintenance margin."""
-
-    confidence: Annotated[float, Field(ge=0.5, lt=1)]  # α of the expected shortfall
-    haircut: Ratio  # h_pol
-    liability_weight: Annotated[float, Field(ge=1)]
-
-
-class AssetPolicyRow(Row):
-    """Risk parameters of a class of assets."""
-
-    volatility: Annotated[float, Field(ge=0, le=10)]  # per sqrt(year)
-    jumps: tuple[JumpRow, ...] = ()
-    daily_volume: Annotated[float, Field(gt=0)]  # ADV, USD
-    impact: Annotated[float, Field(ge=0)]  # Y of the liquidity haircut
-    liquidation_seconds: Seconds  # auction + bridge
-    initial: LevelRow
-    maintenance: LevelRow
-
-    @model_validator(mode="after")
-    def _initial_is_no_looser(self) -> AssetPolicyRow:
-        i, m = self.initial, self.maintenance
-        if i.confidence < m.confidence or i.haircut < m.haircut or i.liability_weight < m.liability_weight:
-            raise ValueError("initial confidence, haircut and liability_weight must be at least maintenance's")
-        return self
-
-
-class PolicyRow(Row):
-    """Everything a valuation depends on besides what was seen. Its canonical JSON is committed by policyDigest."""
-
-    version: Name
-    confidence_multiple: Annotated[float, Field(ge=0)] = 2.12  # m of risk.md §1
-    staleness_multiple: Annotated[float, Field(ge=0)] = 1.0  # κ of risk.md §1
-    min_sources: Annotated[int, Field(ge=1)] = 2
-    max_spread: Annotated[float, Field(gt=0)] = 0.20  # above: no new risk
-    exit_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-4
-    lifetime: Annotated[int, Field(gt=0)]  # valid_until = cut_time + lifetime
-    assets: dict[str, AssetPolicyRow]

@@ -98,12 +98,38 @@ NOT_READ_YET = "not-read-yet"
 chain last read before the account or its link existed."""
 
 
+ContractKind = Literal["", "perp", "inverse", "call", "put"]
+CONTRACT_DECIMALS = 18
+"""Sizes of contracts count 1e-18 whole units: of the underlying, for inverse perps of USD."""
+
+
+class Contract(NamedTuple):
+    """The terms of a perp or option that a position is in, and what has accrued on it; ``kind`` is "" for holdings.
+
+    Prices are 1e-8 USD per whole unit of the underlying. Options are European and settle in ``Position.unit``.
+    """
+
+    kind: ContractKind = ""
+    underlying: str = ""  # the feed, e.g. ETH/USD
+    strike: int = 0  # options
+    expiry: int = 0  # options, Unix seconds
+    entry: int = 0  # perps: the average price the position was opened at
+    funding: int = 0  # perps: accrued and not settled, base units of ``Position.unit``; positive = the account receives
+
+
+HOLDING = Contract()
+
+
 class Position(NamedTuple):
-    """One holding or debt, exact.
+    """One holding or debt, or one perp or option, exact.
 
     ``quantity`` counts what is held (``asset``); ``amount`` counts what is valued (``unit``), which differs for
     receipts: 90 vault shares (asset) worth 100 USDC (unit). ``pending`` is the part of ``amount`` under a withdrawal
     request. ``netting`` groups the legs of a limited-recourse position ("" = none).
+
+    One in a contract is long (``asset``) or short (``debt``) ``quantity`` of the instrument that ``asset`` names,
+    ``<chain>/contract:<venue>/<number>``; it settles in ``unit``, and ``amount`` is 0. What it answers with is all of
+    the account; what it gains can be taken like any other asset (``control``, ``removal_delay``).
     """
 
     account: str
@@ -121,6 +147,7 @@ class Position(NamedTuple):
     address: str = ""  # the linked address it was read for, "" where keyed by account
     origin: str = ""  # the contract, program account or market that keeps it, "" for wallets
     seen: int = 0  # height of the older block it was read at and is carried from; 0 = the chain's block of the Cut
+    contract: Contract = HOLDING
 
 
 @dataclass(frozen=True, slots=True)

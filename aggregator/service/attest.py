@@ -30,6 +30,8 @@ from proofs.signing import recover
 from proofs.statement import DEVNET, GENESIS_SET_ID, Deployment, Header, StatementBody, body_hash
 from proofs.statement import digest as statement_digest
 
+GRACE = 0.25
+"""Seconds that the others have left, unless said otherwise, once enough attestors have signed."""
 NO_STATE = State((), (), {})
 INFORMATIONAL_SLACK = (10**8, 10**4)  # one USD (in 1e-8), and one part in this many
 RELATIVE_QUANTUM = 10**12  # one part in this many, on top of one unit of 1e-8 USD
@@ -255,7 +257,7 @@ async def collect_quorum(
     deployment: Deployment,
     *,
     timeout: float,
-    grace: float = 0.25,
+    grace: float = GRACE,
 ) -> Quorum:
     """Ask every attestor at once and keep the signatures that verify.
 

@@ -8,7 +8,7 @@ from time import perf_counter
 
 import structlog
 
-from aggregator.core.pipeline import explain
+from aggregator.core.explain import explain
 from aggregator.domain.certificate import Certificate, EpochRecord, State
 from aggregator.domain.errors import CrossmarginError, SourceError
 from aggregator.domain.latency import EVERYWHERE, LatencyTables
@@ -18,7 +18,7 @@ from aggregator.domain.snapshot import REORGED
 from aggregator.ports import Clock, PriceSource, Store
 from aggregator.service import telemetry
 from aggregator.service.accounts import LinkEnder
-from aggregator.service.attest import Attesting, Proposal, Rules, collect_quorum
+from aggregator.service.attest import GRACE, Attesting, Proposal, Rules, collect_quorum
 from aggregator.service.collect import Collected, Observer
 from aggregator.service.latency import LatencyMeter
 from aggregator.service.seals import seals
@@ -39,6 +39,7 @@ class Cycle:
         offer: called with each certified epoch (the relayer's door); it returns at once.
         meter: takes what was measured, and gives the laws that the valuation uses.
         ender: ends revoked links when they may.
+        grace: seconds that attestors have left once the threshold is reached (see :func:`collect_quorum`).
     """
 
     def __init__(
@@ -55,11 +56,12 @@ class Cycle:
         keep_epochs: int,
         meter: LatencyMeter,
         ender: LinkEnder,
+        grace: float = GRACE,
     ) -> None:
         self._workbench, self._observer, self._source = workbench, observer, source
         self._store, self._attestors, self._rules, self._clock = store, attestors, rules, clock
         self._offer, self._keep = offer, keep_epochs
-        self._meter, self._ender = meter, ender
+        self._meter, self._ender, self._grace = meter, ender, grace
         self.last_problem: str = "no epoch has run yet"
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -127,7 +129,11 @@ class Cycle:
 
         asking = perf_counter()
         quorum = await collect_quorum(
-            proposal, self._attestors, self._rules.deployment, timeout=self._workbench.lifetime / 2
+            proposal,
+            self._attestors,
+            self._rules.deployment,
+            timeout=self._workbench.lifetime / 2,
+            grace=self._grace,
         )
         telemetry.EPOCH_SECONDS.labels("attest").observe(perf_counter() - asking)
         if quorum.attestations:

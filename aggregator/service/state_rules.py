@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import structlog
 
-from aggregator.core.pipeline import World, explain
+from aggregator.core.explain import explain
+from aggregator.core.tables import World
 from aggregator.domain.certificate import LinkRecord, State
 from aggregator.domain.errors import CrossmarginError, InputError, RefusedError
 from aggregator.domain.links import endable, with_links

@@ -12,8 +12,9 @@ from typing import Any
 
 from aggregator.core.commitment import Commitment, build_commitment, digest_text
 from aggregator.core.latency import build_tables, hold_legs, tables_json
-from aggregator.core.pipeline import World, compute_report, leaves
+from aggregator.core.pipeline import compute_report, leaves
 from aggregator.core.reconcile import reconcile
+from aggregator.core.tables import World
 from aggregator.domain.certificate import State
 from aggregator.domain.latency import LatencyTables
 from aggregator.domain.price import Quote

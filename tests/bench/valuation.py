@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from aggregator.core import pipeline
+from aggregator.core.tables import World, build_tables
 from aggregator.domain.book import ASSET, Book, Kinds, assemble
 from aggregator.domain.report import MarginReport
 from aggregator.domain.snapshot import Account
@@ -17,7 +18,7 @@ from tests.strategies import EVM, SOLANA, account_id, quotes, snapshot, view, wo
 ACCOUNTS, POSITIONS = 100_000, 6
 
 
-def synthetic_book(world: pipeline.World, accounts: int = ACCOUNTS, positions: int = POSITIONS, seed: int = 7) -> Book:
+def synthetic_book(world: World, accounts: int = ACCOUNTS, positions: int = POSITIONS, seed: int = 7) -> Book:
     """Return a book of ``positions`` vault positions per account over the world's assets, a fifth of them owed."""
     rng = np.random.default_rng(seed)
     feeds = sorted({row.feed for row in world.assets.values()})
@@ -66,7 +67,7 @@ def measure_valuation() -> list[dict[str, object]]:
     start = 1_760_000_000
 
     def ours() -> MarginReport:
-        tables = pipeline.build_tables(book, views, of.chains, destinations, of, start + 300)
+        tables = build_tables(book, views, of.chains, destinations, of, start + 300)
         where = tuple(row.chain for row in destinations)
         return pipeline.value_report(book, prices, tables, views, times=(7, start, start + 300), destinations=where)
 
@@ -81,7 +82,7 @@ def measure_valuation() -> list[dict[str, object]]:
     report = pipeline.value_report(
         small,
         prices,
-        pipeline.build_tables(small, views, of.chains, destinations, of, start + 300),
+        build_tables(small, views, of.chains, destinations, of, start + 300),
         views,
         times=(7, start, start + 300),
         destinations=tuple(row.chain for row in destinations),

@@ -10,7 +10,8 @@ from typing import TypeVar
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.core.pipeline import compute_report, explain, leaves
+from aggregator.core.explain import explain
+from aggregator.core.pipeline import compute_report, leaves
 from aggregator.core.reconcile import reconcile
 from aggregator.domain.price import Quote
 from aggregator.domain.report import LOW, Flag, LeafValues, MarginReport

@@ -17,7 +17,8 @@ from aggregator.core.haircut import (
     liquidity_haircut,
 )
 from aggregator.domain.latency import Law
-from aggregator.domain.rows import JumpRow, LatencyLeg
+from aggregator.domain.policy import JumpRow
+from aggregator.domain.rows import LatencyLeg
 from tests.strategies import asset_policy
 
 NOISE = 1e-11  # rounding of sums near 1, divided by a tail mass down to 1e-5

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.core.commitment import build_commitment
+from aggregator.core.explain import explain
 from aggregator.core.margin.health import round_down, round_up
-from aggregator.core.pipeline import compute_report, explain, leaves
+from aggregator.core.pipeline import compute_report, leaves
 from aggregator.domain.price import Quote
 from aggregator.domain.report import HIGH, LOW, MID, Flag, LeafValues, MarginReport
 from aggregator.domain.snapshot import ChainView, Position

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.core.fusion import fuse
+from aggregator.domain.policy import PolicyRow
 from aggregator.domain.price import PriceBand, Quote
-from aggregator.domain.rows import PolicyRow, SourceRow
+from aggregator.domain.rows import SourceRow
 
 NOW = 1_760_000_000
 POLICY = PolicyRow(version="test", lifetime=60, assets={})

@@ -264,6 +264,7 @@ class SimulatedWorld:
             keep_epochs=1_000,
             meter=self.meters["coordinator"],
             ender=LinkEnder(store, self.clock, service.link_cooldown),
+            grace=60.0,  # of a real clock: what a busy machine does must not decide who has signed
         )
 
     async def witness(self, chain: str, asked: Sequence[tuple[Subject, int]]) -> list[str | SourceError]:

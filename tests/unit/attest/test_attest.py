@@ -303,7 +303,7 @@ def honest(index: int) -> Attestor:
     return make_attestor(DEPLOYMENT, index, ManualClock(NOW))
 
 
-def collect(attestors: list[Any], proposal: Proposal | None = None, timeout: float = 5.0, grace: float = 0.05) -> Any:
+def collect(attestors: list[Any], proposal: Proposal | None = None, timeout: float = 5.0, grace: float = 1.0) -> Any:
     return asyncio.run(
         collect_quorum(
             proposal or make_proposal(DEPLOYMENT, EPOCH), attestors, DEPLOYMENT, timeout=timeout, grace=grace

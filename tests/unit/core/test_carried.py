@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from aggregator.core.pipeline import compute_report, explain, leaves
+from aggregator.core.explain import explain
+from aggregator.core.pipeline import compute_report, leaves
 from aggregator.domain.latency import Law
 from aggregator.domain.report import AccountMargin, Component, Flag
 from aggregator.domain.rows import LatencyLeg

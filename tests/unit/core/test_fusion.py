@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from aggregator.core.fusion import fuse, pyth_aggregate
+from aggregator.domain.policy import PolicyRow
 from aggregator.domain.price import PriceBand, Quote
-from aggregator.domain.rows import PolicyRow, SourceRow
+from aggregator.domain.rows import SourceRow
 
 NOW = 1_760_000_000
 POLICY = PolicyRow(version="test", lifetime=60, assets={})

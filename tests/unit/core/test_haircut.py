@@ -19,7 +19,8 @@ from aggregator.core.haircut import (
     liquidity_haircut,
 )
 from aggregator.domain.latency import Law
-from aggregator.domain.rows import JumpRow, LatencyLeg
+from aggregator.domain.policy import JumpRow
+from aggregator.domain.rows import LatencyLeg
 from tests.strategies import RISKY, STABLE, asset_policy
 
 JUMPS = (JumpRow(rate=6, recovery=0.92), JumpRow(rate=0.5, recovery=0.75))

@@ -7,7 +7,8 @@ from decimal import Decimal
 
 import pytest
 
-from aggregator.core.pipeline import compute_report, destination_id, explain, leaves
+from aggregator.core.explain import explain
+from aggregator.core.pipeline import compute_report, destination_id, leaves
 from aggregator.domain.price import Quote
 from aggregator.domain.report import AccountMargin, Component, Flag
 from aggregator.domain.snapshot import Finding, Position, Snapshot

@@ -1,0 +1,125 @@
+"""The tables of one epoch: haircuts by (policy, view, clock bound, level), and the exit gate of every row. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from aggregator.core.haircut import DECIMALS, haircut_table, hold_bound, liquidity_coefficient
+from aggregator.domain.book import ASSET, Book, is_missing
+from aggregator.domain.latency import Law
+from aggregator.domain.policy import PolicyRow
+from aggregator.domain.report import (
+    INITIAL,
+    MAINTENANCE,
+    HaircutCell,
+    RiskTables,
+)
+from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, LatencyLeg, SourceRow
+from aggregator.domain.snapshot import ChainView
+
+Legs = Mapping[str, Sequence[LatencyLeg | Law]]
+"""The legs until a Hold lands, by chain."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The configuration a valuation depends on."""
+
+    chains: tuple[ChainRow, ...]
+    assets: Mapping[str, AssetRow]
+    sources: tuple[SourceRow, ...]
+    destinations: tuple[DestinationRow, ...]
+    policy: PolicyRow
+
+
+def build_tables(
+    book: Book,
+    views: Sequence[ChainView | None],
+    chains: Sequence[ChainRow],
+    destinations: Sequence[DestinationRow],
+    world: World,
+    valid_until: int,
+    latency: Legs | None = None,
+) -> RiskTables:
+    """Look up everything that depends on (policy, view, clock bound), and the exit gate of every row.
+
+    The horizon of collateral seen at view v for destination d is ``valid_until + clock bound of d − block time of v``,
+    for which the attested number is usable, plus the policy's time to liquidate. A view that others are carried beside
+    is as stale as the newest one of its chain, at least.
+
+    Args:
+        views: along the view axis of the book.
+        chains: in the order of the book's chains.
+        latency: the legs until a Hold lands, by chain; those of the chain's row where it is not among them.
+    """
+    policies = [world.policy.assets[name] for name in book.policies]
+    bounds = sorted({row.clock_bound for row in destinations}) or [0]
+    shape = (len(policies) + 1, len(views) + 1, len(bounds))
+    horizon = np.zeros(shape)
+    loss, rise = np.ones((*shape, 2)), np.zeros((*shape, 2))
+    stale = np.ones(len(views) + 1, dtype=np.bool_)
+    slowest = np.full(len(views) + 1, np.iinfo(np.int64).max)
+    hold = [hold_bound((latency or {}).get(row.id, row.hold), world.policy.exit_epsilon) for row in chains]
+    seen = [v for v, view in enumerate(views) if not is_missing(view)]
+    for v in seen:
+        view, c = views[v], int(book.chain_of[v])
+        assert view is not None
+        assert view.block is not None
+        age = max(0, view.age)
+        for p, policy in enumerate(policies):
+            for b, clock_bound in enumerate(bounds):
+                usable = valid_until + clock_bound - view.block.time
+                horizon[p, v, b] = max(0, usable) + policy.liquidation_seconds
+        stale[v] = view.status != "ok" or age > chains[c].max_age or (c < v and stale[c])
+        # A request to withdraw may have followed the block we saw at once: it has had `age` seconds already.
+        slowest[v] = hold[c] + age
+    if seen and policies:
+        loss[: len(policies), seen], rise[: len(policies), seen] = haircut_table(policies, horizon[:-1, seen])
+    levels = [(policy.initial, policy.maintenance) for policy in policies]
+    gate = book.monitored[book.account] | (book.seizable & (book.delay > slowest[book.kinds.view[book.kind]]))
+    return RiskTables(
+        bound=np.array([bounds.index(row.clock_bound) for row in destinations], dtype=np.int64),
+        horizon=horizon,
+        asset_loss=loss,
+        debt_rise=rise,
+        policy_haircut=np.array([[i.haircut, m.haircut] for i, m in levels] + [[1.0, 1.0]]),
+        liability_weight=np.array([[i.liability_weight, m.liability_weight] for i, m in levels] + [[1.0, 1.0]]),
+        liquidity=np.array([*(liquidity_coefficient(p.daily_volume, p.impact, p.volatility) for p in policies), 0.0]),
+        stale=stale,
+        hold=np.array(hold, dtype=np.int64),
+        counts=gate | (book.kinds.side[book.kind] != ASSET),
+    )
+
+
+def list_cells(
+    book: Book, views: Sequence[ChainView | None], tables: RiskTables, destinations: Sequence[str]
+) -> tuple[HaircutCell, ...]:
+    """List the risk table as committed: exactly the numbers that were used.
+
+    Every policy is listed at the newest view of every chain; at carried views, which may be many, those with rows.
+    """
+    used = set(zip(book.kinds.policy.tolist(), book.kinds.view.tolist(), strict=True))
+    names: tuple[tuple[Literal["initial", "maintenance"], int], ...] = (
+        ("initial", INITIAL),
+        ("maintenance", MAINTENANCE),
+    )
+    return tuple(
+        HaircutCell(
+            policy,
+            chain,
+            destination,
+            name,
+            round(tables.horizon[p, v, tables.bound[d]]),
+            f"{tables.asset_loss[p, v, tables.bound[d], level]:.{DECIMALS}f}",
+            f"{tables.debt_rise[p, v, tables.bound[d], level]:.{DECIMALS}f}",
+        )
+        for p, policy in enumerate(book.policies)
+        for v, chain in enumerate(book.chains)
+        if not is_missing(views[v]) and (book.chain_of[v] == v or (p, v) in used)
+        for d, destination in enumerate(destinations)
+        for name, level in names
+    )
