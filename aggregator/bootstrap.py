@@ -27,6 +27,7 @@ from adapters.destinations.solana import SolanaRegistryDestination
 from adapters.disputes import Dispute, DisputeFile, DisputeLog, Entry, read_disputes
 from adapters.evm.aave_v3 import AaveV3
 from adapters.evm.lender import Lender
+from adapters.evm.margin_venue import MarginVenue
 from adapters.evm.reader import EvmAdapter, EvmReader
 from adapters.evm.vault import Vault
 from adapters.evm.wallet import Wallet
@@ -124,6 +125,7 @@ def world_of(settings: Settings) -> World:
         sources=settings.sources,
         destinations=settings.destinations,
         policy=settings.policy,
+        ratios=settings.ratios,
     )
 
 
@@ -239,8 +241,10 @@ def _evm_adapter(row: ChainRow, venue: VenueRow, assets: dict[str, AssetRow]) ->
             return Lender(row.id, _required(venue, "lender"), assets)
         case "aave-v3":
             return AaveV3(row.id, _required(venue, "pool"), _required(venue, "data_provider"), assets)
+        case "margin-venue":
+            return MarginVenue(row.id, _required(venue, "venue"), assets)
         case _:
-            known = "wallet, vault, lender, aave-v3"
+            known = "wallet, vault, lender, aave-v3, margin-venue"
             raise ConfigError("configuration", "venues.kind", f"no EVM adapter is called {venue.kind!r}", known)
 
 
@@ -489,6 +493,7 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
     from aggregator.service.accounts import AccountBook, LinkEnder
     from aggregator.service.attest import Attestor, Rules
     from aggregator.service.cycle import Cycle
+    from aggregator.service.desk import Desk
     from aggregator.service.examine import Examiner
     from aggregator.service.latency import LatencyMeter
     from aggregator.service.relayer import Relayer
@@ -541,6 +546,7 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             0 if deployment.network_class == DEVNET else settings.service.epoch_seconds + settings.policy.lifetime,
         )
         workbench = Workbench(world_of(settings), settings.pyth, settings.policy.lifetime)
+        desk = Desk(workbench.world)
         newest, on_chain = await store.certificate(), await _highest_on_chain(destinations.values())
         passphrase, witness = passphrase_of(settings), chain_witness(settings)
         attestors: list[Attestor] = []
@@ -596,6 +602,7 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             keep_epochs=settings.service.keep_epochs,
             meter=meter,
             ender=LinkEnder(store, clock, settings.service.link_cooldown),
+            on_computed=desk.take,
         )
 
         async def bundle(record: EpochRecord, account: str) -> str:
@@ -619,6 +626,7 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             bundle=bundle,
             proof=leaf_proof,
             readiness=readiness,
+            desk=desk,
         )
         server = QuietServer(
             uvicorn.Config(create_app(api), log_level="warning", access_log=False, lifespan="off", workers=1)

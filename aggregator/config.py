@@ -9,10 +9,11 @@ import tomllib
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
+from aggregator.core.fusion import rank_ratios
 from aggregator.domain.errors import ConfigError
 from aggregator.domain.ids import (
     canonical_address,
@@ -34,6 +35,7 @@ from aggregator.domain.rows import (
     FinalityRow,
     Name,
     PythRow,
+    RatioRow,
     Row,
     SourceRow,
     VenueRow,
@@ -115,6 +117,11 @@ EXAMPLES: Mapping[str, str] = {
     "sources.floor": "0.01",
     "sources.cap": "1000000",
     "sources.relative_conf": "0.0005",
+    "ratios": '{feed = "stETH/USD", ratio = "stETH/ETH", base = "ETH/USD", volatility = 0.05}',
+    "ratios.feed": '"stETH/USD"',
+    "ratios.ratio": '"stETH/ETH"',
+    "ratios.base": '"ETH/USD"',
+    "ratios.volatility": "0.05",
     "pyth": "{url = ..., guardian_set_index = 4, guardians = [...], emitter_chain = 26, emitter_address = ...}",
     "pyth.url": '"https://hermes.example.org"',
     "pyth.api_key": '"..."',
@@ -133,7 +140,7 @@ EXAMPLES: Mapping[str, str] = {
     "destinations.address": '"0x5fbdb2315678afecb367f032d93f642f64180aa3"',
     "destinations.clock_bound": "5",
     "destinations.payer_key": '"payer-ethereum"',
-    "policy": '{version = "2026-01", lifetime = 60, assets = {...}}',
+    "policy": '"policy.toml" (relative to this file), or {version = "2026-01", lifetime = 60, assets = {...}}',
     "policy.version": '"2026-01"',
     "policy.confidence_multiple": "2.12",
     "policy.staleness_multiple": "1.0",
@@ -147,6 +154,7 @@ EXAMPLES: Mapping[str, str] = {
     "policy.assets.*.jumps": "{rate = 0.5, recovery = 0.75}",
     "policy.assets.*.jumps.rate": "0.5",
     "policy.assets.*.jumps.recovery": "0.75",
+    "policy.assets.*.jumps.cause": '"market", "depeg", "wrapper" or "bridge"',
     "policy.assets.*.daily_volume": "1e9",
     "policy.assets.*.impact": "1.0",
     "policy.assets.*.liquidation_seconds": "900",
@@ -158,13 +166,90 @@ EXAMPLES: Mapping[str, str] = {
     "policy.assets.*.maintenance.confidence": "0.99",
     "policy.assets.*.maintenance.haircut": "0.04",
     "policy.assets.*.maintenance.liability_weight": "1.02",
+    "policy.underlyings": "{'ETH/USD' = {range = 0.18}}",
+    "policy.underlyings.*": "{range = 0.18, group = 'majors', perp_initial = 0.1, ...}",
+    "policy.underlyings.*.range": "0.18",
+    "policy.underlyings.*.group": '"majors"',
+    "policy.underlyings.*.rate": "0.04",
+    "policy.underlyings.*.carry": "0.03",
+    "policy.underlyings.*.surface": "{tenor = 2592000, a = 0.01, b = 0.08, rho = -0.1, m = 0.0, sigma = 0.2}",
+    "policy.underlyings.*.surface.tenor": "2592000",
+    "policy.underlyings.*.surface.a": "0.01",
+    "policy.underlyings.*.surface.b": "0.08",
+    "policy.underlyings.*.surface.rho": "-0.1",
+    "policy.underlyings.*.surface.m": "0.0",
+    "policy.underlyings.*.surface.sigma": "0.2",
+    "policy.underlyings.*.daily_volume": "5e9",
+    "policy.underlyings.*.perp_initial": "0.1",
+    "policy.underlyings.*.perp_maintenance": "0.05",
+    "policy.underlyings.*.size_factor": "0.0002",
+    "policy.underlyings.*.tiers": "{up_to = 1e6, initial = 0.05, maintenance = 0.025}",
+    "policy.underlyings.*.tiers.up_to": "1e6",
+    "policy.underlyings.*.tiers.initial": "0.05",
+    "policy.underlyings.*.tiers.maintenance": "0.025",
+    "policy.groups": "{majors = {offset = 0.5}}",
+    "policy.groups.*": "{offset = 0.5}",
+    "policy.groups.*.offset": "0.5",
+    "policy.models": '{risk_bearing = "scenario", monitored = "scenario"}',
+    "policy.models.risk_bearing": '"scenario"',
+    "policy.models.monitored": '"scenario"',
+    "policy.scenario": "{maintenance_factor = 0.8, initial_factor = 1.0, ...}",
+    "policy.scenario.maintenance_factor": "0.8",
+    "policy.scenario.initial_factor": "1.0",
+    "policy.scenario.tails": "-0.5",
+    "policy.scenario.damping": "0.2",
+    "policy.scenario.volatility": "{up = 0.5, down = 0.3, least = 0.4}",
+    "policy.scenario.volatility.up": "0.5",
+    "policy.scenario.volatility.down": "0.3",
+    "policy.scenario.volatility.least": "0.4",
+    "policy.scenario.volatility.short_power": "0.3",
+    "policy.scenario.volatility.long_power": "0.13",
+    "policy.scenario.volatility.floor_days": "1.0",
+    "policy.scenario.skew": "{cap_static = 0.25, cap_slope = -0.1}",
+    "policy.scenario.skew.cap_static": "0.25",
+    "policy.scenario.skew.cap_slope": "-0.1",
+    "policy.scenario.skew.least_width": "0.01",
+    "policy.scenario.skew.width": "2.4",
+    "policy.scenario.discount": "{base = 0.95, base_negative = 1.04}",
+    "policy.scenario.discount.base": "0.95",
+    "policy.scenario.discount.base_negative": "1.04",
+    "policy.scenario.discount.long_scale": "1.0",
+    "policy.scenario.discount.long_add": "0.08",
+    "policy.scenario.discount.short_scale": "0.5",
+    "policy.scenario.discount.short_add": "0.08",
+    "policy.scenario.basis_up": "1.045",
+    "policy.scenario.basis_down": "0.955",
+    "policy.scenario.basis_add": "0.5",
+    "policy.scenario.basis_slope": "2.0",
+    "policy.scenario.short_option_maintenance": "0.003",
+    "policy.scenario.short_option_initial": "0.005",
+    "policy.scenario.perp_maintenance": "0.03",
+    "policy.scenario.perp_initial": "0.04",
+    "policy.scenario.gain_weight_initial": "0.8",
+    "policy.scenario.confidence_threshold": "0.55",
+    "policy.scenario.confidence_margin": "1.0",
+    "policy.scenario.concentration": "1.0",
+    "policy.history": "{confidence = 0.975, underlyings = [...], moves = [...]}, as `crossmargin recalibrate` makes it",
+    "policy.history.confidence": "0.975",
+    "policy.history.underlyings": '"ETH/USD"',
+    "policy.history.moves": "[-0.031, 0.012]",
+    "policy.provenance": '{series = "eth_usdt_1h_binance", target = "assets.major", sha256 = ..., first = ...}',
+    "policy.provenance.series": '"eth_usdt_1h_binance"',
+    "policy.provenance.target": '"assets.major"',
+    "policy.provenance.sha256": '"0x' + "00" * 32 + '"',
+    "policy.provenance.first": "1672531200",
+    "policy.provenance.last": "1735686000",
+    "policy.provenance.bars": "17544",
+    "policy.provenance.missing": "0",
 }
 """An example for every key; of a list, one element."""
 LISTS = frozenset(
     {"service.attestor_keys", "deployment.members", "chains", "chains.rpc", "chains.ws", "chains.hold"}
-    | {"assets", "sources", "pyth.guardians", "venues", "destinations", "policy.assets.*.jumps"}
+    | {"assets", "sources", "ratios", "pyth.guardians", "venues", "destinations", "policy.assets.*.jumps"}
+    | {"policy.underlyings.*.surface", "policy.underlyings.*.tiers", "policy.scenario.tails"}
+    | {"policy.history.underlyings", "policy.history.moves", "policy.provenance"}
 )
-NAMED = frozenset({"policy.assets", "venues.addresses"})
+NAMED = frozenset({"policy.assets", "policy.underlyings", "policy.groups", "venues.addresses"})
 """Tables whose keys the user chooses."""
 SOLANA_EXAMPLE = '"4uhcVJyU9pJkvQyS88uRDiswHXSCkY3zQawwpjk2NsNY"'
 """An example of 32 bytes in base58, where EXAMPLES has the EVM form."""
@@ -201,6 +286,7 @@ class Settings(Row):
     chains: tuple[ChainRow, ...] = Field(min_length=1)
     assets: tuple[AssetRow, ...] = Field(min_length=1)
     sources: tuple[SourceRow, ...] = Field(min_length=1)
+    ratios: tuple[RatioRow, ...] = ()
     pyth: PythRow | None = None
     venues: tuple[VenueRow, ...] = ()
     destinations: tuple[DestinationRow, ...] = Field(min_length=1)
@@ -355,6 +441,7 @@ def _check_duplicates(file: str, s: Settings) -> None:
     _require_unique(file, "assets", "id", (a.id for a in s.assets))
     natives = (a.id.partition("/")[0] if a.kind == "native" else a.id for a in s.assets)
     _require_unique(file, "assets", "id", natives, "is a second native coin of its chain; the first counts already")
+    _require_unique(file, "ratios", "feed", (r.feed for r in s.ratios))
     _require_unique(file, "sources", "name", (f"{x.feed} {x.name}" for x in s.sources))
     ids = ((x.feed, x.id) for x in s.sources)
     _require_unique(file, "sources", "id", ids, "is another source of this feed; it would vote twice")
@@ -371,7 +458,7 @@ def _check_duplicates(file: str, s: Settings) -> None:
 
 def _check_references(file: str, s: Settings) -> None:
     """Check that every reference leads somewhere."""
-    chains, feeds = {c.id for c in s.chains}, {x.feed for x in s.sources}
+    chains, feeds = {c.id for c in s.chains}, {x.feed for x in s.sources} | {r.feed for r in s.ratios}
     assets = {a.id: a for a in s.assets}
 
     def known(table: str, i: int, key: str, value: str, among: Iterable[str]) -> None:
@@ -409,6 +496,10 @@ def _check_references(file: str, s: Settings) -> None:
         if (chain := a.id.partition("/")[0]) not in chains:
             raise _refusal(file, ("assets", i, "id"), f"its chain {chain!r} is not among those configured")
         known("assets", i, "feed", a.feed, feeds)
+        if "/" in a.feed and not a.feed.endswith("/USD"):
+            problem = f"{a.feed!r}, which prices {a.symbol}, is not in USD; name a feed that is, of [[ratios]] say"
+            usd = sorted(feed for feed in feeds if feed.endswith("/USD"))
+            raise _refusal(file, ("assets", i, "feed"), problem, f'"{usd[0]}"' if usd else "")
         known("assets", i, "policy", a.policy, s.policy.assets)
         if a.underlying is not None:
             known("assets", i, "underlying", a.underlying, assets)
@@ -426,6 +517,21 @@ def _check_references(file: str, s: Settings) -> None:
             )
         if x.kind == "pyth" and s.pyth is None:
             raise _refusal(file, ("pyth",), "is missing, and a pyth source is configured")
+    sourced = {x.feed for x in s.sources}
+    for i, r in enumerate(s.ratios):
+        if r.feed in sourced:
+            problem = f"{r.feed!r} has sources of its own; a feed is derived or sourced, not both"
+            raise _refusal(file, ("ratios", i, "feed"), problem)
+        known("ratios", i, "ratio", r.ratio, feeds)
+        known("ratios", i, "base", r.base, feeds)
+    try:
+        rank_ratios(s.ratios)
+    except ValueError as error:
+        raise _refusal(file, ("ratios",), str(error).removeprefix("ratios: ")) from None
+    for feed in s.policy.underlyings:
+        if feed not in feeds:
+            problem = f"no source gives prices of it; there are sources of {', '.join(sorted(feeds))}"
+            raise _refusal(file, ("policy", "underlyings", feed), problem)
     for i, v in enumerate(s.venues):
         known("venues", i, "chain", v.chain, chains)
     for i, d in enumerate(s.destinations):
@@ -471,39 +577,81 @@ def _check_rules(file: str, s: Settings) -> None:
             raise _refusal(file, ("chains", i, "timeout"), problem, f"{min(5.0, s.policy.lifetime / 4):g}")
 
 
+R = TypeVar("R", bound=Row)
+
+
+def _validated(model: type[R], document: Mapping[str, Any], file: str, table: str = "") -> R:
+    """Return the document as a row; ``table`` is where the document stands in a configuration, "" for all of it."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        shown, example = _key((table, *first["loc"]) if table else first["loc"])
+        problem = {"missing": "is missing", "extra_forbidden": "is not a known key"}.get(first["type"], first["msg"])
+        problem = problem.removeprefix("Value error, ")
+        shown = shown.removeprefix(table).removeprefix(".")
+        raise ConfigError(file, shown or "document", problem, example) from None
+
+
 def parse_settings(document: Mapping[str, Any], file: str = "configuration") -> Settings:
     """Check a parsed TOML document as a whole.
 
     Raises:
         ConfigError: names ``file``, the first key at fault and an example.
     """
-    try:
-        settings = Settings.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        shown, example = _key(first["loc"])
-        problem = {"missing": "is missing", "extra_forbidden": "is not a known key"}.get(first["type"], first["msg"])
-        raise ConfigError(file, shown or "document", problem, example) from None
-    settings = _canonical(file, settings)
+    settings = _canonical(file, _validated(Settings, document, file))
     for check in (_check_duplicates, _check_references, _check_rules):
         check(file, settings)
     return settings
 
 
-def load_settings(path: Path) -> Settings:
-    """Read and check the TOML file at ``path``.
+def parse_policy(document: Mapping[str, Any], file: str = "policy") -> PolicyRow:
+    """Check a parsed policy document as a whole: what ``[policy]`` holds, or a file of its own.
+
+    Raises:
+        ConfigError: names ``file``, the first key at fault and an example.
+    """
+    return _validated(PolicyRow, document, file, "policy")
+
+
+def load_policy(path: Path) -> PolicyRow:
+    """Read and check the policy document at ``path``.
 
     Raises:
         ConfigError: the file is missing, not TOML, or wrong in a key.
     """
+    return parse_policy(_read_toml(path, "does not exist; a policy document is expected there"), str(path))
+
+
+def policy_path(path: Path) -> Path | None:
+    """Return where the policy document of the configuration at ``path`` is; None if it is a table inside."""
+    named = _read_toml(path, _NO_CONFIG).get("policy")
+    return path.resolve().parent / named if isinstance(named, str) else None
+
+
+_NO_CONFIG = "does not exist; name one with --config or CROSSMARGIN_CONFIG"
+
+
+def _read_toml(path: Path, absent: str) -> dict[str, Any]:
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise ConfigError(str(path), "file", "does not exist; name one with --config or CROSSMARGIN_CONFIG") from None
+        raise ConfigError(str(path), "file", absent) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), "file", f"cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(path), "file", f"is not TOML: {error}") from None
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check the TOML file at ``path``, and the policy document that it may name.
+
+    Raises:
+        ConfigError: a file is missing, not TOML, or wrong in a key.
+    """
+    document = _read_toml(path, _NO_CONFIG)
+    if isinstance(named := document.get("policy"), str):
+        document["policy"] = load_policy(path.resolve().parent / named)
     settings = parse_settings(document, str(path))
     here = path.resolve().parent
     paths = {name: str(here / getattr(settings.service, name)) for name in ("data", "passphrase_file")}

@@ -26,6 +26,7 @@ from aggregator.domain.price import Quote
 from aggregator.domain.report import AccountMargin, LeafValues
 from aggregator.domain.rows import ChainRow, DestinationRow
 from aggregator.domain.snapshot import Account, Block, Finding, Reading, Subject
+from aggregator.domain.stress import Change, Moment, Scenario, StressReport, SystemicReport, WhatIf
 
 HEADERS_LIMIT = 256
 """Blocks whose parents are followed one by one; a longer gap is compared at its ends."""
@@ -412,4 +413,32 @@ class Accounts(Protocol):
         Raises:
             InputError: names the field at fault.
         """
+        ...
+
+
+class RiskDesk(Protocol):
+    """Answers questions about the newest certified epoch.
+
+    Every question raises UnknownError (names ``account``, ``scenario`` or ``epoch``: none was certified yet),
+    InputError (names the field at fault, or what is too large), ConflictError (too many questions are waiting).
+    """
+
+    def scenarios(self) -> Sequence[Scenario]:
+        """Return every scenario there is, historical ones first."""
+        ...
+
+    async def what_if(self, account: str, changes: Sequence[Change]) -> WhatIf:
+        """Return how an account (its id) would stand after ``changes``, and whether they may be made."""
+        ...
+
+    async def stress(self, names: Sequence[str], account: str | None) -> StressReport:
+        """Value one account, or all, in the scenarios named; in all of them if none is."""
+        ...
+
+    async def systemic(self, names: Sequence[str]) -> SystemicReport:
+        """Return who falls together in the scenarios named, or in all, and what liquidating them leads to."""
+        ...
+
+    async def replay(self, name: str, account: str) -> Sequence[Moment]:
+        """Value one account hour by hour along a scenario's path."""
         ...

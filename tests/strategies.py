@@ -8,10 +8,28 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from aggregator.core.tables import World
-from aggregator.domain.policy import AssetPolicyRow, JumpRow, LevelRow, PolicyRow
+from aggregator.domain.policy import (
+    AssetPolicyRow,
+    JumpRow,
+    LevelRow,
+    OffsetGroupRow,
+    PolicyRow,
+    SviRow,
+    TierRow,
+    UnderlyingRow,
+)
 from aggregator.domain.price import Quote
 from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, LatencyLeg, SourceRow
-from aggregator.domain.snapshot import Account, Block, ChainView, Finding, Position, Snapshot
+from aggregator.domain.snapshot import (
+    Account,
+    Block,
+    ChainView,
+    Contract,
+    ContractKind,
+    Finding,
+    Position,
+    Snapshot,
+)
 
 EVM, SOLANA = "eip155:31337", "solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1"
 ETH, USDC, STETH = f"{EVM}/slip44:60", f"{EVM}/erc20:0x{'c0' * 20}", f"{EVM}/erc20:0x{'5e' * 20}"
@@ -53,6 +71,25 @@ def asset_policy(
 RISKY, STABLE, WRAPPED = asset_policy(), asset_policy(0.02, ((0.2, 0.9),)), asset_policy(0.9, haircuts=(0.6, 0.5))
 FLAT = asset_policy(0.0, (), impact=0.0, haircuts=(0.0, 0.0), weights=(1.0, 1.0))
 """No risk at all: every haircut 0, every weight 1."""
+
+
+def surface(volatility: float) -> tuple[SviRow, ...]:
+    """Return a smile around a flat volatility, at three tenors, free of calendar arbitrage."""
+    rows = []
+    for days in (7, 30, 180):
+        variance = volatility**2 * days / 365
+        rows.append(SviRow(tenor=days * DAY, a=0.8 * variance, b=0.4 * variance, rho=-0.2, m=0.0, sigma=0.5))
+    return tuple(rows)
+
+
+TIERS = (TierRow(up_to=1e5, initial=0.05, maintenance=0.03), TierRow(up_to=1e6, initial=0.1, maintenance=0.06))
+UNDERLYINGS = {
+    "ETH/USD": UnderlyingRow(range=0.18, group="majors", rate=0.04, surface=surface(0.65), tiers=TIERS),
+    "SOL/USD": UnderlyingRow(range=0.22, group="majors", surface=surface(0.85), size_factor=1e-3, tiers=TIERS),
+}
+GROUPS = {"majors": OffsetGroupRow(offset=0.4)}
+DERIVATIVES = {"underlyings": UNDERLYINGS, "groups": GROUPS}
+"""For :func:`world`: what contracts are margined by."""
 
 
 def chain_row(chain: str, **changes: object) -> ChainRow:
@@ -149,6 +186,53 @@ def borrowed(account: int, asset: str, amount: float | int, **changes: object) -
     return lent(account, asset, amount, **({"side": "debt"} | changes))
 
 
+def contract(
+    account: int,
+    kind: ContractKind,
+    size: float,
+    *,
+    underlying: str = "ETH/USD",
+    strike: float = 2_000.0,
+    days: float = 30,
+    entry: float = 2_000.0,
+    funding: float = 0.0,
+    unit: str = USDC,
+    **changes: object,
+) -> Position:
+    """Return ``size`` whole units (negative = short) of a perp or option at a venue, out of reach for a day.
+
+    Args:
+        strike, days: of options, USD and until expiry. entry, funding: of perps, USD and whole units of ``unit``.
+    """
+    option = kind in ("call", "put")
+    expiry = CUT_TIME + round(days * DAY)
+    terms = Contract(
+        kind,
+        underlying,
+        round(strike * 1e8) if option else 0,
+        expiry if option else 0,
+        0 if option else round(entry * 1e8),
+        0 if option else round(funding * 10 ** DECIMALS[unit]),
+    )
+    chain = unit.split("/", maxsplit=1)[0]
+    listed = f"{chain}/contract:0x{'e7' * 20}/{kind}-{underlying}" + (f"-{strike:g}-{expiry}" if option else "")
+    made = Position(
+        account_id(account),
+        chain,
+        "example",
+        listed,
+        round(abs(size) * 1e18),
+        unit,
+        0,
+        "asset" if size >= 0 else "debt",
+        "seizable",
+        DAY,
+        origin=f"0x{'e7' * 20}",
+        contract=terms,
+    )
+    return made._replace(**changes)  # type: ignore[arg-type]
+
+
 def view(chain: str, age: int = 20, **changes: object) -> ChainView:
     """Return a healthy view of a chain whose block is ``age`` seconds old."""
     return replace(ChainView(chain, "ok", "", Block(chain, 100, "0xb0", "0xaf", CUT_TIME - age), age), **changes)  # type: ignore[arg-type]
@@ -210,6 +294,32 @@ def books(draw: st.DrawFn, accounts: int = 3, most: int = 8) -> list[Position]:
             row = row._replace(venue=draw(st.sampled_from(("lender", "otc"))))
         rows.append(row)
     return rows
+
+
+sizes = st.floats(0.01, 50).map(lambda x: float(f"{x:.3g}"))
+
+
+@st.composite
+def contracts(draw: st.DrawFn, accounts: int = 3, most: int = 5) -> list[Position]:
+    """Draw perps and options of every sort for a few accounts, one position in each instrument."""
+    rows: dict[tuple[str, str], Position] = {}
+    for _ in range(draw(st.integers(1, most))):
+        kind: ContractKind = draw(st.sampled_from(("perp", "inverse", "call", "put")))
+        underlying = draw(st.sampled_from(sorted(UNDERLYINGS)))
+        price, size = PRICES[underlying], draw(sizes) * draw(st.sampled_from((1, -1)))
+        row = contract(
+            draw(st.integers(1, accounts)),
+            kind,
+            size * (1_000 if kind == "inverse" else 1),
+            underlying=underlying,
+            strike=round(price * draw(st.sampled_from((0.7, 1.0, 1.3))), 2),
+            days=draw(st.sampled_from((0.5, 20, 200))),
+            entry=round(price * draw(st.sampled_from((0.8, 1.0, 1.1))), 2),
+            funding=draw(st.sampled_from((0.0, 12.5, -40.0))),
+            unit=draw(st.sampled_from((USDC, USDC, SUSDC, ETH))),
+        )._replace(control=draw(st.sampled_from(("seizable", "seizable", "none"))))
+        rows[row.account, row.asset] = row
+    return list(rows.values())
 
 
 @st.composite

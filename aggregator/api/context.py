@@ -13,7 +13,7 @@ from aggregator.domain.certificate import EpochRecord, EpochSummary
 from aggregator.domain.latency import LatencyReport, Leg
 from aggregator.domain.rows import AssetRow, ChainRow, DeploymentRow, DestinationRow, SourceRow
 from aggregator.domain.snapshot import Finding
-from aggregator.ports import Accounts, Clock, Halt, Halts, Store
+from aggregator.ports import Accounts, Clock, Halt, Halts, RiskDesk, Store
 from proofs.statement import Deployment
 
 _RECENT = 20  # epochs looked through for the newest certified one before the store is asked outright
@@ -29,6 +29,7 @@ class ApiService:
         bundle: returns the audit bundle of one account at one whole epoch as JSON text.
         proof: returns the sibling path of the leaf at an index of ``record.leaves``.
         readiness: returns the reasons why the service is not ready, none when it is.
+        desk: answers questions about risk; None where no epochs are computed.
     """
 
     store: Store
@@ -44,6 +45,7 @@ class ApiService:
     bundle: Callable[[EpochRecord, str], Awaitable[str]]
     proof: Callable[[EpochRecord, int], tuple[bytes, ...]]
     readiness: Callable[[], Sequence[Finding]]
+    desk: RiskDesk | None = None
     _newest: dict[bool, tuple[EpochSummary, EpochRecord]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property

@@ -17,11 +17,22 @@ from aggregator.api.context import ApiService
 from aggregator.domain.certificate import EpochRecord, EpochSummary, LinkRecord, Posting
 from aggregator.domain.errors import UnknownError
 from aggregator.domain.links import LinkMessage
-from aggregator.domain.report import AccountMargin, Component, Flag, Haircuts, LeafValues
+from aggregator.domain.report import (
+    AccountMargin,
+    Component,
+    ContractPart,
+    Explained,
+    Exposure,
+    Flag,
+    Haircuts,
+    LeafValues,
+    Settlement,
+    contract_text,
+)
 from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow
-from aggregator.domain.snapshot import Account, ChainView, Finding, Reorg
+from aggregator.domain.snapshot import CONTRACT_DECIMALS, Account, ChainView, Finding, Position, Reorg
 from aggregator.domain.standing import judge_asset
-from aggregator.domain.units import format_amount, format_usd
+from aggregator.domain.units import USD_DECIMALS, format_amount, format_usd
 from aggregator.ports import Halt
 from proofs import leaf as leaves
 from proofs.hashing import keccak256
@@ -30,6 +41,7 @@ from proofs.statement import BODY_TYPE, DOMAIN_TYPE, STATEMENT_TYPE, Header, pac
 
 _LEAF_ABI = "(bytes32,bytes32,uint64,int256,uint256,uint256,uint256,uint256,uint256,uint64,uint64,uint32)"
 _VERIFY = f"verify({_LEAF_ABI},bytes32[])"
+_LEVELS: tuple[Literal["initial"], Literal["maintenance"]] = ("initial", "maintenance")
 _SOLANA_VERIFY = 2  # instruction tag of proofs/programs/registry.c
 
 
@@ -168,6 +180,87 @@ class PriceView(BaseModel):
     initial: str | None = Field(description="The bound that initial margin uses", examples=["0.9991"])
 
 
+class ExplainedView(BaseModel):
+    """What a haircut is made of, additively on log(1 - part): shares that add up to 1, or all 0 without a haircut."""
+
+    market: float = Field(description="The price's own moves in the time a liquidation takes")
+    depeg: float
+    wrapper: float
+    bridge: float
+    latency: float = Field(description="What being seen late adds")
+    liquidity: float
+    exit: float
+    policy: float
+    zeros: list[str] = Field(description="Parts of 1, after which nothing counts; the shares leave them out")
+
+
+class LevelUsd(BaseModel):
+    """One amount at both margin levels."""
+
+    initial: Usd
+    maintenance: Usd
+
+
+class ContractView(BaseModel):
+    """A perp or option: its terms, what it is worth, how it moves, and its parts of the account's margin."""
+
+    text: str = Field(description="For people", examples=["long 2.5 ETH-call 3500 exp 2026-12-25 08:00"])
+    kind: Literal["perp", "inverse", "call", "put"]
+    underlying: str = Field(examples=["ETH/USD"])
+    strike: str | None = Field(description="USD; null for perps", examples=["3500"])
+    expiry: int | None = Field(description="Unix seconds; null for perps")
+    entry: str | None = Field(description="USD that a perp was opened at; null for options")
+    size: str = Field(description="Signed whole units of the underlying, of USD for inverse perps", examples=["2.5"])
+    mark: str | None = Field(description="USD: of one option, or of a perp's underlying")
+    volatility: float = Field(description="That an option is marked at, per sqrt(year); 0 for perps")
+    delta: float = Field(description="Of the whole position, units of the underlying")
+    gamma: float = Field(description="Units of the underlying per USD")
+    vega: float = Field(description="USD per 1.00 of volatility")
+    theta: float = Field(description="USD per year")
+    rho: float = Field(description="USD per 1.00 of the rate")
+    gain: LevelUsd = Field(description="Its part of what its venue's contracts add to assets; may be negative")
+    loss: LevelUsd = Field(description="Its part of what they add to requirements; may be negative")
+    requirement: LevelUsd = Field(description="Its share of what the margin model requires; negative for a hedge")
+
+
+class StepView(BaseModel):
+    """One layer of the walk from equity to what is left; negative = it takes away."""
+
+    layer: str = Field(examples=["latency"])
+    initial: Usd = Field(description="On the way to free collateral")
+    maintenance: Usd = Field(description="On the way to maintenance excess, low")
+
+
+class ExposureView(BaseModel):
+    """The greeks of an account's contracts on one underlying."""
+
+    underlying: str = Field(examples=["ETH/USD"])
+    spot: float = Field(description="USD")
+    range: float = Field(description="Largest move of the scenario grid but for its tails")
+    delta: float = Field(description="Units of the underlying")
+    gamma: float = Field(description="Units of the underlying per USD")
+    vega: float = Field(description="USD per 1.00 of volatility")
+    theta: float = Field(description="USD per year")
+    rho: float = Field(description="USD per 1.00 of the rate")
+    hedge: float = Field(description="Units of collateral that stand in the grid against the contracts")
+    requirement: LevelUsd = Field(description="What that collateral adds to the requirement; negative where it saves")
+
+
+class SettlementView(BaseModel):
+    """What an account's contracts at one venue come to, in what they settle in."""
+
+    chain: str
+    chain_name: str
+    venue: str
+    origin: str = Field(description="Contract or program account that keeps them")
+    unit_symbol: str
+    net: Usd = Field(description="At mid prices")
+    low: LevelUsd = Field(description="Each contract at its worse price")
+    gain: LevelUsd = Field(description="Counted as an asset")
+    loss: LevelUsd = Field(description="Counted as a debt")
+    reason: str
+
+
 class ComponentView(BaseModel):
     """One position and why it counts as it does."""
 
@@ -197,6 +290,11 @@ class ComponentView(BaseModel):
     counted_initial: Usd
     counted_maintenance: Usd
     reason: str
+    explained_initial: ExplainedView
+    explained_maintenance: ExplainedView
+    contract: ContractView | None = Field(
+        description="Null for holdings and debts; counts instead of the haircuts"
+    )
 
 
 class BlockView(BaseModel):
@@ -254,6 +352,13 @@ class MarginView(BaseModel):
     chains: list[ChainLeg] = Field(description="The chains its positions are on")
     leaves: list[LeafView] = Field(description="One per destination")
     findings: list[FindingView]
+    layers: list[StepView] = Field(description="From equity to what is left, by layer of risk")
+    model: str = Field(description="Margin model of its contracts; empty without any", examples=["scenario"])
+    binding: str = Field(description="The scenario its requirement comes from", examples=["ETH/USD -18%, vol up"])
+    required: LevelUsd = Field(description="What the margin model requires, within the levels' requirements")
+    hedged: list[Literal["initial", "maintenance"]] = Field(description="Levels at which collateral stands in the grid")
+    greeks: list[ExposureView]
+    settlements: list[SettlementView]
 
 
 class SignatureView(BaseModel):
@@ -635,6 +740,16 @@ def build_margin(
         chains=[build_leg(service, view) for view in record.chains if view.chain in touched],
         leaves=[build_leaf(values) for values in margin.leaves],
         findings=[build_finding(finding) for finding in margin.findings],
+        layers=[
+            StepView(layer=s.layer, initial=build_usd(s.initial), maintenance=build_usd(s.maintenance))
+            for s in margin.layers
+        ],
+        model=margin.model,
+        binding=margin.binding,
+        required=_build_levels(margin.requirement),
+        hedged=[name for name, is_so in zip(_LEVELS, margin.hedged, strict=True) if is_so],
+        greeks=[_build_exposure(exposure) for exposure in margin.greeks],
+        settlements=[_build_settlement(service, settled) for settled in margin.settlements],
     )
 
 
@@ -943,7 +1058,55 @@ def _build_component(service: ApiService, component: Component, leg: ChainView |
         counted_initial=build_usd(component.counted_initial),
         counted_maintenance=build_usd(component.counted_maintenance),
         reason=component.reason,
+        explained_initial=_build_explained(component.explained_initial),
+        explained_maintenance=_build_explained(component.explained_maintenance),
+        contract=_build_contract(position, component.contract) if component.contract else None,
     )
+
+
+def _build_contract(position: Position, part: ContractPart) -> ContractView:
+    terms = position.contract
+    option = terms.kind in ("call", "put")
+    size = format_amount(position.quantity, CONTRACT_DECIMALS)
+    return ContractView(
+        text=contract_text(position),
+        kind=terms.kind or "perp",
+        underlying=terms.underlying,
+        strike=format_amount(terms.strike, USD_DECIMALS) if option else None,
+        expiry=terms.expiry if option else None,
+        entry=None if option else format_amount(terms.entry, USD_DECIMALS),
+        size=size if position.side == "asset" else f"-{size}",
+        mark=_decimal(part.mark),
+        **{name: getattr(part, name) for name in ("volatility", "delta", "gamma", "vega", "theta", "rho")},
+        gain=_build_levels(part.gain),
+        loss=_build_levels(part.loss),
+        requirement=_build_levels(part.requirement),
+    )
+
+
+def _build_exposure(exposure: Exposure) -> ExposureView:
+    document = exposure._asdict()
+    required = document.pop("requirement_initial"), document.pop("requirement_maintenance")
+    return ExposureView(**document, requirement=_build_levels(required))
+
+
+def _build_settlement(service: ApiService, settled: Settlement) -> SettlementView:
+    return SettlementView(
+        **{name: getattr(settled, name) for name in ("chain", "venue", "origin", "unit_symbol", "reason")},
+        chain_name=service.chain_name(settled.chain),
+        net=build_usd(settled.net),
+        low=_build_levels((settled.low_initial, settled.low_maintenance)),
+        gain=_build_levels((settled.gain_initial, settled.gain_maintenance)),
+        loss=_build_levels((settled.loss_initial, settled.loss_maintenance)),
+    )
+
+
+def _build_levels(amounts: tuple[int, int]) -> LevelUsd:
+    return LevelUsd(initial=build_usd(amounts[0]), maintenance=build_usd(amounts[1]))
+
+
+def _build_explained(explained: Explained) -> ExplainedView:
+    return ExplainedView(**{**explained._asdict(), "zeros": list(explained.zeros)})
 
 
 def _build_amount(amount: int, decimals: int) -> Amount:

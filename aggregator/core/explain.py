@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from aggregator.core import valuation
+from aggregator.core.haircut import explain_loss
 from aggregator.core.margin import health
 from aggregator.core.pipeline import LIMIT, leaves_at
-from aggregator.core.tables import World
-from aggregator.domain.book import ASSET, DEBT
+from aggregator.core.portfolio import Greeks, portfolio_of, relief, row_greeks
+from aggregator.core.tables import World, horizon_nodes
+from aggregator.domain.book import ASSET, DEBT, Contracts
+from aggregator.domain.contracts import LAYERS
+from aggregator.domain.policy import AssetPolicyRow
 from aggregator.domain.price import PriceBand
 from aggregator.domain.report import (
     HIGH,
@@ -21,14 +27,33 @@ from aggregator.domain.report import (
     STATUSES,
     AccountMargin,
     Component,
+    ContractPart,
+    Derivatives,
+    Explained,
+    Exposure,
     Flag,
     Haircuts,
     Interval,
     MarginReport,
+    Requirements,
+    Settlement,
+    Step,
 )
 from aggregator.domain.snapshot import ChainView, Position
-from aggregator.domain.units import Floats, usd_down, usd_up
+from aggregator.domain.units import USD, Floats, usd_down, usd_up
 
+WALK = (
+    *("oracle", "market", "depeg", "wrapper", "bridge", "latency", "liquidity", "policy", "exit", "unread", "recourse"),
+    *LAYERS,
+    "rounding",
+)
+"""Layers of the walk from equity to free collateral. First what holdings and debts may lose: ``oracle`` is the price's
+bound beyond p̂; ``market`` to ``latency`` are what prices may do until the position is closed (``report.Explained``),
+with ``latency`` also what counts nothing as its view is stale; ``policy`` are listing haircuts and weights; ``exit`` is
+what may leave; ``unread`` counts nothing as a debt is unknown or a number out of range; ``recourse`` is what debts of
+netting sets cost less than at p̂. Then what the margin model requires."""
+_CAUSES = ("market", "depeg", "wrapper", "bridge", "latency")
+_GREEKS = ("delta", "gamma", "vega", "theta", "rho")
 _NO_PRICE = PriceBand("", 0.0, 0.0, 0.0, 0.0, 0.0, False, False, 0, 0)
 
 
@@ -46,12 +71,16 @@ def explain(report: MarginReport, index: int, world: World) -> AccountMargin:
     assets, debts = report.assets[b, :, :, index], report.debts[b, :, :, index]
     excess = assets[:, MAINTENANCE] - debts[:, MAINTENANCE]
     own, owed = usd_down(assets[LOW, MAINTENANCE]), usd_up(debts[LOW, MAINTENANCE])
+    free = usd_down(assets[LOW, INITIAL]) - usd_up(debts[LOW, INITIAL])
+    equity = usd_down(report.equity[index])
+    work = _Explainer(report, index, b, world)
+    side = work.side
     return AccountMargin(
         account=account.id,
         status=STATUSES[int(report.status[b, index])],
         flags=Flag(int(report.flags[b, index])),
-        equity=usd_down(report.equity[index]),
-        free_collateral=usd_down(assets[LOW, INITIAL]) - usd_up(debts[LOW, INITIAL]),
+        equity=equity,
+        free_collateral=free,
         maintenance_excess=Interval(own - owed, usd_down(excess[MID]), usd_up(excess[HIGH])),
         health=(
             health.ratio(own, owed),
@@ -59,12 +88,80 @@ def explain(report: MarginReport, index: int, world: World) -> AccountMargin:
             health.ratio(float(assets[HIGH, MAINTENANCE]), float(debts[HIGH, MAINTENANCE])),
         ),
         as_of=int(report.as_of[index]),
-        components=_Explainer(report, index, b, world).components(),
+        components=work.components(),
         leaves=tuple(
             leaf for d in range(len(report.destinations)) for leaf in leaves_at(report, d, slice(index, index + 1))
         ),
         findings=tuple(f for f in report.findings if f.scope.split(" ", 1)[0] == account.id),
+        layers=work.walk(equity, (free, own - owed)),
+        **({} if side is None else side.summary(work)),
     )
+
+
+class _Side:
+    """What contracts add to one account: its part of the report's :class:`Derivatives`."""
+
+    def __init__(self, derived: Derivatives, contracts: Contracts, c: int, index: int, bound: int) -> None:
+        self.derived, self.c, self.bound = derived, c, bound
+        self.rows = slice(*(int(x) for x in np.searchsorted(contracts.account, [index, index + 1])))
+        self.settlements = slice(*(int(x) for x in np.searchsorted(contracts.settlement_account, [index, index + 1])))
+        self.settlement = contracts.settlement[self.rows] - self.settlements.start
+        self.hedged: tuple[bool, bool] = tuple(bool(x) for x in derived.hedged[bound, LOW, :, c])  # type: ignore[assignment]
+        self.values = derived.values[:, :, self.rows]
+        count = self.settlements.stop - self.settlements.start
+        self.nets = np.stack(
+            [[np.bincount(self.settlement, row, count) for row in end] for end in self.values]
+        )  # (end, level, Q)
+        self.gains, self.losses = (
+            values[bound, LOW][:, self.settlements] for values in (derived.gains, derived.losses)
+        )  # (level, Q)
+        self.portfolio = portfolio_of(derived.portfolios, c)
+        self.greeks: Greeks = row_greeks(self.portfolio, derived.market)
+        self.requirement = [float(derived.requirement[int(h), LOW, level, c]) for level, h in enumerate(self.hedged)]
+        self.parts = np.stack(
+            [derived.rows[int(h), level, self.rows] for level, h in enumerate(self.hedged)]
+        )  # (level, N) Euler
+
+    def summary(self, work: _Explainer) -> dict[str, Any]:
+        """Return the fields of :class:`AccountMargin` that only accounts with contracts have."""
+        return {
+            "requirement": Requirements(*(usd_up(value) for value in self.requirement)),
+            "greeks": self._exposures(),
+            "settlements": tuple(work.settlement(q) for q in range(self.nets.shape[-1])),
+            "model": self.derived.model[self.c],
+            "binding": self.derived.binding[int(self.hedged[INITIAL])][self.c],
+            "hedged": self.hedged,
+        }
+
+    def _exposures(self) -> tuple[Exposure, ...]:
+        derived, market = self.derived, self.derived.market
+        underlying = self.portfolio.instruments.underlying[self.portfolio.instrument]
+        hedge = derived.spot[self.c] if any(self.hedged) else np.zeros(len(market.feeds))
+        shares = [derived.spot_rows[level, self.c] * h for level, h in enumerate(self.hedged)]
+        return tuple(
+            Exposure(
+                feed,
+                float(market.spot[u]),
+                float(market.range[u]),
+                **{name: float(getattr(self.greeks, name)[underlying == u].sum()) for name in _GREEKS},
+                hedge=float(hedge[u]),
+                requirement_initial=round(float(shares[INITIAL][u]) * USD),
+                requirement_maintenance=round(float(shares[MAINTENANCE][u]) * USD),
+            )
+            for u, feed in enumerate(market.feeds)
+            if (underlying == u).any()
+        )
+
+
+@lru_cache(maxsize=4096)
+def _causes(policy: AssetPolicyRow, nodes: tuple[tuple[float, ...], tuple[float, ...]], level: int) -> dict[str, float]:
+    """Return how much of ``h_mkt`` each of the causes of the walk makes up, as shares of 1; none of a haircut of 0."""
+    found = dict.fromkeys(_CAUSES, 0.0)
+    shares = explain_loss(policy, nodes, level)
+    total = sum(shares.values())
+    for cause, share in shares.items():
+        found[cause if cause in found else "market"] += share / total if total > 0 else 0.0
+    return found
 
 
 class _Explainer:
@@ -82,32 +179,73 @@ class _Explainer:
         self._muted, _ = valuation.mute(book, known)
         rates = valuation.unit_rates(book.kinds, report.tables, asset_price, debt_price, bound)[LOW]
         coefficient = valuation.group_coefficients(book, report.tables.liquidity)
-        capped = (book.group_netting >= 0) & (book.group_side == DEBT)
-        adder = valuation.Adder(book)
+        self.side = self._side_of(index)
+        self._place: dict[int, int] = {}  # local row -> place among the account's contracts
+        if self.side is not None and book.contracts is not None:
+            self._place = {int(row): n for n, row in enumerate(book.contracts.row)}
+        self._relief = [self._reliefs(level) for level in (INITIAL, MAINTENANCE)]  # per row: by how much it counts more
         self._value: list[Floats] = []  # per level: what each row counts, before its share
         self._share: list[Floats] = []
         self._liquidity: list[Floats] = []
         with np.errstate(over="ignore", invalid="ignore"):
             for level in (INITIAL, MAINTENANCE):
-                raw = valuation.countable(book, book.free, counts) * rates[level][book.kind]
+                raw = valuation.countable(book, book.free, counts) * rates[level][book.kind] * (1 + self._relief[level])
                 groups = valuation.sum_by(book.group, raw, len(book.group_start))
                 thin = 1 - 1 / valuation.liquidity_divisors(book, groups, coefficient)
                 values = np.where(self._muted, 0.0, groups * (1 - thin))
-                share = np.where(self._muted, 0.0, 1.0)
-                if capped.any():
-                    counted = adder.set_debts(values)
-                    owed = valuation.sum_by(book.group_netting[capped], values[capped], len(counted))
-                    part = np.divide(counted, owed, out=np.ones_like(counted), where=owed > 0)
-                    share[capped] *= part[book.group_netting[capped]]
                 self._value.append(raw * (1 - thin[book.group]))
-                self._share.append(share[book.group])
+                self._share.append(np.where(self._muted, 0.0, self._recourse(values))[book.group])
                 self._liquidity.append(thin[book.group])
+            mid = asset_price[MID, MAINTENANCE]
+            self._share_mid = self._recourse(
+                valuation.sum_by(book.group, book.amount, len(book.group_start)) * mid[book.group_feed]
+            )[book.group]
+
+    def _recourse(self, values: Floats) -> Floats:
+        """Return which part of each group counts: debts of a netting set up to its assets.
+
+        Args:
+            values: of the groups, USD.
+        """
+        book = self._book
+        share = np.ones(len(values))
+        capped = (book.group_netting >= 0) & (book.group_side == DEBT)
+        if capped.any():
+            counted = valuation.Adder(book).set_debts(values)
+            owed = valuation.sum_by(book.group_netting[capped], values[capped], len(counted))
+            part = np.divide(counted, owed, out=np.ones_like(counted), where=owed > 0)
+            share[capped] = part[book.group_netting[capped]]
+        return share
+
+    def _side_of(self, index: int) -> _Side | None:
+        derived, contracts = self._report.derivatives, self._report.book.contracts
+        if derived is None or contracts is None:
+            return None
+        c = int(np.searchsorted(derived.accounts, index))
+        if c == len(derived.accounts) or derived.accounts[c] != index:
+            return None
+        return _Side(derived, contracts, c, index, self._bound)
+
+    def _reliefs(self, level: int) -> Floats:
+        """Return by how much each row counts more as it stands in the grid as a hedge, relatively."""
+        book, tables, side = self._book, self._report.tables, self.side
+        none = np.zeros(len(book.account))
+        if side is None or not side.hedged[level] or book.contracts is None:
+            return none
+        view, policy, feed = (axis[book.kind] for axis in (book.kinds.view, book.kinds.policy, book.kinds.feed))
+        share = np.zeros(len(book.feeds) + 1)
+        share[book.contracts.feed] = side.derived.share[self._bound, side.c]
+        may = (book.kinds.side[book.kind] == ASSET) & (book.netting < 0) & self._counts & ~tables.stale[view]
+        part: Floats = np.where(may, share[feed], 0.0) * relief(tables, policy, view, self._bound, level)
+        return part
 
     def components(self) -> tuple[Component, ...]:
         return tuple(self._component(row) for row in range(len(self._book.positions)))
 
     def _component(self, row: int) -> Component:
         book, tables, position = self._book, self._report.tables, self._book.positions[row]
+        if row in self._place:
+            return self._contract(row, self._place[row])
         kind = int(book.kind[row])
         v, f, p = int(book.kinds.view[kind]), int(book.kinds.feed[kind]), int(book.kinds.policy[kind])
         debt = bool(book.kinds.side[kind] != ASSET)
@@ -139,7 +277,241 @@ class _Explainer:
             reason=self._reason(row, position, band, view, debt) + self._carried(v),
             share_initial=shares[INITIAL],
             share_maintenance=shares[MAINTENANCE],
+            explained_initial=Explained() if debt else self._explained(row, INITIAL),
+            explained_maintenance=Explained() if debt else self._explained(row, MAINTENANCE),
         )
+
+    def _contract(self, row: int, n: int) -> Component:
+        """Return the component of a perp or option: place ``n`` among the account's."""
+        side = self.side
+        assert side is not None
+        book, tables, position = self._book, self._report.tables, self._book.positions[row]
+        kind = int(book.kind[row])
+        v, f, p = int(book.kinds.view[kind]), int(book.kinds.feed[kind]), int(book.kinds.policy[kind])
+        band, unit = self._report.prices[f], self._world.assets[position.unit]
+        view = self._report.chains[v] if v < len(self._report.chains) else None
+        q = int(side.settlement[n])
+        gain, loss, needed = [0, 0], [0, 0], [0, 0]
+        for level in (INITIAL, MAINTENANCE):
+            net = float(side.nets[LOW, level, q])
+            part = float(side.values[LOW, level, n]) / net if net else 0.0
+            gain[level] = 0 if self._isolated else _money(float(side.gains[level, q]) * part, up=False)
+            loss[level] = _money(float(side.losses[level, q]) * part, up=True)
+            needed[level] = _money(float(side.parts[level, n]), up=True)
+        greeks = Greeks(*(values[n] for values in side.greeks))
+        made = ContractPart(
+            size=float(side.portfolio.size[n]),
+            mark=float(greeks.mark),
+            volatility=float(greeks.volatility),
+            value=_money(float(side.values[MID, MAINTENANCE, n]) * band.mid, up=False),
+            delta=float(greeks.delta),
+            gamma=float(greeks.gamma),
+            vega=float(greeks.vega),
+            theta=float(greeks.theta),
+            rho=float(greeks.rho),
+            gain=(gain[0], gain[1]),
+            loss=(loss[0], loss[1]),
+            requirement=(needed[0], needed[1]),
+        )
+        weights = tables.liability_weight[p]
+        cut = [
+            Haircuts(
+                float(tables.asset_loss[p, v, self._bound, level]), 0.0, 0.0, float(tables.policy_haircut[p, level])
+            )
+            for level in (INITIAL, MAINTENANCE)
+        ]
+        counted = [gain[level] - loss[level] - needed[level] for level in (INITIAL, MAINTENANCE)]
+        return Component(
+            position=position,
+            symbol=f"{position.contract.underlying} {position.contract.kind}",
+            unit_symbol=unit.symbol,
+            decimals=unit.decimals,
+            feed=band.feed,
+            price_low=band.low,
+            price_mid=band.mid,
+            price_high=band.high if band.known else float(self._debt_price[MAINTENANCE, f]),
+            price_initial=float(self._asset_price[INITIAL, f]),
+            horizon=float(tables.horizon[p, v, self._bound]),
+            age=max(0, view.age) if view else 0,
+            initial=cut[INITIAL],
+            maintenance=cut[MAINTENANCE],
+            liability_weight_initial=float(weights[INITIAL]),
+            liability_weight_maintenance=float(weights[MAINTENANCE]),
+            value=made.value,
+            counted_initial=counted[INITIAL],
+            counted_maintenance=counted[MAINTENANCE],
+            reason=self._contract_reason(n, position) + self._carried(v),
+            contract=made,
+        )
+
+    def _contract_reason(self, n: int, position: Position) -> str:
+        side = self.side
+        assert side is not None
+        terms, now = position.contract, side.derived.market.now
+        if not side.derived.priced[side.rows][n]:
+            return f"may owe any amount: the price of {terms.underlying} is unknown, so the account can open no risk"
+        words = f"part of what {position.venue} settles in one amount, at its worse price"
+        if terms.kind in ("call", "put") and terms.expiry <= now:
+            words = "expired and not settled by its venue: at what it would pay now"
+            if position.side == "asset":
+                words += ", which counts 0 for the account"
+        return words + f"; the {side.derived.model[side.c]} model requires its part of the whole account"
+
+    def settlement(self, q: int) -> Settlement:
+        """Return what the account's contracts of one settlement come to."""
+        side, of = self.side, self._book.contracts
+        assert side is not None
+        assert of is not None
+        n = int(np.flatnonzero(side.settlement == q)[0])
+        position = self._book.positions[int(of.row[n])]
+        unit = self._world.assets[position.unit]
+        kind = int(of.gain_kind[q])
+        mid = self._report.prices[int(self._book.kinds.feed[kind])].mid
+        view = int(self._book.kinds.view[kind])
+        low = side.nets[LOW, :, q]
+        if low[MAINTENANCE] < 0:
+            reason = "owed: valued at the upper price, raised by what it may gain until it can be closed"
+        elif not side.derived.gate[side.settlements][q]:
+            reason = "gains count 0: their owner can remove them before a hold lands"
+        elif self._report.tables.stale[view]:
+            reason = f"gains count 0: {position.chain} is stale"
+        elif side.gains[MAINTENANCE, q] == 0 and low[MAINTENANCE] > 0:
+            reason = "gains count 0: a debt of the account is unknown or has no known price"
+        else:
+            reason = "gains count like collateral: a hold lands before their owner can remove them"
+        return Settlement(
+            chain=position.chain,
+            venue=position.venue,
+            origin=position.origin,
+            unit_symbol=unit.symbol,
+            net=_money(float(side.nets[MID, MAINTENANCE, q]) * mid, up=False),
+            low_initial=_money(float(low[INITIAL]) * mid, up=False),
+            low_maintenance=_money(float(low[MAINTENANCE]) * mid, up=False),
+            gain_initial=0 if self._isolated else _money(float(side.gains[INITIAL, q]), up=False),
+            gain_maintenance=0 if self._isolated else _money(float(side.gains[MAINTENANCE, q]), up=False),
+            loss_initial=_money(float(side.losses[INITIAL, q]), up=True),
+            loss_maintenance=_money(float(side.losses[MAINTENANCE, q]), up=True),
+            reason=reason,
+        )
+
+    def walk(self, equity: int, ends: tuple[int, int]) -> tuple[Step, ...]:
+        """Return the walk from equity to free collateral and to maintenance excess: every layer that is not 0.
+
+        Args:
+            equity, ends: as attested, 1e-8 USD.
+        """
+        if self._isolated:
+            return (Step("unread", ends[INITIAL] - equity, ends[MAINTENANCE] - equity),)
+        columns = []
+        for level in (INITIAL, MAINTENANCE):
+            layers = dict.fromkeys(WALK, 0.0)
+            for row in range(len(self._book.account)):
+                if row not in self._place:
+                    self._walk_row(row, level, layers)
+            if self.side is not None:
+                self._walk_contracts(level, layers)
+            whole = {name: round(value * USD) for name, value in layers.items()}
+            whole["rounding"] += ends[level] - equity - sum(whole.values())
+            columns.append(whole)
+        steps = (Step(name, columns[INITIAL][name], columns[MAINTENANCE][name]) for name in WALK)
+        return tuple(step for step in steps if step.initial or step.maintenance)
+
+    def _walk_row(self, row: int, level: int, layers: dict[str, float]) -> None:
+        """Add what one holding or debt loses between p̂ and what it counts."""
+        book, tables = self._book, self._report.tables
+        kind = int(book.kind[row])
+        v, f, p = int(book.kinds.view[kind]), int(book.kinds.feed[kind]), int(book.kinds.policy[kind])
+        mid = self._report.prices[f].mid if f < len(self._report.prices) else 0.0
+        amount, free = float(book.amount[row]), float(book.free[row])
+        if book.kinds.side[kind] != ASSET:
+            share, price = float(self._share[level][row]), float(self._debt_price[level, f])
+            rise, weight = float(tables.debt_rise[p, v, self._bound, level]), float(tables.liability_weight[p, level])
+            _walk_debt(layers, amount * share, mid, price, rise, weight)
+            layers["recourse"] += amount * mid * (float(self._share_mid[row]) - share)
+            return
+        price = float(self._asset_price[level, f])
+        if not self._counts[row]:
+            layers["exit"] -= amount * mid
+        elif self._muted[book.group[row]]:
+            layers["unread"] -= amount * mid
+        elif tables.stale[v]:
+            layers["latency"] -= amount * mid
+        else:
+            layers["oracle"] -= amount * (mid - price)
+            layers["exit"] -= (amount - free) * price
+            lost = free * price - float(self._value[level][row])
+            for name, share in self._shares(row, level).items():
+                layers[name] -= lost * share
+
+    def _walk_contracts(self, level: int, layers: dict[str, float]) -> None:
+        """Add what contracts lose between p̂ and what they count, and what the model requires."""
+        side, of, tables = self.side, self._book.contracts, self._report.tables
+        assert side is not None
+        assert of is not None
+        alternative = int(side.hedged[level])
+        for layer, value in zip(LAYERS, side.derived.layers[alternative, level, :, side.c], strict=True):
+            layers[layer] -= float(value)
+        for q in range(side.nets.shape[-1]):
+            kind = int(of.gain_kind[q])
+            v, f, p = (
+                int(axis[kind]) for axis in (self._book.kinds.view, self._book.kinds.feed, self._book.kinds.policy)
+            )
+            mid, stale = self._report.prices[f].mid, bool(tables.stale[v])
+            net, middle = float(side.nets[LOW, level, q]), float(side.nets[MID, MAINTENANCE, q])
+            layers["latency" if stale else "oracle"] += (net - middle) * mid
+            if net < 0:
+                rise, weight = (
+                    float(tables.debt_rise[p, v, self._bound, level]),
+                    float(tables.liability_weight[p, level]),
+                )
+                _walk_debt(layers, -net, mid, float(self._debt_price[level, f]), rise, weight)
+                continue
+            counted, price = float(side.gains[level, q]), float(self._asset_price[level, f])
+            if not side.derived.gate[side.settlements][q]:
+                layers["exit"] -= net * mid
+            elif counted == 0:
+                layers["unread"] -= net * mid
+            else:
+                weight = self._world.policy.scenario.gain_weight_initial if level == INITIAL else 1.0
+                parts = {
+                    "market": float(tables.asset_loss[p, v, self._bound, level]),
+                    "policy": 1 - weight * (1 - float(tables.policy_haircut[p, level])),
+                }
+                layers["oracle"] -= net * (mid - price)
+                for name, share in self._split(parts, p, v, level).items():
+                    layers[name] -= (net * price - counted) * share
+
+    def _shares(self, row: int, level: int) -> dict[str, float]:
+        """Return which part of a row's haircut each layer makes up, additively on log(1−h); they add up to 1 or 0."""
+        kind, cut = int(self._book.kind[row]), self._haircuts(row, level)
+        parts = {"market": cut.market, "liquidity": cut.liquidity, "policy": cut.policy}
+        return self._split(parts, int(self._book.kinds.policy[kind]), int(self._book.kinds.view[kind]), level)
+
+    def _split(self, parts: dict[str, float], p: int, v: int, level: int) -> dict[str, float]:
+        zeros = [name for name, part in parts.items() if part >= 1]
+        logs = {n: -math.log1p(-part) if not zeros else float(n == zeros[0]) for n, part in parts.items()}
+        total = sum(logs.values())
+        shares = {name: log / total if total > 0 else 0.0 for name, log in logs.items()}
+        market = shares.pop("market")
+        for cause, share in self._market_causes(p, v, level).items():
+            shares[cause] = market * share
+        return shares
+
+    def _market_causes(self, p: int, v: int, level: int) -> dict[str, float]:
+        if p >= len(self._book.policies):
+            return {"market": 1.0}
+        seconds, chances = horizon_nodes(self._report.tables, p, v, self._bound)
+        causes = _causes(self._world.policy.assets[self._book.policies[p]], (tuple(seconds), tuple(chances)), level)
+        return causes if any(causes.values()) else {"market": 1.0}
+
+    def _explained(self, row: int, level: int) -> Explained:
+        cut = self._haircuts(row, level)
+        zeros = tuple(name for name, part in cut._asdict().items() if part >= 1)
+        kind = int(self._book.kind[row])
+        parts = {name: part for name, part in cut._asdict().items() if part < 1}
+        parts.setdefault("market", 0.0)
+        shares = self._split(parts, int(self._book.kinds.policy[kind]), int(self._book.kinds.view[kind]), level)
+        return Explained(**shares, zeros=zeros)
 
     def _haircuts(self, row: int, level: int) -> Haircuts:
         book, tables = self._book, self._report.tables
@@ -149,7 +521,7 @@ class _Explainer:
             return Haircuts(float(tables.debt_rise[p, v, self._bound, level]), 0.0, 0.0, 0.0)
         thin = float(self._liquidity[level][row])
         return Haircuts(
-            market=float(tables.asset_loss[p, v, self._bound, level]),
+            market=1 - (1 - float(tables.asset_loss[p, v, self._bound, level])) * (1 + float(self._relief[level][row])),
             liquidity=thin if math.isfinite(thin) else 1.0,
             exit=0.0 if self._counts[row] else 1.0,
             policy=float(tables.policy_haircut[p, level]),
@@ -212,6 +584,13 @@ class _Explainer:
         if self._share[MAINTENANCE][row] < 1 or self._share[INITIAL][row] < 1:
             return f"limited recourse: counts up to what the collateral of {position.venue} counts, and no further"
         return f"limited recourse: less than what the collateral of {position.venue} counts"
+
+
+def _walk_debt(layers: dict[str, float], amount: float, mid: float, price: float, rise: float, weight: float) -> None:
+    """Add what an amount owed costs beyond p̂: ``amount·price·(1+rise)·weight``."""
+    layers["oracle"] -= amount * (price - mid)
+    layers["market"] -= amount * price * rise
+    layers["policy"] -= amount * price * (1 + rise) * (weight - 1)
 
 
 def _money(value: float, *, up: bool) -> int:

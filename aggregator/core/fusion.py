@@ -3,22 +3,29 @@
 ``low`` is a weighted lower median of lower bounds and ``high`` a weighted upper median of upper bounds, over *all
 configured* weight: a source that is silent, late or clamped votes 0 for ``low`` and infinity for ``high``. Losing a
 source therefore never helps anyone, and less than half of the weight cannot move a bound past an honest one.
+
+A ratio such as stETH/ETH is fused like any feed, in its own unit; only its product with ETH/USD is a price in USD.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
 from aggregator.domain.policy import PolicyRow
 from aggregator.domain.price import PriceBand, Quote
-from aggregator.domain.rows import SourceRow
+from aggregator.domain.rows import RatioRow, SourceRow
 from aggregator.domain.units import SECONDS_PER_YEAR
 
 FUTURE_TOLERANCE = 5
 """Seconds a quote may be ahead of the cut: the price rule takes the first update *after* it (protocol.md)."""
+
+
+_LARGEST = 1e300  # finite whatever is added to it
+MOST_FACTORS = 3
+"""A derived feed may rest on one that is derived itself, and no deeper."""
 
 
 class _Vote(NamedTuple):
@@ -28,6 +35,63 @@ class _Vote(NamedTuple):
     high: float
     low_initial: float
     high_initial: float
+
+
+def fuse_feeds(
+    sources: Sequence[SourceRow],
+    quotes: Sequence[Quote],
+    now: int,
+    volatility: Mapping[str, float],
+    policy: PolicyRow,
+    ratios: Sequence[RatioRow] = (),
+) -> tuple[PriceBand, ...]:
+    """Fuse every feed that a source, a ratio or ``volatility`` names; ascending by feed.
+
+    Args:
+        volatility: σ per sqrt(year) of what each feed prices. A ratio has its own, and a base at least that of what is
+            priced through it.
+        ratios: the derived feeds; :func:`rank_ratios` accepts them.
+
+    Raises:
+        ValueError: ratios that :func:`rank_ratios` refuses.
+    """
+    ranked = rank_ratios(ratios)
+    inflation = dict.fromkeys({s.feed for s in sources} | {f for r in ratios for f in (r.ratio, r.base)}, 0.0)
+    inflation |= volatility
+    for row in reversed(ranked):
+        inflation[row.base] = max(inflation[row.base], inflation.get(row.feed, 0.0))
+        inflation[row.ratio] = max(inflation[row.ratio], row.volatility)
+    bands = {
+        feed: fuse(feed, sources, quotes, now, sigma, policy)
+        for feed, sigma in sorted(inflation.items())
+        if feed not in {row.feed for row in ranked}
+    }
+    for row in ranked:
+        bands[row.feed] = _product(row.feed, bands[row.ratio], bands[row.base], policy)
+    return tuple(bands[feed] for feed in sorted(bands))
+
+
+def rank_ratios(ratios: Sequence[RatioRow]) -> tuple[RatioRow, ...]:
+    """Return derived feeds such that each comes after those it rests on.
+
+    Raises:
+        ValueError: a feed is derived twice, rests on itself, or rests on a derived feed that rests on another.
+    """
+    rows = {row.feed: row for row in sorted(ratios, key=lambda row: row.feed)}
+    if len(rows) < len(ratios):
+        raise ValueError("ratios: a feed is derived twice")
+
+    def factors(feed: str, above: tuple[str, ...]) -> int:
+        if feed in above:
+            raise ValueError(f"ratios: {feed} rests on itself")
+        row = rows.get(feed)
+        return 1 if row is None else factors(row.ratio, (*above, feed)) + factors(row.base, (*above, feed))
+
+    sizes = {feed: factors(feed, ()) for feed in rows}
+    for feed, size in sizes.items():
+        if size > MOST_FACTORS:
+            raise ValueError(f"ratios: {feed} is a product of {size} feeds; at most {MOST_FACTORS}")
+    return tuple(sorted(rows.values(), key=lambda row: (sizes[row.feed], row.feed)))
 
 
 def fuse(
@@ -48,9 +112,14 @@ def fuse(
         policy: m, κ, min_sources and max_spread.
 
     Returns:
-        The band in USD per whole unit. Unknown (``low`` 0, ``high`` infinite) when fewer than ``min_sources`` are
-        present or half of the weight or more is absent.
+        The band in the feed's quote currency per whole unit. Unknown (``low`` 0, ``high`` infinite) when fewer than
+        ``min_sources`` are present or half of the weight or more is absent.
+
+    Raises:
+        ValueError: ``volatility`` is negative or not finite.
     """
+    if not 0 <= volatility < math.inf:
+        raise ValueError(f"volatility: {volatility} of {feed} is not a finite number from 0")
     rows = sorted((s for s in sources if s.feed == feed), key=lambda s: s.name)
     votes: list[_Vote] = []
     absent: list[tuple[float, str]] = []
@@ -84,6 +153,24 @@ def fuse(
     return PriceBand(
         feed, low, mid, high, low_initial, high_initial, known, opens, len(votes), len(rows), detail, worst
     )
+
+
+def _product(feed: str, ratio: PriceBand, base: PriceBand, policy: PolicyRow) -> PriceBand:
+    """Multiply two bands end by end: the product of the least bounds, whatever ties the two together.
+
+    It is known if both are and the product is in range, and opens risk if both do and it is no wider than a feed of its
+    own may be.
+    """
+    detail = f"{ratio.feed} ({ratio.detail}) times {base.feed} ({base.detail})"
+    present, configured = min(ratio.present, base.present), min(ratio.configured, base.configured)
+    mid, worst = min(ratio.mid * base.mid, _LARGEST), min(ratio.worst * base.worst, _LARGEST)
+    known = ratio.known and base.known and ratio.high_initial * base.high_initial <= _LARGEST
+    if not known:
+        return PriceBand(feed, 0.0, mid, math.inf, 0.0, math.inf, False, False, present, configured, detail, worst)
+    low, high = ratio.low * base.low, ratio.high * base.high
+    initial = ratio.low_initial * base.low_initial, ratio.high_initial * base.high_initial
+    opens = ratio.opens_risk and base.opens_risk and high - low <= policy.max_spread * low
+    return PriceBand(feed, low, mid, high, *initial, True, opens, present, configured, detail, worst)
 
 
 def pyth_aggregate(quotes: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +27,23 @@ DECIMALS = 12
 LARGEST_IMPACT = 7.0
 SUM_BITS = 9
 """Sums of measured legs are exact up to 511 s and at most 1/256 too long beyond."""
-_NEGLIGIBLE = 1e-18  # jump counts less likely than this are counted as total loss instead of being enumerated
+MOST_JUMPS = 4_096
+"""So many jumps of one sort, or more, count as total loss."""
+SURVIVAL = (0.775, 0.55, 0.325, 0.1, 5e-2, 2e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 0.0)
+"""Chances of exceeding the nodes of a condensed law: equal counts up to the 90th percentile, then geometric. They are
+the same for all laws: with levels fitted to a law, a longer one could get shorter nodes."""
+Nodes = tuple[Sequence[float], Sequence[float]]
+"""Horizons in seconds, and their probabilities."""
+Cause = Literal["diffusion", "market jumps", "depeg", "wrapper", "bridge", "latency"]
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+_JUMPS: Mapping[str, Cause] = {"market": "market jumps", "depeg": "depeg", "wrapper": "wrapper", "bridge": "bridge"}
+_NEGLIGIBLE = 1e-14  # components less likely than this share of the tail are counted as total loss, not enumerated
 _MAX_STEPS = 200
+_BATCH = 16_384  # numbers per batch of laws: what a cache holds
+_TOLERANCE = 1e-14  # of an expected shortfall
 
 
-def expected_shortfall(
-    nodes: tuple[Sequence[float], Sequence[float]], sigma: float, jumps: Sequence[JumpRow], alpha: float
-) -> float:
+def expected_shortfall(nodes: Nodes, sigma: float, jumps: Sequence[JumpRow], alpha: float) -> float:
     """Compute ES_α of the loss 1 − V/V0 of an asset.
 
     Args:
@@ -41,72 +53,118 @@ def expected_shortfall(
         alpha: confidence in (0, 1).
 
     Returns:
-        The haircut in [0, 1]; non-decreasing in every horizon, σ, jump rate, jump severity and α.
+        The haircut in [0, 1]; non-decreasing in every horizon, σ, jump rate, jump severity and α. 0 at τ = 0;
+        with σ = 0 that of the jumps alone. Jump counts from :data:`MOST_JUMPS` on count as total loss.
+
+    Raises:
+        ValueError: ``nodes`` is no distribution on finite non-negative numbers, ``sigma`` is negative or not finite, or
+            ``alpha`` is outside (0, 1).
     """
     tau, chance = _nodes(nodes)
-    scale = sigma * np.sqrt(tau)
-    if len(tau) == 1 and not _live(jumps):
-        return float(_diffusion_loss(scale, np.array([1 - alpha]))[0])
-    mass, shift = _jump_law(tau, jumps)
-    mass = mass * chance[:, None]
-    spread = np.broadcast_to(scale[:, None], mass.shape)
-    shift = np.broadcast_to(shift, mass.shape)
-    return float(_loss(mass.reshape(1, -1), shift.reshape(1, -1), spread.reshape(1, -1), np.array([1 - alpha]))[0])
+    _check("sigma", sigma, 0 <= sigma < math.inf, "a finite volatility from 0")
+    _check("alpha", alpha, 0 < alpha < 1, "a confidence between 0 and 1")
+    return float(_mixture_loss(tau, chance, sigma, jumps, np.array([1 - alpha]))[0, 0])
 
 
-def expected_shortfall_up(nodes: tuple[Sequence[float], Sequence[float]], sigma: float, alpha: float) -> float:
-    """Compute ES_α of the rise V/V0 − 1 of a debt; downward jumps would only help and are left out."""
+def expected_shortfall_up(nodes: Nodes, sigma: float, alpha: float) -> float:
+    """Compute ES_α of the rise V/V0 − 1 of a debt; downward jumps would only help and are left out.
+
+    Raises:
+        ValueError: as :func:`expected_shortfall`.
+    """
     tau, chance = _nodes(nodes)
-    scale = sigma * np.sqrt(tau)
-    if len(tau) == 1:
-        return float(_diffusion_rise(scale, np.array([1 - alpha]))[0])
-    shift = np.zeros((1, len(tau)))
-    return float(_tail_mean(chance[None, :], shift, scale[None, :], np.array([1 - alpha]), upper=True)[0]) - 1
+    _check("sigma", sigma, 0 <= sigma < math.inf, "a finite volatility from 0")
+    _check("alpha", alpha, 0 < alpha < 1, "a confidence between 0 and 1")
+    return float(_mixture_rise(tau, chance, sigma, np.array([1 - alpha]))[0, 0])
 
 
-def haircut_table(policies: Sequence[AssetPolicyRow], horizon: Floats) -> tuple[Floats, Floats]:
-    """Compute the market haircuts of every (policy, horizon, level) in one vectorised solve.
+class LossTable(NamedTuple):
+    """Expected shortfalls by (policy, ..., level), level 0 initial and 1 maintenance; 12 decimals, rounded up."""
+
+    assets: Floats  # of the loss, in [0, 1]
+    debts: Floats  # of the rise
+    hedged: Floats  # of the loss from idiosyncratic jumps alone; at most that of ``assets``
+
+
+def haircut_table(policies: Sequence[AssetPolicyRow], horizon: Floats, chance: Floats) -> LossTable:
+    """Compute the market haircuts of every (policy, cell, level), vectorised over the cells of a policy.
+
+    ``hedged`` is for collateral that enters a scenario grid as a hedge: the grid moves the price, so diffusion and
+    market jumps are dropped (σ = 0), and depeg, wrapper and bridge failures stay (risk.md §2, "no double charge").
 
     Args:
         policies: P rows of risk parameters.
-        horizon: τ in seconds, shape (P, ...).
+        horizon: nodes of τ in seconds, shape (P, ..., M); finite and non-negative.
+        chance: of each node, broadcastable to the shape of ``horizon``; sums to 1 over the last axis, unused nodes 0.
 
     Returns:
-        (assets, debts), each of shape (P, ..., 2) with level 0 initial and 1 maintenance: ES of the loss, and ES of
-        the rise. Both have 12 decimals, rounded up.
+        Tables of shape (P, ..., 2).
+
+    Raises:
+        ValueError: a horizon is negative or not finite, or chances are no distribution.
     """
-    shape = (*horizon.shape, 2)
-    assets, debts = np.zeros(shape), np.zeros(shape)
-    solve: list[tuple[Floats, Floats, Floats, Floats]] = []
-    places: list[tuple[int, npt.NDArray[np.intp], int]] = []
+    chance = np.broadcast_to(chance, horizon.shape)
+    _check_nodes(horizon, chance)
+    shape, width = (*horizon.shape[:-1], 2), horizon.shape[-1]
+    assets, debts, hedged = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     for index, policy in enumerate(policies):
-        tau, inverse = np.unique(horizon[index].ravel() / SECONDS_PER_YEAR, return_inverse=True)
+        laws = np.concatenate([horizon[index] / SECONDS_PER_YEAR, chance[index]], axis=-1).reshape(-1, 2 * width)
+        laws, inverse = np.unique(laws, axis=0, return_inverse=True)  # blocks often share a time, and bounds always
+        tau, parts, inverse = laws[:, :width], laws[:, width:], inverse.ravel()
         tails = 1 - np.array([policy.initial.confidence, policy.maintenance.confidence])
-        scale = np.repeat(policy.volatility * np.sqrt(tau), 2)
-        tail = np.tile(tails, len(tau))
-        debts[index] = _diffusion_rise(scale, tail).reshape(-1, 2)[inverse].reshape(shape[1:])
-        if _live(policy.jumps):
-            mass, shift = _jump_law(tau, policy.jumps)
-            solve.append((np.repeat(mass, 2, axis=0), shift, scale, tail))
-            places.append((index, inverse, len(tau)))
+        own = [jump for jump in policy.jumps if jump.cause != "market"]
+        for table, found in (
+            (assets, _mixture_loss(tau, parts, policy.volatility, policy.jumps, tails)),
+            (debts, _mixture_rise(tau, parts, policy.volatility, tails)),
+            (hedged, _mixture_loss(tau, parts, 0.0, own, tails)),
+        ):
+            table[index] = found[inverse].reshape(shape[1:])
+    assets = np.minimum(_quantised(assets), 1.0)
+    return LossTable(assets, _quantised(debts), np.minimum(_quantised(hedged), assets))
+
+
+def explain_loss(policy: AssetPolicyRow, nodes: Nodes, level: int, total: float | None = None) -> dict[Cause, float]:
+    """Split ``h_mkt`` at a law of the horizon into what causes it.
+
+    The loss law is built up step by step, and each step's share is what it adds to ES: at the policy's time to
+    liquidate alone, with nothing to wait for, first diffusion, then market jumps, depegs, wrapper failures and bridge
+    failures; and last, as ``latency``, the actual law of the horizon instead of that time. ES grows with every step, so
+    no share is negative; shares depend on this order, in which what latency costs is what would be saved by having
+    none.
+
+    Args:
+        nodes: horizons in seconds, and their probabilities; none below ``policy.liquidation_seconds``.
+        level: 0 initial, 1 maintenance.
+        total: h_mkt as published, whose last digits depend on the cells it was computed among; by default it is
+            computed anew.
+
+    Returns:
+        Shares of h_mkt in the order of :data:`CAUSES`, multiples of 1e-12 that add up to it, exactly so as decimals.
+
+    Raises:
+        ValueError: ``nodes`` is no distribution on finite non-negative numbers, or one is below the time to liquidate.
+    """
+    _check("nodes", min(nodes[0]), min(nodes[0]) >= policy.liquidation_seconds, "nothing below liquidation_seconds")
+    alpha = (policy.initial, policy.maintenance)[level].confidence
+    at_once: Nodes = ((policy.liquidation_seconds,), (1.0,))
+    steps: list[tuple[Cause, Nodes, Sequence[JumpRow]]] = [("diffusion", at_once, ())]
+    jumps: tuple[JumpRow, ...] = ()
+    for cause, name in _JUMPS.items():
+        jumps += tuple(jump for jump in policy.jumps if jump.cause == cause)
+        steps.append((name, at_once, jumps))
+    steps.append(("latency", nodes, policy.jumps))
+    unit, before = 10**DECIMALS, 0
+    end = unit if total is None else round(total * unit)
+    shares: dict[Cause, float] = {}
+    for name, law, among in steps:
+        if name == "latency" and total is not None:
+            after = end
         else:
-            assets[index] = _diffusion_loss(scale, tail).reshape(-1, 2)[inverse].reshape(shape[1:])
-    if solve:
-        rows, width = sum(len(tail) for *_, tail in solve), max(mass.shape[1] for mass, *_ in solve)
-        mass_all, shift_all = np.zeros((rows, width)), np.zeros((rows, width))
-        start = 0
-        for mass, shift, _, tail in solve:
-            mass_all[start : start + len(tail), : mass.shape[1]] = mass
-            shift_all[start : start + len(tail), : mass.shape[1]] = shift
-            start += len(tail)
-        spread = np.broadcast_to(np.concatenate([s for _, _, s, _ in solve])[:, None], mass_all.shape)
-        losses = _loss(mass_all, shift_all, spread, np.concatenate([t for *_, t in solve]))
-        start = 0
-        for index, where, count in places:
-            chunk = losses[start : start + 2 * count].reshape(-1, 2)
-            assets[index] = chunk[where].reshape(shape[1:])
-            start += 2 * count
-    return np.minimum(_quantised(assets), 1.0), _quantised(debts)
+            loss = expected_shortfall(law, policy.volatility, among, alpha)
+            # In whole units of the last decimal, so that the shares add up without a remainder.
+            after = max(before, min(end, round(float(_quantised(np.array([loss]))[0]) * unit)))
+        shares[name], before = (after - before) / unit, after
+    return shares
 
 
 def liquidity_haircut(notional: Floats, coefficient: Floats | float) -> Floats:
@@ -123,9 +181,9 @@ def liquidity_haircut(notional: Floats, coefficient: Floats | float) -> Floats:
     return 1 - 1 / liquidity_divisor(np.sqrt(notional), coefficient)
 
 
-def liquidity_divisor(root: Floats, coefficient: Floats | float) -> Floats:
-    """Compute ``1 + x``, by which liquidity divides a value, from the square root of the notional."""
-    x: Floats = root * coefficient
+def liquidity_divisor(root: Floats, coefficient: Floats | float, out: Floats | None = None) -> Floats:
+    """Compute ``1 + x``, by which liquidity divides a value, from the square root of the notional; into ``out``."""
+    x: Floats = np.multiply(root, coefficient, out=out)
     np.minimum(x, LARGEST_IMPACT, out=x)
     x += 1  # in place: this runs once per end, level and destination over all groups
     return x
@@ -160,6 +218,24 @@ def hold_law(hold: Sequence[LatencyLeg | Law]) -> Mapping[int, float]:
     return dict(zip(seconds.tolist(), chances.tolist(), strict=True))
 
 
+def condense(law: Law, survival: Sequence[float] = SURVIVAL) -> Law:
+    """Return a law of few values that dominates ``law``: each value stands for a bin of chances at its upper end.
+
+    A value is the least that is exceeded with a chance of at most the bin's lower survival, so that a stochastically
+    longer law has no shorter value anywhere. An atom, an outage say, stays where it is; its chance grows to the next
+    level at most.
+
+    Args:
+        survival: descending, from below 1 to 0.
+    """
+    beyond = np.append(np.cumsum(np.array(law.chance)[::-1])[::-1][1:], 0.0)  # chance of more, exact in the tail
+    masses: dict[int, float] = {}
+    for before, level in pairwise([1.0, *survival]):
+        value = law.seconds[int(np.argmax(beyond <= level * (1 + 1e-9)))]  # 1e-4 written twice may differ by rounding
+        masses[value] = masses.get(value, 0.0) + before - level
+    return Law(tuple(masses), tuple(masses.values()))
+
+
 def gate_open(hold: Sequence[LatencyLeg | Law], remaining_delay: float, epsilon: float) -> bool:
     """Say whether a Hold lands before the owner can leave, but for a chance of at most ``epsilon``.
 
@@ -174,8 +250,12 @@ def gate_open(hold: Sequence[LatencyLeg | Law], remaining_delay: float, epsilon:
 
 def hold_bound(hold: Sequence[LatencyLeg | Law], epsilon: float) -> int:
     """Return the most seconds that a Hold takes with a chance above ``epsilon``: the gate is open beyond them."""
-    law = hold_law(hold)
-    seconds, chances = list(law), list(law.values())  # ascending
+    return law_bound(hold_law(hold), epsilon)
+
+
+def law_bound(law: Mapping[int, float], epsilon: float) -> int:
+    """Return the last value, of an ascending law, that is reached with a chance above ``epsilon``."""
+    seconds, chances = list(law), list(law.values())
     # The chance of at least so many seconds falls along them: find the last place above epsilon.
     return seconds[bisect_left(range(1, len(seconds)), True, key=lambda i: math.fsum(chances[i:]) <= epsilon)]
 
@@ -196,14 +276,94 @@ def _live(jumps: Sequence[JumpRow]) -> bool:
     return any(jump.rate > 0 and jump.recovery < 1 for jump in jumps)
 
 
-def _nodes(nodes: tuple[Sequence[float], Sequence[float]]) -> tuple[Floats, Floats]:
-    return np.asarray(nodes[0], dtype=np.float64) / SECONDS_PER_YEAR, np.asarray(nodes[1], dtype=np.float64)
+def _check(name: str, value: object, fine: bool, expected: str) -> None:
+    if not fine:
+        raise ValueError(f"{name}: {value} is not allowed; give {expected}")
+
+
+def _check_nodes(seconds: Floats, chance: Floats) -> None:
+    fine = bool(np.isfinite(seconds).all() and (seconds >= 0).all())
+    _check("horizon", "what holds a negative or infinite number of seconds", fine, "finite numbers from 0")
+    fine = bool((chance >= 0).all() and (np.abs(chance.sum(axis=-1) - 1) <= 1e-9).all())
+    _check("chance", "what does not add up to 1 in non-negative parts", fine, "a distribution over the nodes")
+
+
+def _nodes(nodes: Nodes) -> tuple[Floats, Floats]:
+    """Return years and chances as one row of nodes each, shape (1, M)."""
+    seconds, chance = (np.asarray(part, dtype=np.float64)[None, :] for part in nodes)
+    _check("nodes", f"{seconds.size} horizons with {chance.size} chances", seconds.shape == chance.shape, "one each")
+    _check_nodes(seconds, chance)
+    return seconds / SECONDS_PER_YEAR, chance
 
 
 def _quantised(values: Floats) -> Floats:
-    # The thousandth keeps a value that already has 12 decimals from moving up by its rounding error.
-    result: Floats = np.maximum(np.ceil(values * 10.0**DECIMALS - 1e-3), 0.0) / 10.0**DECIMALS + 0.0
+    # The twentieth keeps a value that already has 12 decimals from moving up by what the solver leaves open.
+    result: Floats = np.maximum(np.ceil(values * 10.0**DECIMALS - 0.05), 0.0) / 10.0**DECIMALS + 0.0
     return result
+
+
+def _mixture_loss(tau: Floats, chance: Floats, sigma: float, jumps: Sequence[JumpRow], tails: Floats) -> Floats:
+    """Return ES of the loss of R laws at L tails, shape (R, L).
+
+    Args:
+        tau: nodes in years, shape (R, M).
+        chance: of each node, shape (R, M).
+        tails: 1 − α, shape (L,).
+    """
+    count, width = tau.shape
+    live = _live(jumps)
+    if not live and sigma == 0:
+        return np.zeros((count, len(tails)))
+    if not live and width == 1:
+        return _diffusion_loss(sigma * np.sqrt(tau), tails)
+    least = _NEGLIGIBLE * float(tails.min())
+    mass, shift = _jump_law(tau.ravel(), jumps, least)
+    mass = mass.reshape(count, width, -1) * chance[:, :, None]
+    if sigma == 0:
+        return _step_loss(mass.sum(axis=1), shift, tails)
+    spread = np.repeat(sigma * np.sqrt(tau), len(shift), axis=1)
+    mass, shift = mass.reshape(count, -1), np.tile(shift, width)
+    keep = mass.max(axis=0) > least
+    mass, shift, spread = mass[:, keep], shift[keep], spread[:, keep]
+    levels, batch = len(tails), 1 + _BATCH // max(1, mass.shape[1])
+    loss = np.empty((count, levels))
+    for start in range(0, count, batch):
+        here = slice(start, start + batch)
+        tail = np.tile(tails, len(mass[here]))
+        found = _loss(mass[here].repeat(levels, 0), shift, spread[here].repeat(levels, 0), tail)
+        loss[here] = found.reshape(-1, levels)
+    return loss
+
+
+def _mixture_rise(tau: Floats, chance: Floats, sigma: float, tails: Floats) -> Floats:
+    """Return ES of the rise of R laws at L tails, shape (R, L); arguments as :func:`_mixture_loss`."""
+    scale = sigma * np.sqrt(tau)
+    count, width = tau.shape
+    if width == 1 or sigma == 0:
+        return _diffusion_rise(scale[:, -1:], tails)
+    levels = len(tails)
+    tail = np.tile(tails, count)
+    mean = _tail_mean(chance.repeat(levels, 0), np.zeros(width), scale.repeat(levels, 0), tail, upper=True)
+    rise: Floats = np.maximum(mean - 1, 0.0).reshape(count, levels)
+    return rise
+
+
+def _step_loss(mass: Floats, shift: Floats, tails: Floats) -> Floats:
+    """Return ES of the loss where σ = 0: V takes finitely many values e^shift, shape (R, L). Lost mass is total loss.
+
+    Args:
+        mass: chance of each value, shape (R, K).
+        shift: of each value, shape (K,); −∞ is total loss.
+    """
+    order = np.argsort(shift)
+    mass, value = mass[:, order], np.exp(shift[order])
+    ruin = np.maximum(0.0, 1 - mass.sum(axis=1, keepdims=True))
+    ruin[ruin < 1e-15] = 0.0  # the rounding error of the sum, not a loss
+    below = np.minimum((ruin + np.cumsum(mass, axis=1))[:, None, :], tails[None, :, None])  # (R, L, K)
+    part = np.diff(below, prepend=np.minimum(ruin[:, None, :], tails[None, :, None]), axis=2)
+    lost = np.minimum(ruin, tails) + (part * (1 - value)).sum(axis=2)
+    loss: Floats = np.clip(lost / tails, 0.0, 1.0)
+    return loss
 
 
 def _diffusion_loss(scale: Floats, tail: Floats) -> Floats:
@@ -218,21 +378,23 @@ def _diffusion_rise(scale: Floats, tail: Floats) -> Floats:
     return rise
 
 
-def _jump_law(tau: Floats, jumps: Sequence[JumpRow]) -> tuple[Floats, Floats]:
-    """Enumerate jump counts: chances of shape (len(tau), M), and ``Σ n ln k`` of shape (M,)."""
+def _jump_law(tau: Floats, jumps: Sequence[JumpRow], least: float) -> tuple[Floats, Floats]:
+    """Enumerate jump counts down to a chance of ``least``: chances (len(tau), K), and ``Σ n ln k`` of shape (K,)."""
     mass, shift = np.ones((len(tau), 1)), np.zeros(1)
     for jump in jumps:
         if not _live((jump,)):
             continue
         mean = jump.rate * tau[:, None]
         most = float(mean.max(initial=0.0))
-        count = np.arange(math.ceil(most + 10 * math.sqrt(most) + 12), dtype=np.float64)
+        count = np.arange(min(MOST_JUMPS, math.ceil(most + 10 * math.sqrt(most) + 12)), dtype=np.float64)
         chance = np.exp(xlogy(count, mean) - mean - gammaln(count + 1))
+        likely = chance.max(axis=0) > least
+        count, chance = count[likely], chance[:, likely]
         with np.errstate(divide="ignore", invalid="ignore"):
             step = np.where(count > 0, count * np.log(jump.recovery), 0.0)
         mass = (mass[:, :, None] * chance[:, None, :]).reshape(len(tau), -1)
         shift = (shift[:, None] + step).ravel()
-        keep = mass.max(axis=0) > _NEGLIGIBLE
+        keep = mass.max(axis=0) > least
         mass, shift = mass[:, keep], shift[keep]
     return mass, shift
 
@@ -240,21 +402,31 @@ def _jump_law(tau: Floats, jumps: Sequence[JumpRow]) -> tuple[Floats, Floats]:
 def _loss(mass: Floats, shift: Floats, spread: Floats, tail: Floats) -> Floats:
     """Return ES of the loss per row; mass missing from 1 and mass at shift −∞ is total loss."""
     alive = np.isfinite(shift)
-    mass = np.where(alive, mass, 0.0)
-    shift = np.where(alive, shift, 0.0)
+    mass, shift, spread = mass[:, alive], shift[alive], spread[:, alive]
     ruin = np.maximum(0.0, 1 - mass.sum(axis=1))
     ruin[ruin < 1e-15] = 0.0  # the rounding error of the sum, not a loss
     certain = ruin >= tail
     rest = np.where(certain, tail, tail - ruin)
-    kept = _tail_mean(mass, shift, spread, rest, upper=False) * rest / tail
-    return np.where(certain, 1.0, np.clip(1 - kept, 0.0, 1.0))
+    loss = np.ones(len(tail))
+    if not certain.all():
+        some = ~certain
+        kept = _tail_mean(mass[some], shift, spread[some], rest[some], upper=False) * rest[some] / tail[some]
+        loss[some] = np.clip(1 - kept, 0.0, 1.0)
+    return loss
 
 
 def _tail_mean(mass: Floats, shift: Floats, spread: Floats, tail: Floats, *, upper: bool) -> Floats:
     """Return the mean of a lognormal mixture over its lower (upper) tail of mass ``tail``, row by row.
 
-    Solves ``Σ p Φ(±(y − ℓ + s²/2)/s) = tail`` by Newton's method inside a bracket that bisection shrinks. The mean is
-    stationary in y and any y errs toward safety (Rockafellar and Uryasev), so the step tolerance is enough.
+    Solves ``Σ p Φ(±(y − ℓ + s²/2)/s) = tail`` by Newton's method on its logarithm, inside a bracket that bisection
+    shrinks. The mean is stationary in y and any y errs toward safety (Rockafellar and Uryasev), by at most the gap in
+    the equation times the width of the bracket (times e^y/tail): a row is done once that is nothing.
+
+    Args:
+        mass: p, shape (R, C).
+        shift: ℓ, shape (C,).
+        spread: s, shape (R, C).
+        tail: shape (R,).
     """
     sign = -1.0 if upper else 1.0
     smooth = spread > 1e-12  # else a step, which has no slope to follow
@@ -264,26 +436,31 @@ def _tail_mean(mass: Floats, shift: Floats, spread: Floats, tail: Floats, *, upp
     low = np.where(used, shift, np.inf).min(axis=1) - 10 * widest - widest**2 - 1
     high = np.where(used, shift, -np.inf).max(axis=1) + 10 * widest + 1
     heaviest = np.arange(len(mass)), mass.argmax(axis=1)
-    y = shift[heaviest] - spread[heaviest] ** 2 / 2 + sign * spread[heaviest] * ndtri(np.minimum(tail, 0.5))
+    y = shift[heaviest[1]] - spread[heaviest] ** 2 / 2 + sign * spread[heaviest] * ndtri(np.minimum(tail, 0.5))
     y = np.clip(y, low, high)
     previous = high - low
-    tolerance = 1e-9 * widest + 1e-14
+    rows = np.arange(len(mass))  # those not done, of which the arrays below are
+    p, one, deep, goal, root = mass, scale, smooth, tail, y.copy()
     with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
         for _ in range(_MAX_STEPS):
-            z = (y[:, None] - shift) / scale + scale / 2
-            gap = sign * ((mass * ndtr(sign * z)).sum(axis=1) - tail)
-            slope = np.where(smooth, mass * np.exp(-0.5 * z * z) / scale, 0.0).sum(axis=1) / math.sqrt(2 * math.pi)
-            high = np.where(gap > 0, y, high)
-            low = np.where(gap > 0, low, y)
-            step = gap / slope
+            z = (y[:, None] - shift) / one + one / 2
+            reached = (p * ndtr(sign * z)).sum(axis=1)
+            gap = sign * (reached - goal)
+            slope = np.where(deep, p * np.exp(-0.5 * z * z) / one, 0.0).sum(axis=1) / math.sqrt(2 * math.pi)
+            high, low = np.where(gap > 0, y, high), np.where(gap > 0, low, y)
+            root[rows] = y
+            live = (high - low > 1e-14) & (np.abs(gap) * (high - low) > _TOLERANCE * goal)
+            if not live.any():
+                break
+            step = sign * np.log(reached / goal) * reached / slope
             guess = y - step
             bisect = ~((guess > low) & (guess < high) & (np.abs(step) < previous / 2))
             guess = np.where(bisect, (low + high) / 2, guess)
-            previous = np.abs(guess - y)
-            y = guess
-            # A short step alone proves nothing: it may only cross a narrow, steep node among wide ones.
-            if np.all((high - low <= tolerance) | ((previous <= tolerance) & (np.abs(gap) <= 1e-9 * tail))):
-                break
+            previous, y = np.abs(guess - y), guess
+            if not live.all():
+                rows, p, one, deep, goal = rows[live], p[live], one[live], deep[live], goal[live]
+                y, low, high, previous = y[live], low[live], high[live], previous[live]
+        y = root
         z = (y[:, None] - shift) / scale
         inside = (mass * ndtr(sign * (z + scale / 2))).sum(axis=1)
         partial = (mass * np.exp(shift) * ndtr(sign * (z - scale / 2))).sum(axis=1)

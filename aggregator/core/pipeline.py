@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from sha3 import keccak_256
 
 from aggregator.core import valuation
-from aggregator.core.fusion import fuse
+from aggregator.core.fusion import fuse_feeds
 from aggregator.core.margin import health
+from aggregator.core.portfolio import sum_by, value_derivatives
 from aggregator.core.tables import Legs, World, build_tables, list_cells
 from aggregator.domain.book import ASSET, Book, Bools, build_book, is_missing, view_axis
+from aggregator.domain.policy import PolicyRow, total_variance
 from aggregator.domain.price import PriceBand, Quote
 from aggregator.domain.report import (
     INITIAL,
     LOW,
     MAINTENANCE,
     MID,
+    Derivatives,
     Flag,
     HaircutCell,
     LeafValues,
@@ -25,10 +30,12 @@ from aggregator.domain.report import (
     RiskTables,
 )
 from aggregator.domain.snapshot import FROZEN, HALTED, REORGED, ChainView, Finding, Snapshot
-from aggregator.domain.units import Floats
+from aggregator.domain.units import SECONDS_PER_YEAR, Floats
 
 LIMIT = 1e30
 """USD; beyond it an account is isolated. The wire carries 128 bits of 1e-8 USD."""
+UNCERTAIN = 1.0
+"""Volatility, per sqrt(year), of an underlying about which nothing says how much it moves."""
 DUST = 1e-4
 """Share of an account's gross value below which its assets on one chain say nothing about its freshness, and those
 without a known price nothing about its completeness."""
@@ -60,6 +67,7 @@ def compute_report(
         tuple(chains),
         tuple(band.feed for band in prices),
         tuple(row.chain for row in destinations),
+        world.policy.underlyings,
     )
     views = view_axis(snapshot, tuple(chains))
     tables = build_tables(book, views, tuple(chains.values()), destinations, world, snapshot.valid_until, latency)
@@ -78,6 +86,7 @@ def compute_report(
         destinations=tuple(row.chain for row in destinations),
         cells=list_cells(book, views, tables, [row.chain for row in destinations]),
         findings=findings,
+        policy=world.policy,
     )
 
 
@@ -91,6 +100,7 @@ def value_report(
     destinations: tuple[str, ...],
     cells: tuple[HaircutCell, ...] = (),
     findings: set[Finding] | frozenset[Finding] = frozenset(),
+    policy: PolicyRow | None = None,
 ) -> MarginReport:
     """Value a book against its tables; the vectorised heart of :func:`compute_report`.
 
@@ -98,10 +108,21 @@ def value_report(
         views: along the view axis of the book.
         times: epoch, cut time and valid-until.
         destinations: CAIP-2, in the order of ``tables.bound``.
+        policy: needed if anybody is in a perp or option.
+
+    Raises:
+        ValueError: ``policy`` is missing.
     """
+    if book.contracts is not None and policy is None:
+        raise ValueError("policy: the book holds contracts, and nothing says what they require")
     epoch, cut_time, valid_until = times
     count, bounds = len(book.accounts), tables.horizon.shape[2]
     asset_price, debt_price, known, opens = valuation.price_columns(prices)
+    derived = value_derivatives(book, prices, tables, views, policy, cut_time) if policy is not None else None
+    if derived is not None:
+        unsure = book.blind.copy()
+        unsure[derived.accounts[derived.blind]] = True
+        book = replace(book, blind=unsure)
     adder = valuation.Adder(book)
     assets, debts = np.empty((bounds, 3, 2, count)), np.empty((bounds, 3, 2, count))
     room = np.full(count, np.inf)
@@ -112,10 +133,21 @@ def value_report(
             usable, owed = assets[b, LOW, INITIAL], debts[b, LOW, INITIAL] - home_debts
             closed = (book.kinds.side == ASSET) & ~opens[book.kinds.feed]
             if np.any(rates[LOW, INITIAL, closed] > 0):
+                shut = _any(book, (book.group_side == ASSET) & ~opens[book.group_feed])
                 rates[LOW, INITIAL, closed] = 0.0
-                usable, owed = _opening_value(book, rates[LOW, INITIAL], tables, known, adder)
+                opening = _opening_value(book, rates[LOW, INITIAL], tables, known, adder)
+                # The others keep their numbers to the last bit.
+                usable, owed = (np.where(shut, new, old) for new, old in zip(opening, (usable, owed), strict=True))
+            if derived is not None:
+                usable = usable.copy()
+                more, less = _add_derivatives(book, derived, b, assets[b], debts[b])
+                usable[derived.accounts] += more[LOW, INITIAL]
+                owed[derived.accounts] += less[LOW, INITIAL]
             room = np.minimum(room, health.round_down(usable) - health.round_up(owed))
         equity = valuation.equity(book, asset_price[MID, MAINTENANCE], adder)
+        if derived is not None:
+            equity[derived.accounts] += derived.worth
+            room[derived.accounts[derived.barred]] = 0.0
         isolated = _isolate(assets, debts, equity)
 
     missing = np.array([*(is_missing(view) for view in views), True], dtype=np.bool_)  # closed by the unknown view
@@ -130,6 +162,10 @@ def value_report(
     owed_blindly, unsized, unpriced = _priceless(book, prices, known, tables.counts, gross)
     partial = book.partial | doubted | unread | isolated | owed_blindly | unsized
     _, blind = valuation.mute(book, known)
+    if derived is not None:
+        whose = derived.accounts[derived.blind]
+        owed_blindly[whose] = unpriced[whose] = True
+        partial |= owed_blindly
 
     flags = np.zeros((bounds, count), dtype=np.int64)
     status = np.zeros((bounds, count), dtype=np.int64)
@@ -172,6 +208,7 @@ def value_report(
         flags=flags,
         status=status,
         isolated=isolated,
+        derivatives=derived,
     )
 
 
@@ -208,22 +245,37 @@ def leaves_at(report: MarginReport, d: int, chosen: slice) -> list[LeafValues]:
 
 
 def _prices(quotes: Sequence[Quote], world: World, now: int) -> tuple[PriceBand, ...]:
-    """Fuse every feed that an asset or a source names; age inflates by the most volatile asset priced by the feed."""
+    """Fuse every feed that an asset or a source names; age inflates by the most volatile asset priced by the feed.
+
+    A feed of an underlying that prices no asset takes the highest volatility at the money of its surface.
+    """
     volatility = dict.fromkeys(sorted({a.feed for a in world.assets.values()} | {s.feed for s in world.sources}), 0.0)
     for row in world.assets.values():
         policy = world.policy.assets.get(row.policy)
         volatility[row.feed] = max(volatility[row.feed], policy.volatility if policy else 0.0)
-    return tuple(
-        fuse(
-            feed,
-            [s for s in world.sources if s.feed == feed],
-            [q for q in quotes if q.feed == feed],
-            now,
-            sigma,
-            world.policy,
-        )
-        for feed, sigma in volatility.items()
-    )
+    for feed, underlying in world.policy.underlyings.items():
+        if volatility.get(feed) == 0:  # no asset is priced by it: contracts alone are
+            years = [slice.tenor / SECONDS_PER_YEAR for slice in underlying.surface]
+            levels = [total_variance(slice, 0.0) / t for slice, t in zip(underlying.surface, years, strict=True)]
+            volatility[feed] = math.sqrt(max(levels, default=UNCERTAIN**2))
+    return fuse_feeds(world.sources, quotes, now, volatility, world.policy, world.ratios)
+
+
+def _add_derivatives(book: Book, derived: Derivatives, b: int, assets: Floats, debts: Floats) -> tuple[Floats, Floats]:
+    """Add what contracts count to W+ and W- of their accounts, in place; return both, shape (end, level, C).
+
+    Args:
+        assets, debts: of one clock bound, shape (end, level, A).
+    """
+    assert book.contracts is not None
+    place = np.searchsorted(derived.accounts, book.contracts.settlement_account)
+    gains, losses = (sum_by(place, values[b], len(derived.accounts)) for values in (derived.gains, derived.losses))
+    hedged = derived.hedged[b]
+    more = gains + np.where(hedged, derived.extra[b], 0.0)
+    less = losses + np.where(hedged, derived.requirement[1], derived.requirement[0])
+    assets[..., derived.accounts] += more
+    debts[..., derived.accounts] += less
+    return more, less
 
 
 def _opening_value(
@@ -251,11 +303,11 @@ def _gross(book: Book, mid: Floats) -> Floats:
 def _matters(book: Book, mid: Floats, gross: Floats) -> Bools:
     """Find the legs that matter, shape (L,): these set STALE, HALTED_CHAIN and as_of.
 
-    A leg matters where the account owes or holds something there, and on that chain in all owes anything, or holds
-    assets that, as last seen, are worth at least a ten-thousandth of its gross value. Anybody can give an account less
-    than that on a chain that is dark or about to be; it counts 0 at ``low`` all the same. A link alone does not matter:
-    what an address holds in its own right is at worst worth nothing to the account. What is judged is the whole chain,
-    so that holdings spread over carried blocks matter as much as at one.
+    A leg matters where the account has a contract, or owes or holds something, and on that chain in all has a contract
+    or owes anything, or holds assets that, as last seen, are worth at least a ten-thousandth of its gross value.
+    Anybody can give an account less than that on a chain that is dark or about to be; it counts 0 at ``low`` all the
+    same. A link alone does not matter: what an address holds in its own right is at worst worth nothing to the
+    account. What is judged is the whole chain, so that holdings spread over carried blocks matter as much as at one.
 
     Args:
         mid: p̂ per feed, closed by the unknown feed's 0.
@@ -264,6 +316,8 @@ def _matters(book: Book, mid: Floats, gross: Floats) -> Bools:
     asset = book.kinds.side[book.kind] == ASSET
     count = len(book.leg_account)
     owes = valuation.sum_by(book.leg[~asset], book.amount[~asset], count) > 0
+    if book.contracts is not None:
+        owes[book.leg[book.contracts.row]] = True
     with np.errstate(over="ignore", invalid="ignore"):
         value = book.amount * mid[book.kinds.feed[book.kind]]
         held = valuation.sum_by(book.leg[asset], value[asset], count)

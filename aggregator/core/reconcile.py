@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from aggregator.domain.rows import ChainRow
 from aggregator.domain.snapshot import (
     DARK,
+    DEBT_UNREADABLE,
     FROZEN,
     NOT_READ_YET,
     REORGED,
@@ -60,6 +61,10 @@ def reconcile(
         (the less favourable one counts, at the older block), assets of an address that an account with a smaller id
         has claimed already, and assets of addresses whose link is ending. Without a finding go the assets of an address
         that does not back the account (any more): the links say so, and an older reading may hold them or not.
+
+        Of two readings of one contract that differ, none is the less favourable one at every price: one is kept, and
+        the account's debts are unreadable, so that it can open no risk. Where an address does not back the account, a
+        long option is an asset; perps and short options stand like debts, and nothing they gain counts.
     """
     findings: set[Finding] = set()
     views: list[ChainView] = []
@@ -195,8 +200,12 @@ def _as_set(carried: Iterable[Carried]) -> set[tuple[Block, frozenset[str]]]:
 def _without_duplicates(positions: Iterable[Position], findings: set[Finding]) -> list[Position]:
     kept: dict[tuple[str, ...], Position] = {}
     for p in positions:
-        key = (p.account, p.chain, p.venue, p.origin, p.asset, p.side, p.netting, p.address)
+        contract = bool(p.contract.kind)  # of which an account is on one side only
+        key = (p.account, p.chain, p.venue, p.origin, p.asset, "" if contract else p.side, p.netting, p.address)
         other = kept.get(key)
+        if other is not None and (contract or other.contract.kind) and other._replace(seen=0) != p._replace(seen=0):
+            what = f"{p.venue} on {p.chain} has two contradicting positions in it: it may owe any amount"
+            findings.add(Finding(DEBT_UNREADABLE, f"{p.account} {p.asset}", what))
         if other is not None:
             findings.add(
                 Finding(
@@ -222,9 +231,21 @@ def _favour(p: Position) -> tuple[int, int, int, int, Position]:
 def _of_current_links(positions: Iterable[Position], accounts: Sequence[Account]) -> Iterator[Position]:
     """Leave out the assets of addresses that back the account no more; a debt stays, whoever it is of."""
     linked = {(account.id, link) for account in accounts for link in account.links}
-    return (
-        p for p in positions if p.side == "debt" or not p.address or (p.account, f"{p.chain}:{p.address}") in linked
-    )
+    return _backed(positions, lambda p: (p.account, f"{p.chain}:{p.address}") in linked)
+
+
+def _backed(positions: Iterable[Position], backs: Callable[[Position], bool]) -> Iterator[Position]:
+    """Leave out what only gains and is of an address that does not back its account; what may owe stays.
+
+    A perp or a short option stays, and nothing that it gains counts.
+    """
+    for p in positions:
+        if not p.address or backs(p):
+            yield p
+        elif p.contract.kind not in ("", "call", "put") or (p.contract.kind and p.side == "debt"):
+            yield p._replace(control="none", removal_delay=0)
+        elif p.side == "debt":
+            yield p
 
 
 def _without_double_claims(
@@ -238,7 +259,7 @@ def _without_double_claims(
     for claimant, address in {(account.id, link) for account in accounts for link in account.links}:
         if owner[address] != claimant:
             findings.add(Finding("double-claim", claimant, f"{address} already backs {owner[address]}: counts 0 here"))
-    return [p for p in positions if not p.address or p.side == "debt" or owner[f"{p.chain}:{p.address}"] == p.account]
+    return list(_backed(positions, lambda p: owner.get(f"{p.chain}:{p.address}") == p.account))
 
 
 def _without_ending_links(
@@ -250,6 +271,4 @@ def _without_ending_links(
         Finding("link-ending", account, f"{link}: revoked, so its assets count 0 and its debts stand until it ends")
         for account, link in ending
     )
-    return [
-        p for p in positions if p.side == "debt" or not p.address or (p.account, f"{p.chain}:{p.address}") not in ending
-    ]
+    return list(_backed(positions, lambda p: (p.account, f"{p.chain}:{p.address}") not in ending))

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from aggregator.core.haircut import DECIMALS, haircut_table, hold_bound, liquidity_coefficient
+from aggregator.core.haircut import DECIMALS, Nodes, condense, haircut_table, hold_law, law_bound, liquidity_coefficient
 from aggregator.domain.book import ASSET, Book, is_missing
 from aggregator.domain.latency import Law
 from aggregator.domain.policy import PolicyRow
@@ -18,7 +18,7 @@ from aggregator.domain.report import (
     HaircutCell,
     RiskTables,
 )
-from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, LatencyLeg, SourceRow
+from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, LatencyLeg, RatioRow, SourceRow
 from aggregator.domain.snapshot import ChainView
 
 Legs = Mapping[str, Sequence[LatencyLeg | Law]]
@@ -27,13 +27,24 @@ Legs = Mapping[str, Sequence[LatencyLeg | Law]]
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The configuration a valuation depends on."""
+    """The configuration a valuation depends on.
+
+    Raises:
+        ValueError: an asset is priced by a feed that is a ratio, which is not in USD.
+    """
 
     chains: tuple[ChainRow, ...]
     assets: Mapping[str, AssetRow]
     sources: tuple[SourceRow, ...]
     destinations: tuple[DestinationRow, ...]
     policy: PolicyRow
+    ratios: tuple[RatioRow, ...] = ()
+
+    def __post_init__(self) -> None:
+        ratios = {row.ratio for row in self.ratios}
+        for asset in self.assets.values():
+            if asset.feed in ratios:
+                raise ValueError(f"assets: {asset.id} is priced by {asset.feed}, a ratio; name a feed in USD")
 
 
 def build_tables(
@@ -48,8 +59,9 @@ def build_tables(
     """Look up everything that depends on (policy, view, clock bound), and the exit gate of every row.
 
     The horizon of collateral seen at view v for destination d is ``valid_until + clock bound of d − block time of v``,
-    for which the attested number is usable, plus the policy's time to liquidate. A view that others are carried beside
-    is as stale as the newest one of its chain, at least.
+    for which the attested number is usable, plus the time to liquidate: until a Hold lands on that chain, a law, and
+    then the policy's auction and bridge (ADR 0014). A view that others are carried beside is as stale as the newest
+    one of its chain, at least.
 
     Args:
         views: along the view axis of the book.
@@ -59,26 +71,36 @@ def build_tables(
     policies = [world.policy.assets[name] for name in book.policies]
     bounds = sorted({row.clock_bound for row in destinations}) or [0]
     shape = (len(policies) + 1, len(views) + 1, len(bounds))
-    horizon = np.zeros(shape)
-    loss, rise = np.ones((*shape, 2)), np.zeros((*shape, 2))
+    laws = [hold_law((latency or {}).get(row.id, row.hold)) for row in chains]
+    hold = [law_bound(law, world.policy.exit_epsilon) for law in laws]
+    nodes = [condense(Law(tuple(law), tuple(law.values()))) for law in laws]
+    usable = np.zeros((len(views) + 1, len(bounds)))
+    delay = np.zeros((len(views) + 1, max((len(law.seconds) for law in nodes), default=1)))
+    chance = np.zeros_like(delay)
+    chance[:, 0] = 1.0
     stale = np.ones(len(views) + 1, dtype=np.bool_)
     slowest = np.full(len(views) + 1, np.iinfo(np.int64).max)
-    hold = [hold_bound((latency or {}).get(row.id, row.hold), world.policy.exit_epsilon) for row in chains]
+    for v in range(len(views)):
+        law = nodes[int(book.chain_of[v])]
+        delay[v, : len(law.seconds)], chance[v, : len(law.seconds)] = law
     seen = [v for v, view in enumerate(views) if not is_missing(view)]
     for v in seen:
         view, c = views[v], int(book.chain_of[v])
         assert view is not None
         assert view.block is not None
         age = max(0, view.age)
-        for p, policy in enumerate(policies):
-            for b, clock_bound in enumerate(bounds):
-                usable = valid_until + clock_bound - view.block.time
-                horizon[p, v, b] = max(0, usable) + policy.liquidation_seconds
+        usable[v] = [max(0, valid_until + bound - view.block.time) for bound in bounds]
         stale[v] = view.status != "ok" or age > chains[c].max_age or (c < v and stale[c])
         # A request to withdraw may have followed the block we saw at once: it has had `age` seconds already.
         slowest[v] = hold[c] + age
+    known, horizon = np.zeros(shape), np.zeros(shape)
+    loss, rise, hedged = np.ones((*shape, 2)), np.zeros((*shape, 2)), np.ones((*shape, 2))
     if seen and policies:
-        loss[: len(policies), seen], rise[: len(policies), seen] = haircut_table(policies, horizon[:-1, seen])
+        own = np.array([float(policy.liquidation_seconds) for policy in policies])
+        known[:-1, seen] = usable[seen] + own[:, None, None]
+        horizon[:-1, seen] = known[:-1, seen] + np.rint((delay * chance).sum(axis=1))[seen, None]
+        found = haircut_table(policies, known[:-1, seen, :, None] + delay[seen, None, :], chance[seen, None, :])
+        loss[:-1, seen], rise[:-1, seen], hedged[:-1, seen] = found
     levels = [(policy.initial, policy.maintenance) for policy in policies]
     gate = book.monitored[book.account] | (book.seizable & (book.delay > slowest[book.kinds.view[book.kind]]))
     return RiskTables(
@@ -92,7 +114,33 @@ def build_tables(
         stale=stale,
         hold=np.array(hold, dtype=np.int64),
         counts=gate | (book.kinds.side[book.kind] != ASSET),
+        hedged_loss=hedged,
+        known=known,
+        delay=delay,
+        delay_chance=chance,
     )
+
+
+def delay_nodes(tables: RiskTables, view: int) -> Nodes:
+    """Return the law, as condensed, of the time until a Hold lands where a view is: seconds ascending, and chances."""
+    used = tables.delay_chance[view] > 0
+    return tables.delay[view, used].astype(int).tolist(), tables.delay_chance[view, used].tolist()
+
+
+def horizon_nodes(tables: RiskTables, policy: int, view: int, bound: int) -> Nodes:
+    """Return the law of the horizon that a cell was computed at: seconds ascending, and the chance of each."""
+    delay, chance = delay_nodes(tables, view)
+    return [float(tables.known[policy, view, bound]) + seconds for seconds in delay], list(chance)
+
+
+def horizon_quantile(nodes: Nodes, level: float) -> float:
+    """Return the least of the ascending horizons that is not exceeded with a chance of at least ``level``."""
+    total = 0.0
+    for seconds, chance in zip(*nodes, strict=True):
+        total += chance
+        if total >= level - 1e-12:
+            return seconds
+    return nodes[0][-1]
 
 
 def list_cells(
@@ -116,6 +164,8 @@ def list_cells(
             round(tables.horizon[p, v, tables.bound[d]]),
             f"{tables.asset_loss[p, v, tables.bound[d], level]:.{DECIMALS}f}",
             f"{tables.debt_rise[p, v, tables.bound[d], level]:.{DECIMALS}f}",
+            round(horizon_quantile(horizon_nodes(tables, p, v, int(tables.bound[d])), 0.99)),
+            f"{tables.hedged_loss[p, v, tables.bound[d], level]:.{DECIMALS}f}",
         )
         for p, policy in enumerate(book.policies)
         for v, chain in enumerate(book.chains)

@@ -7,10 +7,12 @@ non-decreasing in every asset and non-increasing in every debt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from aggregator.core.haircut import liquidity_divisor
 from aggregator.domain.book import ASSET, DEBT, HOME_DEBT, Book, Bools, Ints, Kinds
@@ -112,15 +114,37 @@ def mute(book: Book, known: Bools) -> tuple[Bools, Bools]:
     return muted, accounts
 
 
+CHUNK = 1 << 15
+"""Rows that are valued together: what a pass leaves behind then still is in the processor's cache for the next."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chunk:
+    """Some accounts' rows as sparse matrices, so that gathering, multiplying and summing are one pass over them."""
+
+    accounts: slice
+    groups: slice
+    free: csr_array  # (groups, K) whole units, without what is under a withdrawal request
+    whole: csr_array  # the same with it; the same object where nothing is
+    shared: Ints  # groups that share their pool with others, from the chunk's first
+    pools: csr_array  # (shared, groups) of ones: what the pool of each of them is made of
+    kept: Ints  # which parts there are at all: 0 assets, 1 debts without home debts and netting sets, 2 home debts
+    parts: csr_array  # (kept · accounts, groups) of ones
+    sets: slice
+    set_assets: csr_array | None  # (sets, groups) of ones; None without netting sets
+    set_debts: csr_array | None
+
+
 class Adder:
-    """Sum groups into accounts; the index arrays are made once per book."""
+    """Value rows and sum them into accounts; the matrices are made once per book."""
 
     def __init__(self, book: Book) -> None:
-        self._accounts = len(book.accounts)
+        self._book = book
+        self._counts: Bools | None = None
+        self._chunks: tuple[_Chunk, ...] = ()
         side, nets = book.group_side, book.group_netting >= 0
         parts = side == ASSET, (side == DEBT) & ~nets, side == HOME_DEBT
         self._parts = [(where, book.group_account[where]) for where in map(np.flatnonzero, parts)]
-        self._set_account = book.set_account
         self._set_assets, self._set_debts = (
             (where, book.group_netting[where])
             for where in (np.flatnonzero(nets & (side == ASSET)), np.flatnonzero(nets & (side == DEBT)))
@@ -128,19 +152,142 @@ class Adder:
 
     def add(self, values: Floats) -> Totals:
         """Add up group values, USD. A netting set's debts count up to its assets."""
-        assets, debts, home = (sum_by(account, values[where], self._accounts) for where, account in self._parts)
-        if len(self._set_account):
-            debts = debts + sum_by(self._set_account, self.set_debts(values), self._accounts)
+        count = len(self._book.accounts)
+        assets, debts, home = (sum_by(account, values[where], count) for where, account in self._parts)
+        if len(self._book.set_account):
+            debts = debts + sum_by(self._book.set_account, self.set_debts(values), count)
         return Totals(assets, debts, home)
 
     def set_debts(self, values: Floats) -> Floats:
         """Return what each netting set's debts count, USD, shape (S,)."""
         own, owed = (
-            sum_by(netting, values[where], len(self._set_account))
+            sum_by(netting, values[where], len(self._book.set_account))
             for where, netting in (self._set_assets, self._set_debts)
         )
         counted: Floats = np.minimum(own, owed)
         return counted
+
+    def value(
+        self, rates: Floats, whole: Sequence[bool], coefficient: Floats, muted: Bools, low: Sequence[bool]
+    ) -> Floats:
+        """Value every account under several rates, chunk by chunk.
+
+        Args:
+            rates: what a unit of each kind counts, USD, shape (R, K).
+            whole: for each rate, whether what is under a withdrawal request counts too.
+            coefficient: of each group's liquidity haircut, shape (G,).
+            muted: groups that count nothing under the rates marked in ``low``, shape (G,).
+
+        Returns:
+            assets, debts without home debts, and home debts, shape (3, R, A).
+        """
+        result = np.zeros((3, len(rates), len(self._book.accounts)))
+        any_muted = bool(muted.any())
+        for chunk in self._chunks:
+            thin, root = coefficient[chunk.groups], np.empty(chunk.groups.stop - chunk.groups.start)
+            for r, rate in enumerate(rates):
+                values = (chunk.whole if whole[r] else chunk.free) @ rate
+                np.sqrt(values, out=root)
+                if len(chunk.shared):
+                    root[chunk.shared] = np.sqrt(chunk.pools @ values)
+                values /= liquidity_divisor(root, thin, out=root)
+                if any_muted and low[r]:
+                    values[muted[chunk.groups]] = 0.0
+                sums = chunk.parts @ values
+                size = chunk.accounts.stop - chunk.accounts.start
+                for place, part in enumerate(chunk.kept):
+                    result[part, r, chunk.accounts] = sums[place * size : (place + 1) * size]
+                if chunk.set_assets is not None and chunk.set_debts is not None:
+                    counted = np.minimum(chunk.set_assets @ values, chunk.set_debts @ values)
+                    np.add.at(result[1, r], self._book.set_account[chunk.sets], counted)
+        return result
+
+    def prepare(self, counts: Bools) -> Adder:
+        """Make the matrices for what passes the exit gate, unless they are made; return self."""
+        if self._counts is not counts:
+            self._counts, self._chunks = counts, tuple(_chunks(self._book, counts))
+        return self
+
+
+def _chunks(book: Book, counts: Bools) -> Iterator[_Chunk]:
+    """Cut a book into chunks of whole accounts."""
+    free = countable(book, book.free, counts)
+    whole = free if book.free is book.amount else countable(book, book.amount, counts)
+    kind, rows, kinds = book.kind.astype(np.int32), len(book.account), len(book.kinds.feed)
+    row = np.append(book.group_start, rows)
+    nets = book.group_netting >= 0
+    part = np.where(book.group_side == ASSET, 0, np.where(book.group_side == DEBT, np.where(nets, 3, 1), 2))
+    # Netting sets are numbered as their first rows come in a Snapshot, which need not be by account.
+    by_account = bool((np.diff(book.set_account) >= 0).all())
+    first = 0
+    while first < len(book.accounts):
+        start = int(np.searchsorted(book.account, first))
+        last = len(book.accounts)
+        if start + CHUNK < rows:
+            last = max(int(book.account[start + CHUNK]), first + 1)
+        if not by_account:
+            last = len(book.accounts)
+        a, b = (int(g) for g in np.searchsorted(book.group_account, [first, last]))
+        own = slice(int(row[a]), int(row[b]))
+        size, shape = b - a, (b - a, kinds)
+        pointer = (row[a : b + 1] - row[a]).astype(np.int32)
+        matrix = csr_array((free[own], kind[own], pointer), shape=shape)
+        pending = whole is not free and not np.array_equal(whole[own], free[own])
+        shared, pools = _shared(book.pool[a:b])
+        account, sort = book.group_account[a:b] - first, part[a:b]
+        sets = slice(*(int(s) for s in np.searchsorted(book.set_account, [first, last]))) if by_account else slice(None)
+        many = len(book.set_account[sets])
+        netting = book.group_netting[a:b] - (sets.start or 0)
+        kept, parts = _parts(sort, account, last - first)
+        yield _Chunk(
+            accounts=slice(first, last),
+            groups=slice(a, b),
+            free=matrix,
+            whole=csr_array((whole[own], kind[own], pointer), shape=shape) if pending else matrix,
+            shared=shared,
+            pools=pools,
+            kept=kept,
+            parts=parts,
+            sets=sets,
+            set_assets=_ones(*_members(netting, sort == 0), many, size) if many else None,
+            set_debts=_ones(*_members(netting, sort == 3), many, size) if many else None,
+        )
+        first = last
+
+
+def _shared(pool: Ints) -> tuple[Ints, csr_array]:
+    """Return the groups that share a pool, and the matrix that gives the size of that pool for each of them."""
+    starts = np.flatnonzero(np.diff(pool, prepend=-1))
+    ends = np.append(starts[1:], len(pool))
+    run = np.repeat(np.arange(len(starts)), ends - starts)  # of each group
+    length = (ends - starts)[run]
+    shared = np.flatnonzero(length > 1)
+    count = length[shared]
+    columns = np.repeat(starts[run[shared]] - np.cumsum(count) + count, count) + np.arange(count.sum())
+    return shared, _ones(np.repeat(np.arange(len(shared)), count), columns, len(shared), len(pool))
+
+
+def _parts(sort: Ints, account: Ints, accounts: int) -> tuple[Ints, csr_array]:
+    """Return which parts groups have, and the matrix that sums them into the accounts' parts."""
+    kept = np.flatnonzero(np.bincount(sort, minlength=4)[:3])
+    members = [np.flatnonzero(sort == part) for part in kept]
+    rows = [account[where] + place * accounts for place, where in enumerate(members)]
+    none = np.zeros(0, dtype=np.int64)
+    return kept, _ones(np.concatenate([none, *rows]), np.concatenate([none, *members]), len(kept) * accounts, len(sort))
+
+
+def _members(netting: Ints, chosen: Bools) -> tuple[Ints, Ints]:
+    """Return the netting sets, ascending, and the chosen groups in them."""
+    where = np.flatnonzero(chosen & (netting >= 0))
+    order = np.argsort(netting[where], kind="stable")
+    return netting[where][order], where[order]
+
+
+def _ones(rows: Ints, columns: Ints, height: int, width: int) -> csr_array:
+    """Return the matrix with ones at (rows, columns); rows ascend, so that sums add up in the order given."""
+    pointer = np.zeros(height + 1, dtype=np.int32)
+    np.cumsum(np.bincount(rows, minlength=height), out=pointer[1:])
+    return csr_array((np.ones(len(rows)), columns.astype(np.int32), pointer), shape=(height, width))
 
 
 def value_book(
@@ -157,25 +304,19 @@ def value_book(
     What is under a withdrawal request counts 0 at both levels: its delay may be over, so that nothing keeps it. Only
     maintenance at ``high``, which must not call an account liquidatable too early, still counts it.
     """
-    adder = adder or Adder(book)
-    coefficient = group_coefficients(book, tables.liquidity)
+    adder = (adder or Adder(book)).prepare(tables.counts)
     muted, blind = mute(book, known)
-    any_muted, any_blind = bool(muted.any()), bool(blind.any())
-    shape = (3, 2, len(book.accounts))
-    assets, debts, home = np.empty(shape), np.empty(shape), np.zeros(len(book.accounts))
-    free, whole = (countable(book, amount, tables.counts) for amount in (book.free, book.amount))
-    for level in (INITIAL, MAINTENANCE):
-        for end in (LOW, MID, HIGH):
-            quantity = whole if (end, level) == (HIGH, MAINTENANCE) else free
-            values = value_groups(book, rates[end, level], quantity, coefficient)
-            if end == LOW and any_muted:
-                values[muted] = 0.0
-            total = adder.add(values)
-            assets[end, level], debts[end, level] = total.assets, total.debts + total.home_debts
-            if end == LOW and any_blind:
-                debts[end, level, blind] += 1 / USD  # a debt of unknown size or price is never nothing
-            if end == LOW and level == INITIAL:
-                home = total.home_debts
+    ends = [(end, level) for end in (LOW, MID, HIGH) for level in (INITIAL, MAINTENANCE)]
+    parts = adder.value(
+        rates.reshape(len(ends), -1),
+        [place == (HIGH, MAINTENANCE) for place in ends],
+        group_coefficients(book, tables.liquidity),
+        muted,
+        [end == LOW for end, _ in ends],
+    ).reshape(3, 3, 2, len(book.accounts))
+    assets, home = parts[0], parts[2, LOW, INITIAL]
+    debts = parts[1] + parts[2]
+    debts[LOW][:, blind] += 1 / USD  # a debt of unknown size or price is never nothing
     return assets, debts, home
 
 

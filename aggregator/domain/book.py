@@ -14,6 +14,9 @@ carried from. Each has an age of its own, and so a haircut, an exit gate and an 
 
 Whatever cannot be interpreted keeps its row, valued at 0 through the extra "unknown" view, feed and policy that close
 each axis, and is reported as a finding.
+
+A perp or option is a row too, a debt of 0 of what it settles in: whoever is in it may come to owe. What it is worth and
+what it requires is counted beside the rows, from :class:`Contracts`.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from aggregator.domain.policy import AssetPolicyRow
+from aggregator.domain.contracts import CALL, INVERSE, KINDS, PUT, Instruments
+from aggregator.domain.policy import AssetPolicyRow, UnderlyingRow
 from aggregator.domain.rows import AssetRow
 from aggregator.domain.snapshot import (
     BESIDE_A_POSITION,
+    CONTRACT_DECIMALS,
     DEBT_UNREADABLE,
     INFORMATIONAL,
     NOT_READ_YET,
@@ -37,7 +42,7 @@ from aggregator.domain.snapshot import (
     Position,
     Snapshot,
 )
-from aggregator.domain.units import Floats
+from aggregator.domain.units import SECONDS_PER_YEAR, USD, Floats
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -48,6 +53,8 @@ the budget there; any other debt, to consumers elsewhere too, is subtracted from
 CONSUMER_VENUE = "lender"
 """Venue of debts to consumers, which are recourse."""
 LONGEST_DELAY = 2**40  # seconds; longer removal delays gain nothing
+LONGEST_EXPIRY = 30 * SECONDS_PER_YEAR  # seconds from the cut; no surface says anything about later options
+LARGEST_CONTRACT = 1e30  # whole units or USD
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +65,52 @@ class Kinds:
     feed: Ints
     policy: Ints
     side: Ints  # ASSET, DEBT or HOME_DEBT
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contracts:
+    """The N rows of a book that are in a perp or option, ascending, and their Q settlements.
+
+    A *settlement* is what one account has at one place of one venue, in one thing it settles in, seen at one view, all
+    of it out of reach alike: its contracts are paid as one net amount.
+    """
+
+    row: Ints  # (N,) in the book
+    account: Ints  # (N,) sorted
+    instrument: Ints  # (N,)
+    size: Floats  # (N,) signed whole units; negative = short
+    entry: Floats  # (N,) USD
+    funding: Floats  # (N,) whole units of what it settles in
+    settlement: Ints  # (N,)
+    settlement_account: Ints  # (Q,) sorted
+    gain_kind: Ints  # (Q,) what is settled in, as an asset
+    loss_kind: Ints  # (Q,) and as a debt
+    seizable: Bools  # (Q,)
+    delay: Ints  # (Q,) seconds
+    instruments: Instruments
+    underlyings: tuple[str, ...]  # (U,) ascending
+    feed: Ints  # (U,) on the feed axis
+    priced: tuple[tuple[tuple[int, int], ...], ...]  # (U,) policy and chain of each sort of asset that the feed prices
+
+    def only(self, index: int, first: int) -> Contracts:
+        """Return those of one account, whose first row in the book is ``first``."""
+        rows = slice(*np.searchsorted(self.account, [index, index + 1]))
+        own = slice(*np.searchsorted(self.settlement_account, [index, index + 1]))
+        return replace(
+            self,
+            row=self.row[rows] - first,
+            account=self.account[rows] - index,
+            instrument=self.instrument[rows],
+            size=self.size[rows],
+            entry=self.entry[rows],
+            funding=self.funding[rows],
+            settlement=self.settlement[rows] - own.start,
+            settlement_account=self.settlement_account[own] - index,
+            gain_kind=self.gain_kind[own],
+            loss_kind=self.loss_kind[own],
+            seizable=self.seizable[own],
+            delay=self.delay[own],
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,6 +159,7 @@ class Book:
     blind: Bools  # (A,) a recourse debt of the account could not be read: it may be any amount
     positions: tuple[Position, ...] = ()  # (N,) or none (synthetic books); the row's origin, for explanations
     findings: tuple[Finding, ...] = ()
+    contracts: Contracts | None = None  # None where nobody is in any
 
     def only(self, index: int) -> Book:
         """Return the book of one account."""
@@ -131,7 +185,14 @@ class Book:
             touches=self.touches[index : index + 1],
         )
         own_row = slice(index, index + 1)
-        return replace(book, partial=self.partial[own_row], blind=self.blind[own_row], positions=self.positions[rows])
+        contracts = self.contracts and self.contracts.only(index, first)
+        return replace(
+            book,
+            partial=self.partial[own_row],
+            blind=self.blind[own_row],
+            positions=self.positions[rows],
+            contracts=contracts if contracts and len(contracts.row) else None,
+        )
 
 
 def assemble(
@@ -154,6 +215,7 @@ def assemble(
     blind: Bools | None = None,
     positions: Sequence[Position] = (),
     findings: tuple[Finding, ...] = (),
+    contracts: Contracts | None = None,
 ) -> Book:
     """Sort rows and build groups from columns, for :func:`build_book` and for synthetic books.
 
@@ -162,6 +224,7 @@ def assemble(
         touches: its width gives the number of chains.
         netting: index of each row's netting set, which belongs to one account; -1 for none.
         positions: the rows' origins, in the given order, or none.
+        contracts: the rows in contracts, by their places in the given order; settlements ascend by account.
     """
     order = np.lexsort((kinds.policy[kind], kinds.feed[kind], kinds.side[kind], netting, account))
     account, kind, delay, netting = account[order], kind[order], delay[order], netting[order]
@@ -217,6 +280,25 @@ def assemble(
         blind=np.zeros(len(accounts), dtype=np.bool_) if blind is None else blind,
         positions=tuple(positions[i] for i in order) if positions else (),
         findings=findings,
+        contracts=None if contracts is None else _sorted_contracts(contracts, order),
+    )
+
+
+def _sorted_contracts(contracts: Contracts, order: Ints) -> Contracts:
+    """Return contracts with the places that their rows got."""
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    row = place[contracts.row]
+    turn = np.argsort(row)
+    return replace(
+        contracts,
+        row=row[turn],
+        account=contracts.account[turn],
+        instrument=contracts.instrument[turn],
+        size=contracts.size[turn],
+        entry=contracts.entry[turn],
+        funding=contracts.funding[turn],
+        settlement=contracts.settlement[turn],
     )
 
 
@@ -227,12 +309,14 @@ def build_book(
     chains: Sequence[str],
     feeds: Sequence[str],
     destinations: Sequence[str],
+    underlyings: Mapping[str, UnderlyingRow] | None = None,
 ) -> Book:
     """Turn a Snapshot into columns.
 
     The order of the Snapshot's accounts and positions does not matter. Positions of unknown accounts are left out;
     unknown assets, units, feeds, policies, chains and blocks, and malformed amounts, count 0 (a debt among them is
-    blind: its account can open no risk). Each such case is a finding scoped to ``<account> <asset>``. A
+    blind: its account can open no risk). So is a contract whose terms, underlying or settlement cannot be interpreted,
+    long or short. Each such case is a finding scoped to ``<account> <asset>``. A
     ``debt-unreadable`` or ``not-read-yet`` finding of the Snapshot makes its account blind too.
 
     ``partial`` marks what is unknown whatever it is worth: a finding on the account, one on a chain that it is linked
@@ -247,6 +331,7 @@ def build_book(
         chains: CAIP-2 ids, the order of the chain axis.
         feeds: the order of the feed axis.
         destinations: CAIP-2 ids, the order of the destination axis.
+        underlyings: what contracts may be on, by feed; none are margined without.
     """
     accounts = tuple(sorted(snapshot.accounts, key=lambda a: a.id))
     number = {account.id: i for i, account in enumerate(accounts)}
@@ -269,6 +354,9 @@ def build_book(
     free = _floats([max(p.amount - p.pending, 0) if p.side == "asset" else p.amount for p in rows]) / scale
 
     trouble = {i: why for i in range(len(rows)) if (why := catalogue.problem[kind[i]] or _malformed(rows[i]))}
+    derived = [i for i, p in enumerate(rows) if p.contract.kind]
+    terms = _Terms(underlyings or {}, axes[1], snapshot.cut_time)
+    trouble |= {i: why for i in derived if i not in trouble and (why := terms.problem(rows[i]))}
     for i, (code, detail) in trouble.items():
         position = rows[i]
         findings.append(Finding(code, f"{position.account} {position.asset}", detail))
@@ -281,6 +369,11 @@ def build_book(
         count=len(rows),
     )
     owner = np.fromiter((number[p.account] for p in rows), dtype=np.int64, count=len(rows))
+    contracts = None
+    if sound := [i for i in derived if i not in trouble]:
+        findings += [terms.expired(rows[i]) for i in sound if 0 < rows[i].contract.expiry <= snapshot.cut_time]
+        gains = [catalogue.kind(rows[i], ASSET) for i in sound]
+        contracts = _build_contracts(rows, sound, owner, kind, gains, scale, axes, assets)
     kinds = catalogue.kinds()
     place = {chain: i for i, chain in enumerate(chains)}
     chain_of = np.array([*(place[chain] for chain in axes[0]), len(chains)], dtype=np.int64)
@@ -323,7 +416,123 @@ def build_book(
         blind=blind,
         positions=rows,
         findings=tuple(sorted(set(findings))),
+        contracts=contracts,
     )
+
+
+def _build_contracts(
+    rows: Sequence[Position],
+    chosen: Sequence[int],
+    owner: Ints,
+    kind: Ints,
+    gain_kind: Sequence[int],
+    scale: Floats,
+    axes: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]],
+    assets: Mapping[str, AssetRow],
+) -> Contracts:
+    """Lay out the well-formed contracts among the rows of a book, before it is sorted.
+
+    Args:
+        chosen: which rows, ascending.
+        gain_kind: of each of them, the kind of what it settles in as an asset.
+        scale: of each row, base units of what it settles in per whole unit.
+    """
+    mine = [rows[i] for i in chosen]
+    place = np.array(chosen, dtype=np.int64)
+    listed = sorted({_instrument(p) for p in mine})
+    underlyings = tuple(sorted({p.contract.underlying for p in mine}))
+    number = {terms: i for i, terms in enumerate(listed)}
+    axis = {feed: i for i, feed in enumerate(underlyings)}
+    keys = [
+        (int(owner[i]), gain, p.venue, p.origin, p.control, min(max(p.removal_delay, 0), LONGEST_DELAY), int(kind[i]))
+        for i, gain, p in zip(chosen, gain_kind, mine, strict=True)
+    ]
+    settlements = sorted(set(keys))
+    net = {key: i for i, key in enumerate(settlements)}
+    policies = {name: i for i, name in enumerate(axes[2])}
+    chains = {chain: i for i, chain in reversed(list(enumerate(axes[0])))}  # the newest view of each comes first
+    by_feed: dict[str, set[tuple[int, int]]] = {feed: set() for feed in underlyings}
+    for row in assets.values():
+        chain = row.id.partition("/")[0]
+        if row.feed in by_feed and row.policy in policies and chain in chains:
+            by_feed[row.feed].add((policies[row.policy], chains[chain]))
+    unit = float(10**CONTRACT_DECIMALS)
+    sign = np.array([1.0 if p.side == "asset" else -1.0 for p in mine])
+    return Contracts(
+        row=place,
+        account=owner[place],
+        instrument=np.array([number[_instrument(p)] for p in mine], dtype=np.int64),
+        size=sign * _floats([p.quantity for p in mine]) / unit,
+        entry=_floats([p.contract.entry for p in mine]) / USD,
+        funding=_floats([p.contract.funding for p in mine]) / scale[place],
+        settlement=np.array([net[key] for key in keys], dtype=np.int64),
+        settlement_account=np.array([key[0] for key in settlements], dtype=np.int64),
+        gain_kind=np.array([key[1] for key in settlements], dtype=np.int64),
+        loss_kind=np.array([key[6] for key in settlements], dtype=np.int64),
+        seizable=np.array([key[4] == "seizable" for key in settlements], dtype=np.bool_),
+        delay=np.array([key[5] for key in settlements], dtype=np.int64),
+        instruments=Instruments(
+            kind=np.array([terms[3] for terms in listed], dtype=np.int64),
+            underlying=np.array([axis[terms[0]] for terms in listed], dtype=np.int64),
+            strike=np.array([terms[2] / USD for terms in listed], dtype=np.float64),
+            expiry=np.array([terms[1] for terms in listed], dtype=np.int64),
+        ),
+        underlyings=underlyings,
+        feed=np.array([axes[1].index(feed) for feed in underlyings], dtype=np.int64),
+        priced=tuple(tuple(sorted(by_feed[feed])) for feed in underlyings),
+    )
+
+
+def _instrument(position: Position) -> tuple[str, int, int, int]:
+    """Return underlying, expiry, strike and kind; perps have neither expiry nor strike, whatever their reader says."""
+    terms = position.contract
+    kind = KINDS[terms.kind]
+    return (
+        (terms.underlying, terms.expiry, terms.strike, kind) if kind in (CALL, PUT) else (terms.underlying, 0, 0, kind)
+    )
+
+
+class _Terms:
+    """Judge what contracts say about themselves."""
+
+    def __init__(self, underlyings: Mapping[str, UnderlyingRow], feeds: Sequence[str], now: int) -> None:
+        self._underlyings, self._feeds, self._latest = underlyings, set(feeds), now + LONGEST_EXPIRY
+
+    def problem(self, position: Position) -> tuple[str, str] | None:
+        """Return code and detail of a finding if the contract cannot be valued."""
+        terms = position.contract
+        row = self._underlyings.get(terms.underlying)
+        if terms.kind not in KINDS:
+            return "unknown-contract", f"a contract of kind {terms.kind!r}: it may owe any amount"
+        if row is None or terms.underlying not in self._feeds:
+            return "unknown-underlying", f"{terms.underlying!r} is no underlying with a price: it may owe any amount"
+        option = KINDS[terms.kind] in (CALL, PUT)
+        wrong = ""
+        if option and not row.surface:
+            wrong = f"the policy has no surface of {terms.underlying}"
+        elif option and terms.strike <= 0:
+            wrong = f"strike {terms.strike} is not positive"
+        elif option and not 0 < terms.expiry <= self._latest:
+            wrong = f"expiry {terms.expiry} is no time within 30 years"
+        elif terms.entry < 0 or (KINDS[terms.kind] == INVERSE and terms.entry == 0):
+            wrong = f"entry {terms.entry} is no price"
+        elif position.quantity < 0:
+            wrong = f"size {position.quantity} is negative; the side says which way"
+        elif not _bounded(position.quantity, CONTRACT_DECIMALS) or not all(
+            _bounded(value, 0) for value in (terms.strike, terms.entry, terms.funding)
+        ):
+            wrong = "a number is out of range"
+        return ("bad-contract", f"{wrong}: it may owe any amount") if wrong else None
+
+    @staticmethod
+    def expired(position: Position) -> Finding:
+        """Return the finding on an option that its venue has not settled yet."""
+        detail = f"expired at {position.contract.expiry} and not settled by {position.venue}: it gains nothing"
+        return Finding("contract-expired", f"{position.account} {position.asset}", detail)
+
+
+def _bounded(value: int, decimals: int) -> bool:
+    return abs(value) <= LARGEST_CONTRACT * 10.0**decimals
 
 
 def _starts(*columns: Ints) -> Bools:
@@ -353,7 +562,9 @@ class _Catalogue:
         self.problem: list[tuple[str, str] | None] = []
 
     def kind(self, position: Position, side: int) -> int:
-        key = (position.chain, position.seen, position.asset, position.unit, side)
+        """Return the kind of a row; one in a contract is of the kind of what it settles in."""
+        asset = position.unit if position.contract.kind else position.asset
+        key = (position.chain, position.seen, asset, position.unit, side)
         found = self._known.get(key)
         return self._add(key) if found is None else found
 
@@ -396,19 +607,25 @@ class _Catalogue:
 
 def _side(position: Position, home: str) -> int:
     """Return the class of a row of an account whose home destination is on chain ``home``."""
+    if position.contract.kind:
+        return DEBT
     if position.side == "asset":
         return ASSET
     return HOME_DEBT if position.venue == CONSUMER_VENUE and position.chain == home else DEBT
 
 
 def _nets(position: Position) -> bool:
-    """Debts to consumers are recourse, whatever their reader says."""
+    """Debts to consumers are recourse, whatever their reader says, and so are contracts."""
+    if position.contract.kind:
+        return False
     return position.netting != "" and (position.side == "asset" or position.venue != CONSUMER_VENUE)
 
 
 def _malformed(position: Position) -> tuple[str, str] | None:
     if position.amount < 0 or position.pending < 0:
         return "bad-amount", f"amount {position.amount}, pending {position.pending}: negative, counts 0"
+    if position.contract.kind and position.amount:
+        return "bad-amount", f"amount {position.amount} of a contract, which is no holding: counts 0"
     return None
 
 

@@ -7,13 +7,17 @@ ratios in [0, 1] unless said.
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from aggregator.domain.rows import Name, Ratio, Row, Seconds
+from aggregator.domain.rows import Hex32, Name, Ratio, Row, Seconds
+from proofs.hashing import keccak256
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -25,7 +29,7 @@ ModelName = Literal["health", "isolated", "cross", "tiered", "scenario", "pmrm-2
 class JumpRow(Row):
     """A Poisson jump of the loss law: ``rate`` per year, multiplying the value by ``recovery``."""
 
-    rate: Annotated[float, Field(ge=0)]
+    rate: Annotated[float, Field(ge=0, le=10_000)]
     recovery: Ratio
     cause: Literal["market", "depeg", "wrapper", "bridge"] = "market"
     """``market`` jumps are those of the price itself, which a scenario grid covers; the others stay with a hedge."""
@@ -43,7 +47,7 @@ class AssetPolicyRow(Row):
     """Risk parameters of a class of assets."""
 
     volatility: Annotated[float, Field(ge=0, le=10)]  # per sqrt(year)
-    jumps: tuple[JumpRow, ...] = ()
+    jumps: Annotated[tuple[JumpRow, ...], Field(max_length=6)] = ()  # the law enumerates all their counts together
     daily_volume: Annotated[float, Field(gt=0)]  # ADV, USD
     impact: Annotated[float, Field(ge=0)]  # Y of the liquidity haircut
     liquidation_seconds: Seconds  # auction + bridge
@@ -213,7 +217,21 @@ class HistoryRow(Row):
     def _one_move_each(self) -> HistoryRow:
         if any(len(row) != len(self.underlyings) for row in self.moves):
             raise ValueError("every row of moves must have one number per underlying")
+        if len(set(self.underlyings)) < len(self.underlyings):
+            raise ValueError("underlyings must not repeat")
         return self
+
+
+class ProvenanceRow(Row):
+    """Where a parameter set came from: one price history that ``recalibrate`` used."""
+
+    series: Name
+    target: Annotated[str, Field(max_length=64)]  # what it set, e.g. ``assets.major`` or ``underlyings.ETH/USD``
+    sha256: Hex32  # of the file, as it was read
+    first: Seconds  # Unix seconds of its first bar used
+    last: Seconds
+    bars: Annotated[int, Field(gt=0)]
+    missing: Seconds = 0  # bars that are not there between first and last
 
 
 class ModelsRow(Row):
@@ -230,7 +248,7 @@ class PolicyRow(Row):
     confidence_multiple: Annotated[float, Field(ge=0)] = 2.12  # m of risk.md §1
     staleness_multiple: Annotated[float, Field(ge=0)] = 1.0  # κ of risk.md §1
     min_sources: Annotated[int, Field(ge=1)] = 2
-    max_spread: Annotated[float, Field(gt=0)] = 0.20  # above: no new risk
+    max_spread: Annotated[float, Field(gt=0, le=1)] = 0.20  # above: no new risk
     exit_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     lifetime: Annotated[int, Field(gt=0)]  # valid_until = cut_time + lifetime
     assets: dict[str, AssetPolicyRow]
@@ -239,6 +257,7 @@ class PolicyRow(Row):
     models: ModelsRow = ModelsRow()
     scenario: ScenarioRow = ScenarioRow()
     history: HistoryRow | None = None
+    provenance: Annotated[tuple[ProvenanceRow, ...], Field(max_length=64)] = ()
 
     @model_validator(mode="after")
     def _refers_to_itself(self) -> PolicyRow:
@@ -249,8 +268,48 @@ class PolicyRow(Row):
                 raise ValueError(
                     f"scenario.tails must lie beyond the range of every underlying; {feed} has {row.range:g}"
                 )
-        if self.history and (unknown := sorted(set(self.history.underlyings) - set(self.underlyings))):
-            raise ValueError(f"history.underlyings: {unknown[0]!r} is no row of underlyings")
-        if "var" in (self.models.risk_bearing, self.models.monitored) and self.history is None:
-            raise ValueError("models: var needs history; `crossmargin recalibrate` makes one")
+        members = Counter(row.group for row in self.underlyings.values())
+        if idle := [name for name in self.groups if not members[name]]:
+            raise ValueError(f"groups.{idle[0]}: no row of underlyings names it; remove it, or name it there")
         return self
+
+    @model_validator(mode="after")
+    def _serves_its_models(self) -> PolicyRow:
+        used = {self.models.risk_bearing, self.models.monitored}
+        covered = set(self.history.underlyings) if self.history else set()
+        if unknown := sorted(covered - set(self.underlyings)):
+            raise ValueError(f"history.underlyings: {unknown[0]!r} is no row of underlyings")
+        if "var" in used:
+            if self.history is None:
+                raise ValueError("models: var needs history; `crossmargin recalibrate` makes one")
+            if bare := sorted(set(self.underlyings) - covered):
+                raise ValueError(f"history.underlyings: models has var, and {bare[0]!r} of underlyings is not here")
+        for feed, row in self.underlyings.items():
+            if "tiered" in used and not row.tiers:
+                raise ValueError(f"underlyings.{feed}.tiers: models has tiered, and there are no tiers")
+        return self
+
+
+def canonical_policy(policy: PolicyRow) -> str:
+    """Return the canonical JSON of a policy, the part ``policy`` of what policyDigest commits to.
+
+    Keys sorted, no spaces, UTF-8; numbers that are no integers as their shortest exact decimal text.
+    """
+    return json.dumps(
+        _exact(policy.model_dump(mode="json")), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
+
+
+def policy_digest(policy: PolicyRow) -> str:
+    """Return keccak256 of :func:`canonical_policy`: ``0x`` and 64 hex digits."""
+    return "0x" + keccak256(canonical_policy(policy).encode()).hex()
+
+
+def _exact(value: Any) -> Any:
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {str(key): _exact(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_exact(item) for item in value]
+    return value

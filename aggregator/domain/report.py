@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from aggregator.domain.book import Book, Bools, Ints
+from aggregator.domain.contracts import Market, Portfolios
 from aggregator.domain.price import PriceBand
-from aggregator.domain.snapshot import Account, ChainView, Finding, Position
-from aggregator.domain.units import Floats
+from aggregator.domain.snapshot import CONTRACT_DECIMALS, Account, ChainView, Finding, Position
+from aggregator.domain.units import USD_DECIMALS, Floats, format_amount
 
 Status = Literal["healthy", "unhealthy", "unknown"]
 
@@ -34,6 +37,47 @@ class Haircuts(NamedTuple):
     policy: float
 
 
+class Explained(NamedTuple):
+    """What an asset's haircut is made of, additively on ``log(1−h)``: shares that add up to 1 (risk.md §2).
+
+    ``market`` to ``latency`` part the haircut for what the price may do: in the time a liquidation takes, by its own
+    moves, a depeg, a wrapper's or a bridge's failure; and what being seen late adds. Components of 1 have no logarithm:
+    ``zeros`` names them, and the others are explained as if they stood alone. All 0 where nothing is taken off.
+    """
+
+    market: float = 0.0
+    depeg: float = 0.0
+    wrapper: float = 0.0
+    bridge: float = 0.0
+    latency: float = 0.0
+    liquidity: float = 0.0
+    exit: float = 0.0
+    policy: float = 0.0
+    zeros: tuple[str, ...] = ()
+
+
+class ContractPart(NamedTuple):
+    """What a perp or option adds to a component. Greeks are the position's own, at p̂, per whole unit of the underlying.
+
+    ``gain``, ``loss`` and ``requirement`` (1e-8 USD, initial and maintenance) are its parts of W+, of W- and of the
+    margin model's requirement in W-. A venue's contracts are counted as one net amount in what they settle in, and a
+    requirement is that of the whole account, so a part is negative where the position makes the whole less.
+    """
+
+    size: float  # whole units of the underlying, of USD for inverse perps; negative = short
+    mark: float  # USD: of one option, or of one unit of a perp's underlying
+    volatility: float  # that options are marked at, per sqrt(year); 0 for perps
+    value: int  # at the mark, funding included, 1e-8 USD
+    delta: float  # units of the underlying
+    gamma: float  # units per USD
+    vega: float  # USD per 1.00 of volatility
+    theta: float  # USD per year
+    rho: float  # USD per 1.00 of the rate
+    gain: tuple[int, int] = (0, 0)
+    loss: tuple[int, int] = (0, 0)
+    requirement: tuple[int, int] = (0, 0)
+
+
 class Component(NamedTuple):
     """One position's part in an account's margin, for the account's home destination.
 
@@ -41,6 +85,9 @@ class Component(NamedTuple):
     ``amount / 10**decimals * price * (1 + market) * liability weight`` for debts, times ``share``. USD figures are
     1e-8 integers rounded toward safety. ``share`` is 1 except where ``reason`` says why not: 0 for a leg that counts
     for nothing, a fraction for a debt that counts up to the collateral of its netting set.
+
+    Of a perp or option, ``counted`` is ``gain − loss − requirement`` of its :class:`ContractPart`, of either sign;
+    price, haircuts and weights are those of what it settles in.
     """
 
     position: Position
@@ -64,6 +111,22 @@ class Component(NamedTuple):
     reason: str  # why it counts as it does, for people
     share_initial: float = 1.0
     share_maintenance: float = 1.0
+    explained_initial: Explained = Explained()
+    explained_maintenance: Explained = Explained()
+    contract: ContractPart | None = None
+
+
+def contract_text(position: Position) -> str:
+    """Name a perp or option for people: ``long 2.5 ETH-call 3500 exp 2026-12-25``; times are UTC."""
+    terms = position.contract
+    way = "long" if position.side == "asset" else "short"
+    size = format_amount(position.quantity, CONTRACT_DECIMALS)
+    base = terms.underlying.partition("/")[0]
+    if terms.kind in ("call", "put"):
+        expiry = str(np.datetime64(terms.expiry, "s")).removesuffix(":00").replace("T", " ").removesuffix(" 00:00")
+        return f"{way} {size} {base}-{terms.kind} {format_amount(terms.strike, USD_DECIMALS)} exp {expiry}"
+    sort, of = ("inverse perp", " USD of") if terms.kind == "inverse" else (terms.kind, "")
+    return f"{way} {size}{of} {base}-{sort} from {format_amount(terms.entry, USD_DECIMALS)}"
 
 
 class Interval(NamedTuple):
@@ -91,6 +154,57 @@ class LeafValues(NamedTuple):
     flags: int
 
 
+class Requirements(NamedTuple):
+    """What the margin model requires for an account's contracts, 1e-8 USD, within W-."""
+
+    initial: int = 0
+    maintenance: int = 0
+
+
+NO_REQUIREMENT = Requirements()
+
+
+class Step(NamedTuple):
+    """One layer of the walk from equity to what is left, 1e-8 USD; negative = it takes away."""
+
+    layer: str
+    initial: int  # the walk to free collateral
+    maintenance: int  # the walk to the maintenance excess at ``low``
+
+
+class Exposure(NamedTuple):
+    """An account's greeks on one underlying, contracts and hedging collateral together, at p̂."""
+
+    underlying: str
+    spot: float  # p̂, USD
+    range: float  # R_u, the largest move of the grid
+    delta: float  # units of the underlying, of contracts
+    gamma: float
+    vega: float
+    theta: float
+    rho: float
+    hedge: float = 0.0  # units of collateral that stand in the grid against the contracts
+    requirement_initial: int = 0  # what the hedge adds to the requirement: negative where it saves
+    requirement_maintenance: int = 0
+
+
+class Settlement(NamedTuple):
+    """What one venue's contracts of an account come to, in what they settle in. USD figures are 1e-8 integers."""
+
+    chain: str
+    venue: str
+    origin: str
+    unit_symbol: str
+    net: int  # at p̂
+    low_initial: int  # each contract at its adverse price
+    low_maintenance: int
+    gain_initial: int  # counted in W+
+    gain_maintenance: int
+    loss_initial: int  # counted in W-
+    loss_maintenance: int
+    reason: str  # why it counts as it does, for people
+
+
 @dataclass(frozen=True, slots=True)
 class AccountMargin:
     """One account's margin at its home destination, with the leaf of every destination.
@@ -109,6 +223,13 @@ class AccountMargin:
     components: tuple[Component, ...]
     leaves: tuple[LeafValues, ...]  # one per destination, ascending by destination id
     findings: tuple[Finding, ...] = ()
+    requirement: Requirements = NO_REQUIREMENT
+    layers: tuple[Step, ...] = ()  # with equity they add up to free collateral and to maintenance excess at ``low``
+    greeks: tuple[Exposure, ...] = ()  # by underlying, ascending
+    settlements: tuple[Settlement, ...] = ()
+    model: str = ""  # the margin model of its contracts, "" without any
+    binding: str = ""  # the scenario that the requirement comes from
+    hedged: tuple[bool, bool] = (False, False)  # by level: whether collateral stands in the grid as a hedge
 
 
 class HaircutCell(NamedTuple):
@@ -118,9 +239,11 @@ class HaircutCell(NamedTuple):
     chain: str
     destination: str  # CAIP-2
     level: Literal["initial", "maintenance"]
-    horizon: int  # seconds
+    horizon: int  # seconds, the mean of the law
     asset: str  # h_mkt of assets, decimal text with 12 digits
     debt: str  # expected shortfall of the upside, decimal text with 12 digits
+    horizon_tail: int = 0  # seconds, the 99% quantile of the law
+    hedged: str = "0"  # h_mkt of collateral that hedges: idiosyncratic jumps alone, decimal text with 12 digits
 
 
 LOW, MID, HIGH = 0, 1, 2
@@ -138,7 +261,7 @@ class RiskTables:
     """
 
     bound: Ints  # (D,) index on the axis B
-    horizon: Floats  # (P, V, B) seconds
+    horizon: Floats  # (P, V, B) seconds, the mean of the law to a second
     asset_loss: Floats  # (P, V, B, level) h_mkt
     debt_rise: Floats  # (P, V, B, level) expected shortfall of the upside
     policy_haircut: Floats  # (P, level)
@@ -147,6 +270,40 @@ class RiskTables:
     stale: Bools  # (V,)
     hold: Ints  # by chain, without an unknown one: seconds that a Hold takes but for a chance of exit_epsilon
     counts: Bools  # (N,) whether the exit gate lets the row count; debts always do
+    hedged_loss: Floats  # (P, V, B, level) h_mkt of idiosyncratic jumps alone: what a hedge keeps; at most asset_loss
+    known: Floats  # (P, V, B) seconds: the part of the horizon that is no law
+    delay: Floats  # (V, M) seconds: nodes of the law of the rest, the time until a Hold lands, ascending
+    delay_chance: Floats  # (V, M) of each node; unused ones 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Derivatives:
+    """What contracts add to the margins of C accounts, kept to explain it.
+
+    N rows, Q settlements (see ``book.Contracts``), U underlyings. The alternatives are 0, without hedges, and 1, with.
+    """
+
+    accounts: Ints  # (C,) index in the book, ascending
+    model: tuple[str, ...]  # (C,)
+    market: Market
+    portfolios: Portfolios  # all rows, without spot
+    priced: Bools  # (N,) whether the underlying has a known price; rows without one have size 0 in ``portfolios``
+    values: Floats  # (end, level, N) whole units of what rows settle in, each at its own bound, funding included
+    gains: Floats  # (B, end, level, Q) counted in W+, USD
+    losses: Floats  # (B, end, level, Q) counted in W-, USD
+    gate: Bools  # (Q,) whether the exit gate lets gains count
+    worth: Floats  # (C,) USD at p̂, unhaircut
+    extra: Floats  # (B, end, level, C) USD that collateral counts more where it hedges
+    share: Floats  # (B, C, U) which part of the collateral priced by an underlying hedges
+    spot: Floats  # (C, U) units of the underlying that stand in the grid where it hedges
+    hedged: Bools  # (B, end, level, C) whether the alternative with hedges is the better one
+    requirement: Floats  # (alternative, end, level, C) USD
+    layers: Floats  # (alternative, level, layer, C) at ``low``
+    rows: Floats  # (alternative, level, N) at ``low``, Euler
+    spot_rows: Floats  # (level, C, U) at ``low``, Euler, with hedges
+    binding: tuple[tuple[str, ...], tuple[str, ...]]  # by alternative, (C,)
+    barred: Bools  # (C,) no new risk: the price of an underlying or of what contracts settle in is unknown or too wide
+    blind: Bools  # (C,) a contract may owe any amount, as its underlying has no known price
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,6 +332,7 @@ class MarginReport:
     flags: Ints  # (B, A)
     status: Ints  # (B, A) codes of STATUSES
     isolated: Bools  # (A,) out of range: counts no assets, other accounts unchanged
+    derivatives: Derivatives | None = None  # None without contracts
 
     @property
     def accounts(self) -> tuple[Account, ...]:

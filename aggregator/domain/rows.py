@@ -17,9 +17,9 @@ Family = Literal["evm", "solana"]
 
 
 class Row(BaseModel):
-    """Frozen, and strict about unknown keys: a misspelt key is an error, not a default."""
+    """Frozen, and strict about unknown keys: a misspelt key is an error, not a default. No number is nan or infinite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class LatencyLeg(Row):
@@ -184,9 +184,10 @@ class SourceRow(Row):
 class RatioRow(Row):
     """A feed that is the product of two: ``stETH/ETH`` times ``ETH/USD`` is ``stETH/USD``. Units must cancel."""
 
-    feed: str
+    feed: str  # has no sources of its own
     ratio: str
     base: str
+    volatility: Annotated[float, Field(ge=0, le=10)]  # of the ratio, per sqrt(year): widens its band by age
 
     @model_validator(mode="after")
     def _units_cancel(self) -> RatioRow:

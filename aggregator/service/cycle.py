@@ -40,6 +40,7 @@ class Cycle:
         meter: takes what was measured, and gives the laws that the valuation uses.
         ender: ends revoked links when they may.
         grace: seconds that attestors have left once the threshold is reached (see :func:`collect_quorum`).
+        on_computed: called with what a certified epoch was computed from and what came out; it returns at once.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class Cycle:
         meter: LatencyMeter,
         ender: LinkEnder,
         grace: float = GRACE,
+        on_computed: Callable[[Computed, Sequence[Quote], LatencyTables], None] = lambda *_: None,
     ) -> None:
+        self.on_computed = on_computed
         self._workbench, self._observer, self._source = workbench, observer, source
         self._store, self._attestors, self._rules, self._clock = store, attestors, rules, clock
         self._offer, self._keep = offer, keep_epochs
@@ -162,6 +165,7 @@ class Cycle:
             self._observer.certified(record.digest, number, record.header.floor)
             self._meter.certified(number, record.header.produced_at)
             await self._offer(record)
+            self.on_computed(mine, quotes, latency)
         else:
             log.warning("epoch not certified", epoch=number, refusals=dict(quorum.refusals))
             await self._yield_to_attestors(record)

@@ -14,7 +14,7 @@ from aggregator.core.commitment import Commitment, build_commitment, digest_text
 from aggregator.core.latency import build_tables, hold_legs, tables_json
 from aggregator.core.pipeline import compute_report, leaves
 from aggregator.core.reconcile import reconcile
-from aggregator.core.tables import World
+from aggregator.core.tables import World, delay_nodes
 from aggregator.domain.certificate import State
 from aggregator.domain.latency import LatencyTables
 from aggregator.domain.price import Quote
@@ -76,6 +76,7 @@ class Workbench:
             "chains": [_row(c, without=secret) for c in world.chains],
             "assets": [_row(a) for _, a in sorted(world.assets.items())],
             "sources": [_row(s) for s in world.sources],
+            "ratios": [_row(r) for r in world.ratios],
             "destinations": [_row(d, without=frozenset({"payer_key"})) for d in world.destinations],
             "pyth": None if pyth is None else self._guardians(pyth),
         }
@@ -172,7 +173,8 @@ class Workbench:
             # Carried views come after the chains' own and have no bound of their own.
             "holds": [
                 {"chain": chain, "seconds": int(seconds)}
-                for chain, seconds in zip(report.book.chains, report.tables.hold, strict=False)
+                | dict(zip(("nodes", "chances"), delay_nodes(report.tables, c), strict=True))
+                for c, (chain, seconds) in enumerate(zip(report.book.chains, report.tables.hold, strict=False))
             ],
             "bands": [dict(zip(b._fields, b, strict=True)) for b in report.prices],
             "cells": [dict(zip(c._fields, c, strict=True)) for c in report.cells],

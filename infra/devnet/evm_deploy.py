@@ -25,6 +25,20 @@ MULTICALL3_FILE = Path(__file__).resolve().parent / "contracts" / "multicall3.js
 FEED_DECIMALS = 8
 FEED_BOUND = 1000  # a feed accepts answers within this factor of its first one
 LENDER_FUNDING = 10_000_000 * 10**6  # base units of USDC
+VENUE_FUNDING = {"usdc": 10_000_000 * 10**6, "weth": 5_000 * 10**18}  # base units
+PERP, INVERSE, CALL, PUT = 1, 2, 3, 4  # kinds of IMarginVenue
+DAY = 86_400
+LISTED = (
+    ("perp", PERP, 0),
+    ("inverse", INVERSE, 0),
+    ("call-near", CALL, 7 * DAY),
+    ("put-near", PUT, 7 * DAY),
+    ("call-far", CALL, 30 * DAY),
+    ("put-far", PUT, 30 * DAY),
+)
+"""What the example venue lists on ETH/USD, in the order of the ids from 1 on: name, kind, seconds to expiry."""
+FUNDING_RATE = 10**9  # longs pay about 3 % of the notional a year
+QUOTED_VOLATILITY, QUOTED_SPREAD = 0.7, 0.05
 DEVNET_CLASS = 3
 
 
@@ -48,6 +62,7 @@ class EvmSpec:
     vault_delay: int = 60
     network_class: int = DEVNET_CLASS
     with_aave: bool = True
+    with_venue: bool = True
 
 
 def at(w3: Web3, name: str, address: str) -> Contract:
@@ -128,12 +143,44 @@ def deploy_lender(w3: Web3, registry: Contract, token: Contract, funding: int = 
     return lender
 
 
+def deploy_venue(w3: Web3, lender: Contract, delay: int, tokens: Mapping[str, Contract]) -> Contract:
+    """Deploy an ExampleVenue that pays in ``tokens`` (usdc and weth), and mint to it what it pays gains with.
+
+    The lender tells it account ids. delay: seconds between a withdrawal request and its claim.
+    """
+    venue = deploy(w3, "ExampleVenue", lender.address, delay, [token.address for token in tokens.values()])
+    for name, token in tokens.items():
+        transact(w3, token.functions.mint(venue.address, VENUE_FUNDING[name]))
+    return venue
+
+
+def list_instruments(w3: Web3, venue: Contract, tokens: Mapping[str, Contract], feed: Contract) -> dict[str, int]:
+    """List and quote ``LISTED`` at an ExampleVenue, options at the money; return id by name."""
+    price = int(feed.functions.latestAnswer().call())
+    now = int(w3.eth.get_block("latest")["timestamp"])
+    strike = price // (10 * 10**FEED_DECIMALS) * 10 * 10**FEED_DECIMALS
+    underlying = b"ETH/USD".ljust(32, b"\0")
+    for id, (_, kind, seconds) in enumerate(LISTED, start=1):
+        settlement = tokens["weth" if kind == INVERSE else "usdc"].address
+        terms = (strike, now + seconds) if seconds else (0, 0)
+        transact(w3, venue.functions.list(kind, underlying, settlement, *terms, feed.address))
+        if seconds:
+            # At the money an option is worth about 0.4·S·σ·√T (Brenner and Subrahmanyam 1988).
+            worth = 0.4 * price * QUOTED_VOLATILITY * (seconds / (365 * DAY)) ** 0.5
+            quotes = (int(worth * (1 - QUOTED_SPREAD)), int(worth * (1 + QUOTED_SPREAD)))
+            transact(w3, venue.functions.quote(id, *quotes))
+        else:
+            transact(w3, venue.functions.setFundingRate(id, FUNDING_RATE))
+    return {name: id for id, (name, _, _) in enumerate(LISTED, start=1)}
+
+
 def deploy_evm_chain(w3: Web3, spec: EvmSpec) -> dict[str, str]:
     """Deploy everything of one chain from account 0 and return name -> lower-case address.
 
     Names: deployer, multicall3, usdc (6 decimals), wbtc (8), weth (18), vault4626 (over usdc), feed_eth, feed_btc,
-    feed_usdc, registry, collateral_vault, lender; with Aave also aave_provider, aave_pool, aave_data_provider,
-    aave_oracle and, for usdc, wbtc and weth each, aave_atoken_<token> and aave_debt_<token>.
+    feed_usdc, registry, collateral_vault, lender; with the example venue also venue, which lists ``LISTED``; with Aave
+    also aave_provider, aave_pool, aave_data_provider, aave_oracle and, for usdc, wbtc and weth each,
+    aave_atoken_<token> and aave_debt_<token>.
     """
     usdc = deploy_token(w3, "USD Coin", "USDC", 6)
     wbtc = deploy_token(w3, "Wrapped BTC", "WBTC", 8)
@@ -163,4 +210,9 @@ def deploy_evm_chain(w3: Web3, spec: EvmSpec) -> dict[str, str]:
             Reserve("weth", weth, feeds["ETH"], ltv=8000, threshold=8250, bonus=10500, seed=5_000 * 10**18),
         )
         addresses |= deploy_aave(w3, reserves)
+    if spec.with_venue:
+        tokens = {"usdc": usdc, "weth": weth}
+        venue = deploy_venue(w3, contracts["lender"], spec.vault_delay, tokens)
+        list_instruments(w3, venue, tokens, feeds["ETH"])
+        addresses["venue"] = str(venue.address).lower()
     return addresses

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import secrets
 import shutil
 import tempfile
@@ -511,6 +512,39 @@ class World:
                 "maintenance": {"confidence": 0.99, "haircut": maintenance, "liability_weight": 1.02},
             }
 
+        def slice(days: int, volatility: float, rho: float = -0.15, eta: float = 1.2) -> dict[str, Any]:
+            """Return one tenor of a surface free of arbitrage: SSVI, Gatheral and Jacquier (2014), §4."""
+            theta = volatility**2 * days / 365
+            phi = eta / math.sqrt(theta * (1 + theta))
+            return {
+                "tenor": days * 86_400,
+                "a": round(theta * (1 - rho**2) / 2, 9),
+                "b": round(theta * phi / 2, 9),
+                "rho": rho,
+                "m": round(-rho / phi, 9),
+                "sigma": round(math.sqrt(1 - rho**2) / phi, 9),
+            }
+
+        def underlying(
+            reach: float, volatility: float, volume: float, size_factor: float, first: tuple[float, float]
+        ) -> dict[str, Any]:
+            initial, maintenance = first
+            return {
+                "range": reach,
+                "group": "majors",
+                "rate": 0.04,
+                "carry": 0.0,
+                "surface": [slice(days, volatility) for days in (1, 7, 30, 90, 365)],
+                "daily_volume": volume,
+                "perp_initial": 2 * initial,
+                "perp_maintenance": 2 * maintenance,
+                "size_factor": size_factor,
+                "tiers": [
+                    {"up_to": up_to, "initial": initial * k, "maintenance": maintenance * k}
+                    for up_to, k in ((1e6, 1), (1e7, 2), (1e8, 4))
+                ],
+            }
+
         crash = [(6.0, 0.92), (0.5, 0.75)]
         depeg = [(0.2, 0.88)]
         return {
@@ -522,4 +556,12 @@ class World:
                 "stable": asset(0.02, 5e9, 0.01, 0.005, depeg),
                 "receipt": asset(0.02, 5e8, 0.03, 0.015, depeg),
             },
+            "underlyings": {
+                "BTC/USD": underlying(0.15, 0.50, 1e10, 2e-3, (0.05, 0.025)),
+                "ETH/USD": underlying(0.18, 0.65, 5e9, 2e-4, (0.05, 0.025)),
+                "SOL/USD": underlying(0.22, 0.85, 2e9, 2e-5, (0.10, 0.05)),
+            },
+            "groups": {"majors": {"offset": 0.4}},
+            "models": {"risk_bearing": "scenario", "monitored": "scenario"},
+            "scenario": {"maintenance_factor": 0.8, "initial_factor": 1.0, "gain_weight_initial": 0.8},
         }

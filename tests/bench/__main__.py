@@ -34,6 +34,7 @@ BOUNDS: Mapping[str, tuple[str, Callable[[float, float], bool], str]] = {
     "ms": ("ratio", operator.ge, "ratio ≥ {:g}"),
     "accounts/s": ("ratio", operator.ge, "ratio ≥ {:g}"),
     "balances/s": ("ratio", operator.ge, "ratio ≥ {:g}"),
+    "exponent": ("value", operator.le, "≤ {:g}"),
     "ms/epoch": ("ratio", operator.le, "ratio ≤ {:g}"),
 }
 MEASUREMENTS: Mapping[str, Callable[[], Sequence[Mapping[str, Any]]]] = {
@@ -45,7 +46,7 @@ MEASUREMENTS: Mapping[str, Callable[[], Sequence[Mapping[str, Any]]]] = {
     "recovery after faults of providers": measure_recovery,
     "gas of a posting on Anvil": measure_post_gas,
     "compute units in the SVM": measure_cu,
-    "valuation of 100,000 accounts": measure_valuation,
+    "valuation of 1,000,000 accounts": measure_valuation,
 }
 
 

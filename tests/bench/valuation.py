@@ -1,4 +1,4 @@
-"""Measure the valuation of 100,000 accounts with 6 positions each."""
+"""Measure the valuation of 1,000,000 accounts with 6 positions each."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from aggregator.core import pipeline
+from aggregator.core import pipeline, valuation
 from aggregator.core.tables import World, build_tables
 from aggregator.domain.book import ASSET, Book, Kinds, assemble
-from aggregator.domain.report import MarginReport
+from aggregator.domain.report import MarginReport, RiskTables
 from aggregator.domain.snapshot import Account
 from aggregator.domain.units import Floats
 from tests.strategies import EVM, SOLANA, account_id, quotes, snapshot, view, world
 
-ACCOUNTS, POSITIONS = 100_000, 6
+ACCOUNTS, POSITIONS = 1_000_000, 6
+START = 1_760_000_000
+MOST = 4.0
+"""Times the reference that initial and maintenance margin may take."""
 
 
 def synthetic_book(world: World, accounts: int = ACCOUNTS, positions: int = POSITIONS, seed: int = 7) -> Book:
@@ -54,54 +57,74 @@ def synthetic_book(world: World, accounts: int = ACCOUNTS, positions: int = POSI
 
 
 def measure_valuation() -> list[dict[str, object]]:
-    """Time :func:`aggregator.core.pipeline.value_report` and, on the same arrays, a pass that only multiplies and sums.
+    """Time the valuation of a million accounts and, on the same arrays, a pass that only gathers, multiplies and sums.
 
-    Our pass gives every level and end of the interval, with haircuts, liquidity, the exit gate, budgets, status and
-    flags, at two destinations with different clock bounds; the reference gathers one price per row and adds up.
+    What is compared is initial and maintenance margin at ``low``, with haircuts, liquidity, the exit gate and debts:
+    two valuations beside one reference. The interval adds the other two ends; the report adds the second destination's
+    clock bound, equity, budgets, status and flags.
     """
     of = world()
     book = synthetic_book(of)
     views = (view(EVM), view(SOLANA))
     prices = pipeline.compute_report(snapshot([], kinds={1: "risk-bearing"}), quotes(), of).prices
     destinations = sorted(of.destinations, key=lambda row: pipeline.destination_id(row.chain))
-    start = 1_760_000_000
-
-    def ours() -> MarginReport:
-        tables = build_tables(book, views, of.chains, destinations, of, start + 300)
-        where = tuple(row.chain for row in destinations)
-        return pipeline.value_report(book, prices, tables, views, times=(7, start, start + 300), destinations=where)
-
+    where, times = tuple(row.chain for row in destinations), (7, START, START + 300)
     price = np.array([band.mid for band in prices])
-    feed = book.kinds.feed[book.kind]
+    asset_price, debt_price, known, _ = valuation.price_columns(prices)
 
     def reference() -> Floats:
-        return np.bincount(book.account, price[feed] * book.amount, ACCOUNTS)
+        return np.bincount(book.account, price[book.kinds.feed[book.kind]] * book.amount, ACCOUNTS)
 
-    fastest, floor = _best(ours), _best(reference)
-    small = synthetic_book(of, 2_000)
-    report = pipeline.value_report(
-        small,
-        prices,
-        build_tables(small, views, of.chains, destinations, of, start + 300),
-        views,
-        times=(7, start, start + 300),
-        destinations=tuple(row.chain for row in destinations),
-    )
-    unfolding = _best(lambda: pipeline.leaves(report))
-    return [
-        _row("valuation", ACCOUNTS / fastest, "accounts/s", ACCOUNTS / floor, None),
-        _row("valuation, leaves made", 2 * 2_000 / unfolding, "leaves/s", None, None),
+    def prepared(book: Book) -> tuple[RiskTables, valuation.Adder]:
+        tables = build_tables(book, views, of.chains, destinations, of, START + 300)
+        return tables, valuation.Adder(book).prepare(tables.counts)
+
+    def levels(book: Book, tables: RiskTables, adder: valuation.Adder) -> Callable[[], Floats]:
+        rates = valuation.unit_rates(book.kinds, tables, asset_price, debt_price, 0)
+        thin, (muted, _) = valuation.group_coefficients(book, tables.liquidity), valuation.mute(book, known)
+        return lambda: adder.value(rates[0], (False, False), thin, muted, (True, True))
+
+    def report_on(book: Book) -> MarginReport:
+        tables = build_tables(book, views, of.chains, destinations, of, START + 300)
+        return pipeline.value_report(book, prices, tables, views, times=times, destinations=where)
+
+    tables, adder = prepared(book)
+    rates = valuation.unit_rates(book.kinds, tables, asset_price, debt_price, 0)
+    both, floor = _best(levels(book, tables, adder), reference)
+    interval, _ = _best(lambda: valuation.value_book(book, rates, tables, known, adder), reference, times=3)
+    made, _ = _best(lambda: prepared(book), reference, times=3)
+    whole, _ = _best(lambda: report_on(book), reference, times=3)
+    columns = [getattr(book, name) for name in ("account", "kind", "amount", "seizable", "delay", "netting", "group")]
+    rows = [
+        _row("valuation, IM and MM", ACCOUNTS / both, "accounts/s", ACCOUNTS / floor, 1 / MOST),
+        _row("valuation, the interval", ACCOUNTS / interval, "accounts/s", ACCOUNTS / floor, None),
+        _row("valuation, tables and matrices", ACCOUNTS / made, "accounts/s", ACCOUNTS / floor, None),
+        _row("valuation, whole report", ACCOUNTS / whole, "accounts/s", ACCOUNTS / floor, None),
+        _row("valuation, columns", sum(column.nbytes for column in columns) / ACCOUNTS, "bytes/account", None, None),
     ]
+    spent = [(ACCOUNTS, whole)]
+    for accounts in (1_000, 10_000, 100_000):
+        smaller = synthetic_book(of, accounts)
+        spent.append((accounts, _best(lambda: report_on(smaller), times=5)[0]))  # noqa: B023 -- called at once
+    sizes, seconds = np.log([size for size, _ in spent]), np.log([second for _, second in spent])
+    rows.append(_row("valuation, growth 10^3 to 10^6", float(np.polyfit(sizes, seconds, 1)[0]), "exponent", None, 1.05))
+
+    small = synthetic_book(of, 2_000)
+    report = report_on(small)
+    unfolding, _ = _best(lambda: pipeline.leaves(report))
+    return [*rows, _row("valuation, leaves made", 2 * 2_000 / unfolding, "leaves/s", None, None)]
 
 
-def _best(run: Callable[[], object], times: int = 5) -> float:
-    """Return the shortest of a few runs, seconds."""
-    spent = []
+def _best(run: Callable[[], object], beside: Callable[[], object] | None = None, times: int = 7) -> tuple[float, float]:
+    """Return the shortest of a few runs, and of a reference between them, seconds."""
+    spent: tuple[list[float], list[float]] = ([], [])
     for _ in range(times):
-        begin = time.perf_counter()
-        run()
-        spent.append(time.perf_counter() - begin)
-    return min(spent)
+        for kept, call in zip(spent, (run, beside), strict=True):
+            begin = time.perf_counter()
+            if call is not None:
+                call()
+            kept.append(time.perf_counter() - begin)
+    return min(spent[0]), min(spent[1])
 
 
 def _row(name: str, value: float, unit: str, reference: float | None, target: float | None) -> dict[str, object]:

@@ -11,6 +11,7 @@ from web3.contract import Contract
 
 from adapters.evm.aave_v3 import AaveV3
 from adapters.evm.lender import Lender
+from adapters.evm.margin_venue import MarginVenue
 from adapters.evm.reader import EvmAdapter, EvmReader
 from adapters.evm.vault import Vault
 from adapters.evm.wallet import Wallet
@@ -19,7 +20,7 @@ from aggregator.domain.rows import AssetRow, ChainRow, LatencyLeg, SourceRow
 from aggregator.domain.snapshot import Block
 from infra.devnet.aave import load_aave
 from infra.devnet.anvil import Anvil, connect, transact
-from infra.devnet.evm_deploy import EvmSpec, at, deploy_evm_chain
+from infra.devnet.evm_deploy import LISTED, EvmSpec, at, deploy_evm_chain
 from tests.contracts.evm_reference import Header, Leaf, Quorum, Tree, account_id, keccak
 
 CHAIN = "eip155:31337"
@@ -76,7 +77,12 @@ class Venues:
     account: str  # its account id
 
     def __getitem__(self, name: str) -> Contract:
-        artifact = {"vault4626": "TestVault4626", "collateral_vault": "CollateralVault", "lender": "ExampleLender"}
+        artifact = {
+            "vault4626": "TestVault4626",
+            "collateral_vault": "CollateralVault",
+            "lender": "ExampleLender",
+            "venue": "ExampleVenue",
+        }
         kind = "PriceFeed" if name.startswith("feed_") else artifact.get(name, "TestToken")
         return at(self.w3, kind, self.names[name])
 
@@ -130,6 +136,7 @@ class Venues:
             Vault(CHAIN, names["collateral_vault"], assets),
             Lender(CHAIN, names["lender"], assets),
             AaveV3(CHAIN, names["aave_pool"], names["aave_data_provider"], assets),
+            *([MarginVenue(CHAIN, names["venue"], assets)] if "venue" in names else []),
         ]
         return {adapter.name: adapter for adapter in made}
 
@@ -161,13 +168,17 @@ class Venues:
         self.run(self[name].functions.approve(spender, amount))
 
 
-def deploy_venues(anvil: Anvil) -> Venues:
-    """Deploy everything and give the user holdings and debts in every venue, each of another size."""
+def deploy_venues(anvil: Anvil, *, trading: bool = False) -> Venues:
+    """Deploy everything and give the user holdings and debts in every venue, each of another size.
+
+    trading: also deploy the example venue and give the user every kind of position there.
+    """
     w3, quorum = connect(anvil.url), Quorum(4)
     now = int(w3.eth.get_block("latest")["timestamp"])
-    names = deploy_evm_chain(
-        w3, EvmSpec(tuple(quorum.members), 3, now + 86_400, SALT, PRICES, vault_delay=DELAY, epoch_seconds=2)
+    spec = EvmSpec(
+        tuple(quorum.members), 3, now + 86_400, SALT, PRICES, epoch_seconds=2, vault_delay=DELAY, with_venue=trading
     )
+    names = deploy_evm_chain(w3, spec)
     user = w3.eth.accounts[3]
     of = Venues(anvil, w3, names, user, "0x" + account_id(31337, user, SALT).hex())
     account = bytes.fromhex(of.account[2:])
@@ -197,9 +208,46 @@ def deploy_venues(anvil: Anvil) -> Venues:
         of.run(of[name].functions.mint(user, amount))
 
     _borrow_from_lender(of, quorum, 75 * USDC)
+    if trading:
+        _trade(of)
     anvil.rpc("anvil_setBalance", user, hex(3 * WETH + 7))
     anvil.mine()
     return of
+
+
+TRADES = (
+    ("perp", -3 * WETH),
+    ("inverse", 1_500 * WETH),
+    ("call-near", -2 * WETH),
+    ("put-near", WETH // 2),
+    ("call-far", WETH),
+    ("put-far", -WETH // 4),
+)
+"""What the user is in at the venue: instrument, size."""
+
+
+def instrument(name: str) -> int:
+    """Return the id of an instrument that the venue lists."""
+    return 1 + [listed for listed, _, _ in LISTED].index(name)
+
+
+def trade(of: Venues, name: str, change: int, account: str | None = None) -> None:
+    """Buy or sell at whatever price the venue asks."""
+    limit = 2**255 if change > 0 else 0
+    of.run(of["venue"].functions.trade(bytes.fromhex((account or of.account)[2:]), instrument(name), change, limit))
+
+
+def _trade(of: Venues) -> None:
+    """Give the user collateral at the venue, a part of it requested back, and every kind of position."""
+    venue, account = of["venue"], bytes.fromhex(of.account[2:])
+    of.run(venue.functions.open(account, SALT))
+    for name, amount in (("usdc", 20_000 * USDC), ("weth", WETH)):
+        of.acquire(name, amount, venue.address)
+        of.run(venue.functions.deposit(account, of[name].address, amount))
+    for name, change in TRADES:
+        trade(of, name, change)
+    of.run(venue.functions.request(account, of["usdc"].address, 1_000 * USDC))
+    of.anvil.rpc("evm_increaseTime", 1_800)  # funding accrues
 
 
 def _borrow_from_lender(of: Venues, quorum: Quorum, amount: int) -> None:

@@ -26,6 +26,7 @@ from adapters.evm.abi import Call, decode_address, decode_address_list, decode_u
 from adapters.evm.chainlink import quotes_flow
 from adapters.evm.erc4626 import convert
 from adapters.evm.lender import Lender
+from adapters.evm.margin_venue import MarginVenue
 from adapters.evm.vault import Vault
 from adapters.evm.wallet import Wallet
 from aggregator.domain.errors import Garbage
@@ -40,7 +41,7 @@ FLOWS = [name for name, one in ALL.items() if "adapter" in one]
 BALANCES = [name for name, one in ALL.items() if one.get("kind") == "evm.ERC20.balanceOf"]
 TRIED = [name for name in ALL if name.startswith("multicall2_tryAggregate")]
 AGGREGATED = [name for name in ALL if name.startswith("multicall_aggregate")]
-ADAPTERS: dict[str, Any] = {"Wallet": Wallet, "Vault": Vault, "Lender": Lender, "AaveV3": AaveV3}
+ADAPTERS: dict[str, Any] = {kind.__name__: kind for kind in (Wallet, Vault, Lender, AaveV3, MarginVenue)}
 CHAINS = {"ethereum": 1, "arbitrum-one": 42161, "bsc": 56}
 ACCOUNT = "0x" + "ab" * 32
 MULTICALL = "0xca11bde05977b3631167028862be2a173976ca11"
@@ -121,7 +122,7 @@ def test_an_adapter_reads_what_the_contracts_said(name: str) -> None:
     assets = {row["id"]: AssetRow(**row) for row in one["assets"]}
     adapter = ADAPTERS[one["adapter"]]("eip155:31337", *_arguments(one, assets))
     positions, findings = drive(adapter.flow([Subject(*s) for s in one["subjects"]]), recorded(name))
-    found = [{key: getattr(p, key) for key in one["expected"][0]} for p in positions]
+    found = json.loads(json.dumps([{key: getattr(p, key) for key in one["expected"][0]} for p in positions]))
     assert sorted(found, key=str) == sorted(one["expected"], key=str)
     assert all(f.code == "venue-health" for f in findings)
     assert {p.account for p in positions} == {one["subjects"][0][0]}

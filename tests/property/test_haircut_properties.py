@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.core.haircut import (
+    SURVIVAL,
+    condense,
     expected_shortfall,
     expected_shortfall_up,
+    explain_loss,
     gate_open,
     haircut_table,
     hold_bound,
     liquidity_haircut,
 )
+from aggregator.core.latency import dominates
 from aggregator.domain.latency import Law
 from aggregator.domain.policy import JumpRow
 from aggregator.domain.rows import LatencyLeg
@@ -74,14 +80,96 @@ def test_a_mixture_of_horizons_is_no_milder_than_its_least(
     assert least - NOISE <= found <= most + NOISE
 
 
-@given(st.lists(seconds, min_size=2, max_size=8), sigmas, rates, recoveries)
-def test_the_published_table_grows_with_age(horizons: list[float], sigma: float, rate: float, recovery: float) -> None:
+@st.composite
+def laws(draw: st.DrawFn, most: int = 8) -> Law:
+    times = draw(st.lists(st.integers(0, 90_000), min_size=1, max_size=most, unique=True).map(sorted))
+    weights = draw(st.lists(st.integers(1, 1_000) | st.floats(1e-6, 1e-3), min_size=len(times), max_size=len(times)))
+    return Law(tuple(times), tuple(weight / math.fsum(weights) for weight in weights))
+
+
+@st.composite
+def longer(draw: st.DrawFn, law: Law) -> Law:
+    """Return a law that exceeds every length at least as likely: every value is moved up, or part of its mass is."""
+    masses: dict[int, float] = {}
+    for seconds, chance in zip(*law, strict=True):
+        moved = draw(st.sampled_from((0.0, 0.001, 0.5, 1.0)))
+        further = seconds + draw(st.integers(0, 90_000))
+        for value, part in ((seconds, chance * (1 - moved)), (further, chance * moved)):
+            masses[value] = masses.get(value, 0.0) + part
+    kept = sorted(value for value, part in masses.items() if part > 0)
+    return Law(tuple(kept), tuple(masses[value] for value in kept))
+
+
+@given(laws(), sigmas, st.floats(0, 20), recoveries, alphas, st.data())
+def test_a_longer_law_never_charges_less(
+    law: Law, sigma: float, rate: float, recovery: float, alpha: float, data: st.DataObject
+) -> None:
+    jumps, later = (JumpRow(rate=rate, recovery=recovery),), data.draw(longer(law))
+    for shape in (lambda x: x, condense):
+        first, second = shape(law), shape(later)
+        assert expected_shortfall(first, sigma, jumps, alpha) <= (
+            expected_shortfall(second, sigma, jumps, alpha) + NOISE
+        )
+        assert (
+            expected_shortfall_up(first, sigma, alpha)
+            <= expected_shortfall_up(second, sigma, alpha) * (1 + NOISE) + NOISE
+        )
+    assert dominates(condense(later), condense(law))
+
+
+@given(laws(30), sigmas, st.floats(0, 20), recoveries, alphas, st.sets(st.floats(1e-6, 0.99), max_size=12))
+def test_fewer_nodes_err_on_the_high_side(
+    law: Law, sigma: float, rate: float, recovery: float, alpha: float, more: set[float]
+) -> None:
+    jumps = (JumpRow(rate=rate, recovery=recovery),)
+    finer = sorted({*SURVIVAL, *more}, reverse=True)
+    coarse, fine = condense(law), condense(law, finer)
+    assert dominates(coarse, fine)
+    assert dominates(fine, law)
+    assert len(coarse.seconds) <= len(SURVIVAL)
+    assert set(coarse.seconds) <= set(law.seconds)
+    assert coarse.seconds[-1] == law.seconds[-1]
+    exact, near, far = (expected_shortfall(x, sigma, jumps, alpha) for x in (law, fine, coarse))
+    assert exact - NOISE <= near <= far + NOISE
+
+
+@given(st.lists(seconds, min_size=2, max_size=6), laws(5), sigmas, rates, recoveries)
+def test_the_published_table_grows_with_age(
+    ages: list[float], law: Law, sigma: float, rate: float, recovery: float
+) -> None:
     policy = asset_policy(sigma, ((rate, recovery),))
-    assets, debts = haircut_table([policy], np.array([sorted(horizons)]))
+    jump = JumpRow(rate=rate / 10, recovery=recovery, cause="depeg")
+    policy = policy.model_copy(update={"jumps": (*policy.jumps, jump)})
+    horizon = np.array(sorted(ages))[None, :, None] + np.array(law.seconds)
+    assets, debts, hedged = haircut_table([policy], horizon, np.array(law.chance))
     assert ((assets >= 0) & (assets <= 1)).all()
-    for table in (assets, debts):
-        assert (np.diff(table[0], axis=0) >= -NOISE).all()
-        assert (table[0, :, 0] >= table[0, :, 1] - NOISE).all()  # initial is no looser
+    assert ((hedged >= 0) & (hedged <= assets)).all()
+    for table in (assets, debts, hedged):
+        slack = NOISE * (1 + table[0].max())
+        assert (np.diff(table[0], axis=0) >= -slack).all()
+        assert (table[0, :, 0] >= table[0, :, 1] - slack).all()  # initial is no looser
+
+
+causes = st.sampled_from(("market", "depeg", "wrapper", "bridge"))
+hazards = st.lists(st.builds(JumpRow, rate=st.floats(0, 20), recovery=recoveries, cause=causes), max_size=4)
+
+
+@given(hazards, sigmas, laws(5), st.integers(0, 3_600), st.integers(0, 1))
+def test_causes_add_up_and_none_takes_away(
+    jumps: list[JumpRow], sigma: float, law: Law, selling: int, level: int
+) -> None:
+    policy = asset_policy(sigma).model_copy(update={"jumps": tuple(jumps), "liquidation_seconds": selling})
+    nodes = [selling + later for later in law.seconds]
+    table = haircut_table([policy], np.array([[nodes]]), np.array(law.chance)).assets
+    published = float(table[0, 0, level])
+    shares = explain_loss(policy, (nodes, law.chance), level, published)
+    total = sum(Decimal(f"{share:.12f}") for share in shares.values())
+    assert total == Decimal(f"{published:.12f}")
+    assert shares["latency"] == pytest.approx(explain_loss(policy, (nodes, law.chance), level)["latency"], abs=2e-11)
+    assert all(share >= 0 for share in shares.values())
+    for cause, name in (("market", "market jumps"), ("depeg", "depeg"), ("wrapper", "wrapper"), ("bridge", "bridge")):
+        if not any(jump.cause == cause and jump.rate > 0 and jump.recovery < 1 for jump in jumps):
+            assert shares[name] <= 1e-11  # type: ignore[index]
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e15), st.floats(0, 1e-3)), min_size=1, max_size=5), st.data())

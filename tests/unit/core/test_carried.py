@@ -123,8 +123,9 @@ def test_the_committed_table_lists_what_carried_rows_used() -> None:
     more = {(c.policy, c.chain, c.horizon) for c in report.cells} - {
         (c.policy, c.chain, c.horizon) for c in plain.cells
     }
-    usable = 300 + 600 + 20  # until the certificate ends, until it is sold, and since the newest block
-    assert more == {("risky", EVM, usable + behind + bound) for behind in (30, 50) for bound in (5, 30)}
+    known = 300 + 20 + 600  # until the certificate ends, since the newest block, and for the auction
+    hold = 60  # until a hold lands, on average to a second
+    assert more == {("risky", EVM, known + hold + behind + bound) for behind in (30, 50) for bound in (5, 30)}
 
 
 # --- measured holds -------------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from aggregator.core.fusion import fuse, pyth_aggregate
+from aggregator.core.fusion import fuse, fuse_feeds, pyth_aggregate
 from aggregator.domain.policy import PolicyRow
 from aggregator.domain.price import PriceBand, Quote
-from aggregator.domain.rows import SourceRow
+from aggregator.domain.rows import RatioRow, SourceRow
 
 NOW = 1_760_000_000
 POLICY = PolicyRow(version="test", lifetime=60, assets={})
@@ -133,3 +133,138 @@ def test_initial_margin_takes_the_worse_of_spot_and_ema() -> None:
 def test_a_source_without_confidence_gets_the_assumed_one() -> None:
     rows = [source(name, relative_conf=0.01) for name in "abc"]
     assert band([quote(name, 100) for name in "abc"], rows).low == pytest.approx(100 - 2.12)
+
+
+@pytest.mark.parametrize("volatility", [-0.1, math.nan, math.inf])
+def test_a_volatility_without_meaning_is_refused(volatility: float) -> None:
+    with pytest.raises(ValueError, match="volatility"):
+        band([quote(name, 100) for name in "abc"], volatility=volatility)
+
+
+def test_a_price_of_any_size_is_a_price() -> None:
+    huge = band([quote(name, 1e30) for name in "abc"])
+    assert huge.known
+    assert huge.mid == pytest.approx(1e30)
+    tiny = band([quote(name, 100, expo=-300) for name in "abc"])
+    assert tiny.known
+    assert 0 < tiny.mid < 1e-280
+
+
+def test_seven_sources_of_which_three_lie() -> None:
+    rows = [source(name) for name in "abcdefg"]
+    honest = [quote(name, 100 + i / 10) for i, name in enumerate("abcd")]
+    for lie in (1e-6, 1e6):
+        found = band([*honest, *(quote(name, lie) for name in "efg")], rows)
+        assert 100 <= found.low <= found.high <= 100.3
+
+
+@pytest.mark.parametrize("field", ["weight", "floor", "cap", "relative_conf"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_source_has_finite_numbers(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        source("a", **{field: value})
+
+
+# --- ratios ----------------------------------------------------------------------------------------------------------
+
+STETH = RatioRow(feed="stETH/USD", ratio="stETH/ETH", base="ETH/USD", volatility=0.1)
+FEEDS = {"stETH/ETH": 0.999, "ETH/USD": 2_000.0, "wstETH/stETH": 1.2}
+WSTETH = RatioRow(feed="wstETH/USD", ratio="wstETH/stETH", base="stETH/USD", volatility=0.01)
+
+
+def sourced(*feeds: str) -> list[SourceRow]:
+    return [source(name, feed=feed) for feed in feeds for name in "abc"]
+
+
+def said(*feeds: str, age: int = 0, conf: float = 1e-3) -> list[Quote]:
+    return [
+        quote(name, FEEDS[feed], FEEDS[feed] * conf, feed=feed, publish_time=NOW - age)
+        for feed in feeds
+        for name in "abc"
+    ]
+
+
+def bands(
+    sources: list[SourceRow], quotes: list[Quote], *ratios: RatioRow, **volatility: float
+) -> dict[str, PriceBand]:
+    given = {name.replace("_", "/"): sigma for name, sigma in volatility.items()}
+    return {b.feed: b for b in fuse_feeds(sources, quotes, NOW, given, POLICY, ratios)}
+
+
+def test_a_ratio_times_its_base_is_a_price() -> None:
+    found = bands(sourced("stETH/ETH", "ETH/USD"), said("stETH/ETH", "ETH/USD"), STETH)
+    ratio, base, product = (found[feed] for feed in ("stETH/ETH", "ETH/USD", "stETH/USD"))
+    for end in ("low", "mid", "high", "low_initial", "high_initial"):
+        assert getattr(product, end) == getattr(ratio, end) * getattr(base, end)
+    assert product.mid == pytest.approx(1_998)
+    assert (product.known, product.opens_risk) == (True, True)
+    assert product.low < 1_998 * (1 - 2 * 2.12e-3) * 1.0001  # both confidences, added: nothing says they offset
+    assert list(found) == ["ETH/USD", "stETH/ETH", "stETH/USD"]
+
+
+def test_a_ratio_of_a_ratio() -> None:
+    feeds = ("stETH/ETH", "ETH/USD", "wstETH/stETH")
+    found = bands(sourced(*feeds), said(*feeds), WSTETH, STETH)
+    assert found["wstETH/USD"].mid == pytest.approx(0.999 * 2_000 * 1.2)
+    assert "stETH/ETH" in found["wstETH/USD"].detail
+
+
+@pytest.mark.parametrize("lost", ["stETH/ETH", "ETH/USD"])
+def test_a_product_is_unknown_if_a_factor_is(lost: str) -> None:
+    feeds = ("stETH/ETH", "ETH/USD")
+    quotes = [q for q in said(*feeds) if q.feed != lost or q.source == "a"]
+    product = bands(sourced(*feeds), quotes, STETH)["stETH/USD"]
+    assert (product.known, product.opens_risk, product.low, product.high) == (False, False, 0.0, math.inf)
+    assert product.worst >= product.mid > 1_990  # what debts are valued at is not lost
+    assert lost in product.detail
+    silent = bands(sourced(*feeds), [q for q in said(*feeds) if q.feed != lost], STETH)["stETH/USD"]
+    assert (silent.known, silent.low, silent.high, silent.worst) == (False, 0.0, math.inf, 0.0)
+
+
+def test_a_product_too_wide_opens_no_risk_though_its_factors_do() -> None:
+    feeds = ("stETH/ETH", "ETH/USD")
+    found = bands(sourced(*feeds), said(*feeds, conf=0.03), STETH)
+    assert [found[feed].opens_risk for feed in (*feeds, "stETH/USD")] == [True, True, False]
+    assert found["stETH/USD"].known
+
+
+def test_a_factor_ages_by_its_own_volatility() -> None:
+    feeds = ("stETH/ETH", "ETH/USD")
+    quotes = said(*feeds, age=50, conf=0)
+    found = bands(sourced(*feeds), quotes, STETH, stETH_USD=0.9)
+    root = math.sqrt(50 / (365 * 86_400))
+    assert found["stETH/ETH"].low == pytest.approx(0.999 * (1 - 2.12 * 0.1 * root), rel=1e-12)
+    # what is priced through it moves with it, even if nothing is priced in it
+    assert found["ETH/USD"].low == pytest.approx(2_000 * (1 - 2.12 * 0.9 * root), rel=1e-12)
+
+
+def test_a_product_beyond_all_numbers_is_unknown() -> None:
+    feeds = ("stETH/ETH", "ETH/USD")
+    quotes = [q._replace(expo=190) for q in said(*feeds)]
+    product = bands(sourced(*feeds), quotes, STETH)["stETH/USD"]
+    assert (product.known, product.low) == (False, 0.0)
+    assert math.isfinite(product.worst)
+    assert math.isfinite(product.mid)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "problem"),
+    [
+        ([("A/USD", "A/B", "B/USD"), ("B/USD", "B/A", "A/USD")], "rests on itself"),
+        ([("A/USD", "A/B", "B/USD"), ("B/USD", "B/C", "C/USD"), ("C/USD", "C/D", "D/USD")], "product of 4 feeds"),
+        ([("A/USD", "A/B", "B/USD"), ("A/USD", "A/C", "C/USD")], "derived twice"),
+    ],
+)
+def test_derived_feeds_rest_on_sources(ratios: list[tuple[str, str, str]], problem: str) -> None:
+    rows = [RatioRow(feed=feed, ratio=ratio, base=base, volatility=0.1) for feed, ratio, base in ratios]
+    with pytest.raises(ValueError, match=problem):
+        fuse_feeds([], [], NOW, {}, POLICY, rows)
+
+
+@pytest.mark.parametrize(
+    ("feed", "ratio", "base"),
+    [("stETH/USD", "ETH/stETH", "ETH/USD"), ("ETH/USD", "stETH/ETH", "ETH/USD"), ("stETH", "stETH/ETH", "ETH/USD")],
+)
+def test_units_must_cancel(feed: str, ratio: str, base: str) -> None:
+    with pytest.raises(ValueError, match=r"do not cancel|BASE/QUOTE"):
+        RatioRow(feed=feed, ratio=ratio, base=base, volatility=0.1)

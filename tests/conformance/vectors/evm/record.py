@@ -17,7 +17,8 @@ from adapters.evm.abi import Answer, Call
 from adapters.evm.chainlink import quotes_flow
 from aggregator.domain.snapshot import Subject
 from infra.devnet.anvil import Anvil, AnvilRpcError
-from tests.chain.evm_venues import DELAY, PRICES, Venues, deploy_venues
+from infra.devnet.evm_deploy import LISTED
+from tests.chain.evm_venues import CHAIN, DELAY, PRICES, TRADES, Venues, deploy_venues, instrument
 
 HERE = Path(__file__).parent
 STRANGER = Subject("0x" + "77" * 32, "0x" + "9a" * 20)
@@ -54,6 +55,34 @@ def position(venues: Venues, name: str, quantity: int, unit: str | None = None, 
     return {**expected, **rest, **more}
 
 
+def contracts(venues: Venues) -> list[dict[str, Any]]:
+    """Return what the user is in at the venue: terms as they were listed, sizes as they were traded."""
+    venue, account = venues["venue"], bytes.fromhex(venues.account[2:])
+    told = {p[0]: p for p in venue.functions.positionsOf(account, 0, 32).call()[1]}
+    near, far = (int(venue.functions.instrument(instrument(name)).call()[5]) for name in ("call-near", "call-far"))
+    rows = []
+    for name, size in TRADES:
+        id = instrument(name)
+        kind, _, term = name.partition("-")
+        option = [PRICES["ETH"], near if term == "near" else far, 0, 0]
+        perp = [0, 0, PRICES["ETH"], int(told[id][3])]
+        rows.append(
+            {
+                "asset": f"{CHAIN}/contract:{venues.names['venue']}/{id}",
+                "quantity": abs(size),
+                "unit": venues.asset("weth" if kind == "inverse" else "usdc"),
+                "amount": 0,
+                "side": "asset" if size > 0 else "debt",
+                "control": "seizable",
+                "removal_delay": DELAY,
+                "pending": 0,
+                "contract": [kind, "ETH/USD", *(option if term else perp)],
+            }
+        )
+    assert len(told) == len(rows) == len(LISTED)  # one of each kind
+    return rows
+
+
 def expect(venues: Venues) -> dict[str, list[dict[str, Any]]]:
     """Return what each venue holds and is owed, asked through the contracts' own ABI."""
     user, account = venues.user, bytes.fromhex(venues.account[2:])
@@ -71,6 +100,8 @@ def expect(venues: Venues) -> dict[str, list[dict[str, Any]]]:
 
     shares, (held, waiting), (receipts, _) = balance("vault4626"), deposit("vault4626"), deposit("aave_atoken_weth")
     in_vault = {"control": "seizable", "removal_delay": DELAY}
+    cash = {token.lower(): rest for token, *rest in venues["venue"].functions.balancesOf(account).call()}
+    holding = {"contract": ["", "", 0, 0, 0, 0]}
     return {
         "wallet": [
             position(venues, "native", int(venues.w3.eth.get_balance(user))),
@@ -87,13 +118,21 @@ def expect(venues: Venues) -> dict[str, list[dict[str, Any]]]:
             position(venues, "aave_atoken_weth", balance("aave_atoken_weth"), "weth"),
             position(venues, "usdc", balance("aave_debt_usdc"), side="debt"),
         ],
+        "margin-venue": [
+            *(
+                position(venues, name, int(amount), pending=int(pending), **in_vault, **holding)
+                for name in ("usdc", "weth")
+                for amount, pending, _ in [cash[venues.names[name]]]
+            ),
+            *contracts(venues),
+        ],
     }
 
 
 def main() -> None:
     """Write the vectors."""
     with Anvil() as anvil:
-        venues = deploy_venues(anvil)
+        venues = deploy_venues(anvil, trading=True)
         version = anvil.rpc("web3_clientVersion")
         assets = [row.model_dump(mode="json", exclude_none=True) for row in venues.assets().values()]
         subjects = [Subject(venues.account, None), Subject(venues.account, venues.address), STRANGER]
@@ -102,6 +141,7 @@ def main() -> None:
             "vault": [venues.names["collateral_vault"]],
             "lender": [venues.names["lender"]],
             "aave-v3": [venues.names["aave_pool"], venues.names["aave_data_provider"]],
+            "margin-venue": [venues.names["venue"]],
         }
         for (name, adapter), expected in zip(venues.adapters().items(), expect(venues).values(), strict=True):
             asked = [s for s in subjects if (s.address is None) == (adapter.keyed_by == "account")]

@@ -1,0 +1,323 @@
+"""What the API says about stress, systemic risk and what-if questions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from aggregator.api.views import Band, HealthBand, Usd, build_usd
+from aggregator.domain.report import Status
+from aggregator.domain.stress import (
+    Cascade,
+    Cluster,
+    Moment,
+    Scenario,
+    Standing,
+    StressReport,
+    SystemicReport,
+    WhatIf,
+)
+from aggregator.domain.units import usd_down, usd_up
+
+
+class ScenarioView(BaseModel):
+    """One named stress. What it does not name stays as it is."""
+
+    name: str = Field(examples=["march-2020"])
+    title: str = Field(examples=["Black Thursday, March 2020"])
+    kind: Literal["historical", "hypothetical"]
+    source: str = Field(description="Where the numbers are from")
+    since: int | None = Field(description="Unix seconds, of the event; null = hypothetical", examples=[1583539200])
+    until: int | None = Field(examples=[1584140400])
+    prices: dict[str, float] = Field(description="By feed: price over the price before", examples=[{"ETH/USD": 0.396}])
+    volatility: float = Field(description="Times volatility, of haircuts and implied")
+    volume: float = Field(description="Times daily volume")
+    recovery: dict[str, float] = Field(description="By cause: what exposed assets keep of their amount")
+    halted: list[str] = Field(description="CAIP-2: chains that stop advancing")
+    hours: int = Field(description="Length of its path through time; 0 = it has none", examples=[168])
+
+
+class StandingView(BaseModel):
+    """How an account stands at its home destination."""
+
+    status: Status
+    liquidatable: bool
+    equity: Usd
+    free_collateral: Usd = Field(description="FC: initial margin, everything uncertain against the account")
+    requirement: Usd = Field(description="What initial margin holds against the account")
+    maintenance_excess: Band = Field(description="ME")
+    health: HealthBand
+    budget: Usd
+
+
+class StressRowView(BaseModel):
+    """One account in one scenario."""
+
+    scenario: str = Field(examples=["march-2020"])
+    account: str
+    before: StandingView
+    after: StandingView
+
+
+class StressView(BaseModel):
+    """A row per scenario and account, with the map that a picture of it shows."""
+
+    epoch: int
+    cut_time: int
+    scenarios: list[str]
+    accounts: list[str]
+    rows: list[StressRowView]
+    heat: list[list[float | None]] = Field(
+        description="Health at low, by scenario (rows) and account (columns) in the order above; null = owes nothing"
+    )
+    unshocked: dict[str, list[str]] = Field(description="By scenario: feeds whose price it leaves alone")
+
+
+class MomentView(BaseModel):
+    """One hour of a scenario's path."""
+
+    hour: int
+    prices: dict[str, float]
+    standing: StandingView
+
+
+class ReplayView(BaseModel):
+    """An account's margin through a stress. Prices alone move."""
+
+    scenario: str
+    account: str
+    moments: list[MomentView]
+
+
+class WhatIfView(BaseModel):
+    """An account's margin as it is, and after the changes."""
+
+    account: str
+    epoch: int
+    cut_time: int
+    accepted: bool
+    reason: str
+    notes: list[str]
+    before: StandingView
+    after: StandingView
+
+
+class SaleView(BaseModel):
+    """What all liquidated accounts together sell of one feed in one round."""
+
+    feed: str
+    units: float
+    price: float = Field(description="USD, before the sale")
+    permanent: float = Field(description="Part of the first price that the sale takes away for good")
+    cost: float = Field(description="Part of the price that sellers lose on average")
+    proceeds: Usd
+
+
+class ClosedView(BaseModel):
+    """How a liquidated account ends. Estimates."""
+
+    account: str
+    round: int
+    collateral: Usd
+    proceeds: Usd
+    owed: Usd
+    repaid: Usd
+    bad_debt: Usd
+    surplus: Usd
+
+
+class CascadeView(BaseModel):
+    """Rounds of forced sales after a scenario."""
+
+    scenario: str
+    rounds: list[list[SaleView]]
+    closed: list[ClosedView]
+    prices: dict[str, float] = Field(description="By feed: price at the end over the price before the scenario")
+    settled: bool = Field(description="False: the limit of rounds came first")
+    liquidated: int
+    proceeds: Usd
+    impact: Usd = Field(description="Lost to the market by selling")
+    bad_debt: Usd
+
+
+class ClusterView(BaseModel):
+    """Accounts that fall in exactly the same scenarios."""
+
+    scenarios: list[str]
+    accounts: list[str]
+    exposures: dict[str, Usd] = Field(description="By feed: what they hold less what they owe, before the stress")
+
+
+class SystemicView(BaseModel):
+    """Who falls together, and what follows."""
+
+    epoch: int
+    cut_time: int
+    accounts: int
+    already: list[str] = Field(description="Liquidatable without any scenario")
+    clusters: list[ClusterView]
+    cascades: list[CascadeView]
+
+
+def build_scenario(scenario: Scenario) -> ScenarioView:
+    """Show a scenario without its paths, of which only the length is told."""
+    return ScenarioView(
+        name=scenario.name,
+        title=scenario.title,
+        kind=scenario.kind,
+        source=scenario.source,
+        since=scenario.since or None,
+        until=scenario.until or None,
+        prices=scenario.prices,
+        volatility=scenario.volatility,
+        volume=scenario.volume,
+        recovery=dict(scenario.recovery),
+        halted=list(scenario.halted),
+        hours=len(next(iter(scenario.paths.values()), ())),
+    )
+
+
+def build_standing(standing: Standing) -> StandingView:
+    """Show how an account stands."""
+    low, mid, high = (None if h is None or not math.isfinite(h) else h for h in standing.health)
+    return StandingView(
+        status=standing.status,
+        liquidatable=standing.liquidatable,
+        equity=build_usd(standing.equity),
+        free_collateral=build_usd(standing.free_collateral),
+        requirement=build_usd(standing.requirement),
+        maintenance_excess=Band(
+            low=build_usd(standing.excess.low),
+            mid=build_usd(standing.excess.mid),
+            high=build_usd(standing.excess.high),
+        ),
+        health=HealthBand(low=low, mid=mid, high=high),
+        budget=build_usd(standing.budget),
+    )
+
+
+def build_stress(report: StressReport) -> StressView:
+    """Show a stress report."""
+    names = [scenario.name for scenario in report.scenarios]
+    accounts = list(dict.fromkeys(row.before.account for row in report.rows))
+    rows = [
+        StressRowView(
+            scenario=row.scenario,
+            account=row.before.account,
+            before=build_standing(row.before),
+            after=build_standing(row.after),
+        )
+        for row in report.rows
+    ]
+    width = len(accounts)
+    heat = [
+        [row.after.health.low for row in rows[i * width : (i + 1) * width]] for i in range(len(names))
+    ]  # rows come scenario by scenario, accounts ascending
+    return StressView(
+        epoch=report.epoch,
+        cut_time=report.cut_time,
+        scenarios=names,
+        accounts=accounts,
+        rows=rows,
+        heat=heat,
+        unshocked={name: list(feeds) for name, feeds in report.unshocked.items()},
+    )
+
+
+def build_replay(scenario: str, account: str, moments: tuple[Moment, ...]) -> ReplayView:
+    """Show an account's margin along a path."""
+    return ReplayView(
+        scenario=scenario,
+        account=account,
+        moments=[MomentView(hour=m.hour, prices=dict(m.prices), standing=build_standing(m.standing)) for m in moments],
+    )
+
+
+def build_whatif(answer: WhatIf) -> WhatIfView:
+    """Show the answer to a what-if question."""
+    return WhatIfView(
+        account=answer.before.account,
+        epoch=answer.epoch,
+        cut_time=answer.cut_time,
+        accepted=answer.accepted,
+        reason=answer.reason,
+        notes=list(answer.notes),
+        before=build_standing(answer.before),
+        after=build_standing(answer.after),
+    )
+
+
+def build_systemic(report: SystemicReport) -> SystemicView:
+    """Show a report on systemic risk."""
+    return SystemicView(
+        epoch=report.epoch,
+        cut_time=report.cut_time,
+        accounts=report.accounts,
+        already=list(report.already),
+        clusters=[_cluster(cluster) for cluster in report.clusters],
+        cascades=[_cascade(cascade) for cascade in report.cascades],
+    )
+
+
+def _cluster(cluster: Cluster) -> ClusterView:
+    return ClusterView(
+        scenarios=list(cluster.scenarios),
+        accounts=list(cluster.accounts),
+        exposures=_dollars(cluster.exposures),
+    )
+
+
+def _cascade(cascade: Cascade) -> CascadeView:
+    return CascadeView(
+        scenario=cascade.scenario,
+        rounds=[
+            [
+                SaleView(
+                    feed=sale.feed,
+                    units=sale.units,
+                    price=sale.price,
+                    permanent=sale.permanent,
+                    cost=sale.cost,
+                    proceeds=_gain(sale.proceeds),
+                )
+                for sale in sales
+            ]
+            for sales in cascade.rounds
+        ],
+        closed=[
+            ClosedView(
+                account=end.account,
+                round=end.round,
+                collateral=_gain(end.collateral),
+                proceeds=_gain(end.proceeds),
+                owed=_loss(end.owed),
+                repaid=_gain(end.repaid),
+                bad_debt=_loss(end.bad_debt),
+                surplus=_gain(end.surplus),
+            )
+            for end in cascade.closed
+        ],
+        prices=dict(cascade.prices),
+        settled=cascade.settled,
+        liquidated=cascade.liquidated,
+        proceeds=_gain(cascade.proceeds),
+        impact=_loss(cascade.impact),
+        bad_debt=_loss(cascade.bad_debt),
+    )
+
+
+def _dollars(values: Mapping[str, float]) -> dict[str, Usd]:
+    return {name: _gain(value) for name, value in values.items()}
+
+
+def _gain(value: float) -> Usd:
+    """Show USD that help, rounded down."""
+    return build_usd(usd_down(value))
+
+
+def _loss(value: float) -> Usd:
+    """Show USD that hurt, rounded up."""
+    return build_usd(usd_up(value))

@@ -1,0 +1,368 @@
+"""``crossmargin backtest``: what models, and our own haircut, would have set aside against what was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.text import Text
+
+from aggregator.cli import plot as plotting
+from aggregator.cli.frame import (
+    CONFIG_PLACES,
+    ConfigOption,
+    JsonOption,
+    app,
+    fail,
+    guarded,
+    out,
+    print_json,
+    settings_of,
+    table,
+)
+from aggregator.cli.history import (
+    ENDING,
+    History,
+    Returns,
+    find_folder,
+    find_series,
+    name_duration,
+    read_date,
+    read_duration,
+    read_series,
+    returns_over,
+)
+from aggregator.config import load_policy
+from aggregator.domain.errors import InputError
+from aggregator.domain.policy import AssetPolicyRow, PolicyRow, policy_digest
+
+if TYPE_CHECKING:
+    from aggregator.core.risk.backtest import Backtest, Model
+    from aggregator.core.risk.procyclicality import ProcyclicalityReport
+
+USUAL = ("BTC/USD", "ETH/USD", "SOL/USD", "stETH/ETH", "USDC/USD")
+ROWS = {"usdc": ("stable",), "dai": ("stable",), "ust": ("stable",), "steth": ("receipt", "stable")}
+ROWS |= {"wbtc_btc": ("receipt", "stable")}
+"""Rows of ``policy.assets`` by the beginning of a series' name, the first there is; all others are ``major``."""
+COLOURS = {"green": "green", "yellow": "yellow", "red": "bold red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One backtest as shown: a series, a model, and what the model was charged by."""
+
+    series: str
+    name: str  # of the model, for people
+    row: str  # of policy.assets, for haircuts
+    result: Backtest
+    whole: int | None  # breaches of the whole haircut, with the policy's own part
+
+
+@app.command()
+def backtest(
+    asset: Annotated[list[str] | None, typer.Option(help="BTC, ETH/USD, stETH/ETH, …; several may be given.")] = None,
+    series: Annotated[list[str] | None, typer.Option(help="A file by name, e.g. luna_usdt_1h_binance.")] = None,
+    prices: Annotated[Path | None, typer.Option(help="Folder of price histories.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="haircut, ewma, fhs, normal; default: all.")] = None,
+    alpha: Annotated[float, typer.Option(help="Confidence; a haircut has its own, of its policy row.")] = 0.99,
+    horizon: Annotated[str, typer.Option(help="Period of one return: 1h, 4h, 1d, …")] = "1d",
+    window: Annotated[int, typer.Option(help="Periods a model sees before its first forecast.")] = 500,
+    low: Annotated[bool, typer.Option("--low", help="Test against the lowest price within each period.")] = False,
+    charged_for: Annotated[str, typer.Option(help="Horizon τ of the haircut, e.g. 15m; default: --horizon.")] = "",
+    row: Annotated[str, typer.Option(help="Row of policy.assets that the haircut comes from.")] = "",
+    policy: Annotated[Path | None, typer.Option(help="Policy document; default: the configuration's.")] = None,
+    since: Annotated[str, typer.Option(help="First day, YYYY-MM-DD.")] = "",
+    until: Annotated[str, typer.Option(help="Day after the last, YYYY-MM-DD.")] = "",
+    plot: Annotated[Path | None, typer.Option(help="Also draw losses, bands and breaches: .png or .svg.")] = None,
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Test value-at-risk models and our haircut against price histories."""
+
+    def work() -> None:
+        models = _models(model)
+        period = read_duration("--horizon", horizon)
+        at = read_duration("--charged-for", charged_for) if charged_for else period
+        first, last = read_date("--since", since), read_date("--until", until)
+        folder = find_folder(prices)
+        notes = [folder.note] if folder.note else []
+        parameters = _policy(policy, config)
+        if parameters is None and "haircut" in models:
+            if model:
+                raise InputError("--policy", "the haircut needs a policy", "name a policy document or a --config")
+            models = tuple(m for m in models if m != "haircut")
+            notes.append("no policy is configured here, so the haircut is not tested; name one with --policy")
+        named = asset or series
+        cases: list[Case] = []
+        cuts: list[tuple[History, Returns]] = []
+        for path in _files(folder.path, asset, series, notes):
+            history = read_series(path, first, last, notes)
+            try:
+                cut = returns_over(history, period)
+                cases += _run(history, cut, models, parameters, alpha, window, at, row, low)
+                cuts.append((history, cut))
+            except (InputError, ValueError) as error:
+                if named:
+                    raise InputError(history.name, str(error)) from None
+                notes.append(f"{history.name} is left out: {error}")
+        if not cases:
+            fail("nothing could be tested: " + "; ".join(notes))
+        if plot is not None:
+            _draw(plot, cases, period)
+        digest = "" if parameters is None else policy_digest(parameters)
+        if json_output:
+            print_json(_document(cases, cuts, period, at, window, low, parameters, digest, notes))
+            return
+        _print(cases, cuts, period, at, window, low, parameters, digest)
+        for note in notes:
+            out.print(Text(f"note: {note}", style="yellow"))
+        if plot is not None:
+            out.print(f"\ndrawn to {plot}")
+
+    guarded(work)
+
+
+def _models(named: Sequence[str] | None) -> tuple[Model, ...]:
+    from aggregator.core.risk.backtest import MODELS
+
+    for name in named or ():
+        if name not in MODELS:
+            raise InputError("--model", f"{name!r} is not known", f"one of {', '.join(MODELS)}")
+    return tuple(m for m in MODELS if not named or m in named)
+
+
+def _policy(path: Path | None, config: Path | None) -> PolicyRow | None:
+    if path is not None:
+        return load_policy(path)
+    if config is None and not any(Path(place).is_file() for place in CONFIG_PLACES):
+        return None
+    return settings_of(config).policy
+
+
+def _files(
+    folder: Path, assets: Sequence[str] | None, series: Sequence[str] | None, notes: list[str]
+) -> Iterator[Path]:
+    for name in series or ():
+        path = folder / (name.removesuffix(ENDING) + ENDING)
+        if path.parent != folder or not path.is_file():
+            raise InputError("--series", f"no {name!r} in {folder}", "name a file without its ending")
+        yield path
+    for name in assets or ():
+        yield find_series(folder, name)
+    if not assets and not series:
+        for name in USUAL:
+            try:
+                yield find_series(folder, name)
+            except InputError as error:
+                notes.append(error.problem)
+
+
+def _row(parameters: PolicyRow, series: str, named: str) -> tuple[str, AssetPolicyRow]:
+    wanted: tuple[str, ...] = next((rows for start, rows in ROWS.items() if series.startswith(start)), ("major",))
+    for name in (named,) if named else wanted:
+        if name in parameters.assets:
+            return name, parameters.assets[name]
+    known = ", ".join(sorted(parameters.assets)) or "none"
+    raise InputError("--row", f"policy.assets has no row {named or wanted[0]!r}", f"there are: {known}")
+
+
+def _run(
+    history: History,
+    cut: Returns,
+    models: Sequence[Model],
+    parameters: PolicyRow | None,
+    alpha: float,
+    window: int,
+    at: int,
+    row: str,
+    low: bool,
+) -> list[Case]:
+    from aggregator.core.haircut import expected_shortfall
+    from aggregator.core.risk.backtest import run_backtest
+
+    losses = -cut.worst if low else -cut.close
+    cases: list[Case] = []
+    for model in models:
+        if model != "haircut":
+            result = run_backtest(cut.close, cut.times, model, alpha, window, losses=losses)
+            cases.append(Case(history.name, model, "", result, None))
+            continue
+        assert parameters is not None
+        name, policy = _row(parameters, history.name, row)
+        for level, rules in (("IM", policy.initial), ("MM", policy.maintenance)):
+            market = expected_shortfall(([float(at)], [1.0]), policy.volatility, policy.jumps, rules.confidence)
+            whole = 1 - (1 - market) * (1 - rules.haircut)
+            result = run_backtest(
+                cut.close, cut.times, model, rules.confidence, window, charge=(market, market), losses=losses
+            )
+            beyond = int((result.losses > whole).sum())
+            cases.append(Case(history.name, f"haircut {level}", name, result, beyond))
+    return cases
+
+
+def _rises(cases: Sequence[Case], period: int) -> Iterator[tuple[str, ProcyclicalityReport]]:
+    """Measure how what each model set aside rose; not of constants, nor of a model that once set nothing aside."""
+    from aggregator.core.risk.procyclicality import measure
+
+    for case in cases:
+        if case.result.model != "haircut" and (case.result.var > 0).all():
+            yield case.name, measure(case.result.var, max(1, 86_400 // period))
+
+
+def verdict(result: Backtest) -> Literal["holds", "too low", "ample"]:
+    """Judge coverage by Kupiec's region: more breaches than it accepts are too many; fewer are ample."""
+    low, high = result.region
+    return "too low" if result.breaches >= high else "ample" if result.breaches <= low else "holds"
+
+
+def _day(seconds: int, period: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d" if period % 86_400 == 0 else "%Y-%m-%d %H:%M")
+
+
+def _print(
+    cases: Sequence[Case],
+    cuts: Sequence[tuple[History, Returns]],
+    period: int,
+    at: int,
+    window: int,
+    low: bool,
+    parameters: PolicyRow | None,
+    digest: str,
+) -> None:
+    columns: tuple[str, ...] = ("model", ">α %", ">set aside %", ">breaches", ">promised", ">accepted", "coverage")
+    columns += (">Kupiec p", ">indep. p", ">both p", "zone", ">plus", ">ES Z2", "worst", ">loss %", ">set aside %")
+    against = "lowest price within" if low else "close of"
+    for history, cut in cuts:
+        mine = [case for case in cases if case.series == history.name]
+        n, times = mine[0].result.n, mine[0].result.times
+        title = (
+            f"{history.name}: {n:,} periods of {name_duration(period)}, {_day(int(times[0]), 86_400)} to "
+            f"{_day(int(times[-1]), 86_400)}, against the {against} each"
+        )
+        shown = table(title, *columns)
+        for case in mine:
+            r, worst = case.result, case.result.worst
+            word = verdict(r)
+            shown.add_row(
+                case.name,
+                f"{100 * r.alpha:g}",
+                f"{100 * r.var.mean():.2f}",
+                f"{r.breaches:,}",
+                f"{r.expected:,.1f}",
+                f"{r.region[0] + 1:,}–{r.region[1] - 1:,}",
+                Text(word, style={"too low": "bold red", "holds": "green"}.get(word, "")),
+                f"{r.coverage.pvalue:.3f}",
+                f"{r.clusters.independence.pvalue:.3f}",
+                f"{r.clusters.conditional.pvalue:.3f}",
+                Text(r.light.colour, style=COLOURS[r.light.colour]),
+                f"{r.light.plus_factor:.2f}",
+                f"{r.z2:.2f}",
+                _day(int(r.times[worst]), period),
+                f"{100 * r.losses[worst]:.2f}",
+                f"{100 * r.var[worst]:.2f}",
+            )
+        out.print(shown)
+        for case in mine:
+            if case.whole is not None:
+                share = f"{case.whole:,} of {case.result.n:,} losses exceed"
+                out.print(f"  {case.name}: {share} the whole haircut, policy.assets.{case.row}.haircut included")
+        for name, moved in _rises(mine, period):
+            rises = ", ".join(f"{days}d +{100 * rise:.0f}%" for days, rise in moved.rises)
+            out.print(f"  {name}: from trough to peak × {moved.peak_to_trough:.1f}; largest rise in {rises}")
+        gaps = f"{history.missing} bars missing, {cut.absent} periods left out" if history.missing else "no bar missing"
+        out.print(f"  {gaps}\n")
+    for line in (
+        f"A model sees {window} periods before its first forecast. set aside: the mean; last, before the worst.",
+        "accepted: counts of breaches that Kupiec's test accepts at 95%. coverage: more is too low, fewer is ample.",
+        "indep. p, both p: Christoffersen's tests; below 0.05 breaches come in clusters. zone, plus: the Basel light.",
+        "ES Z2: Acerbi and Székely; 0 is right, below −0.7 ES at 97.5% is rejected. worst: farthest beyond.",
+    ):
+        out.print(line)
+    if parameters is not None:
+        out.print(f"haircut: h_mkt at τ = {name_duration(at)} of policy {parameters.version}, digest {digest}")
+
+
+def _document(
+    cases: Sequence[Case],
+    cuts: Sequence[tuple[History, Returns]],
+    period: int,
+    at: int,
+    window: int,
+    low: bool,
+    parameters: PolicyRow | None,
+    digest: str,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    by_name = {history.name: (history, cut) for history, cut in cuts}
+    moved = {name: dict(_rises([x for x in cases if x.series == name], period)) for name in by_name}
+    rows = []
+    for case in cases:
+        r = case.result
+        rise = moved[case.series].get(case.name)
+        history, cut = by_name[case.series]
+        rows.append(
+            {
+                "series": case.series,
+                "sha256": history.sha256,
+                "model": case.name,
+                "policy_row": case.row or None,
+                "alpha": r.alpha,
+                "n": r.n,
+                "first": int(r.times[0]),
+                "last": int(r.times[-1]),
+                "missing_bars": history.missing,
+                "periods_left_out": cut.absent,
+                "breaches": r.breaches,
+                "promised": r.expected,
+                "accepted": [r.region[0] + 1, r.region[1] - 1],
+                "coverage": verdict(r),
+                "kupiec": r.coverage._asdict(),
+                "independence": r.clusters.independence._asdict(),
+                "conditional_coverage": r.clusters.conditional._asdict(),
+                "traffic_light": {
+                    "zone": r.light.colour,
+                    "cumulative": r.light.cumulative,
+                    "plus_factor": r.light.plus_factor,
+                    "multiplier": r.light.multiplier,
+                },
+                "z2": r.z2,
+                "mean_set_aside": float(r.var.mean()),
+                "worst_loss": float(r.losses.max()),
+                "procyclicality": None
+                if rise is None
+                else {"peak_to_trough": rise.peak_to_trough, "rises": {str(days): up for days, up in rise.rises}},
+                "breaches_of_whole_haircut": case.whole,
+                "breached_at": [int(t) for t in r.times[r.exceeded]][:1000],
+            }
+        )
+    return {
+        "horizon_seconds": period,
+        "haircut_horizon_seconds": at,
+        "window": window,
+        "against": "low" if low else "close",
+        "policy": None if parameters is None else {"version": parameters.version, "digest": digest},
+        "backtests": rows,
+        "notes": list(notes),
+    }
+
+
+def _draw(path: Path, cases: Sequence[Case], period: int) -> None:
+    if len({case.series for case in cases}) > 1:
+        raise InputError("--plot", "shows one series", "choose it with --asset or --series")
+    first = cases[0].result
+    days = first.times.astype("datetime64[s]")
+    title = f"{cases[0].series}: profit and loss per {name_duration(period)} against what was set aside"
+    fig, axes = plotting.figure(title, "end of the period (UTC)", "% of the value")
+    axes.plot(days, -100 * first.losses, color="#9aa4af", linewidth=0.5, label="profit and loss")
+    for i, case in enumerate(cases):
+        r, colour = case.result, plotting.COLOURS[i % len(plotting.COLOURS)]
+        label = f"{case.name}, {100 * r.alpha:g}%: {r.breaches} of {r.n}"
+        axes.plot(days, -100 * r.var, color=colour, linewidth=1.0, label=label)
+        axes.plot(days[r.exceeded], -100 * r.losses[r.exceeded], "v", color=colour, markersize=4)
+    axes.axhline(0, color="#5c6470", linewidth=0.8)
+    axes.legend(loc="lower left", fontsize=8, framealpha=0.9, title="markers: breaches", title_fontsize=8)
+    plotting.save(fig, path)

@@ -1,0 +1,455 @@
+"""Add perps and options to the margins of the accounts that have any (risk.md §2, §4, §6). Pure.
+
+What contracts are worth is counted apart from what a margin model requires of them. Of one settlement, the contracts of
+one account at one place of a venue, the net worth ``n`` is taken in what it settles in, each contract at its own bound:
+
+    n > 0: W+ gets n·p⁻·(1−h_mkt)(1−h_pol)·w, if the exit gate lets it count
+    n < 0: W- gets −n·p⁺·(1+ES_up)·LW
+
+with w = gain_weight_initial of the policy at initial margin, and 1 at maintenance.
+
+A contract that settles in a coin which is itself an underlying of the policy pays its worth in USD at p̂; anything else
+is taken for a dollar token, paid one for one. At ``low`` no contract of a stale view gains, nor a long option that has
+expired and is not settled; both may be gone.
+
+The requirement R of the account's margin model enters W-, with the market at p̂ at every end. At ``low`` it is the
+greater one of R and of R without what may be gone there: perps and long options of stale views. At ``high`` the grid
+has the policy's own range, where what chains' latency implies is wider.
+
+Collateral as a hedge, without a double charge. R is computed twice: (A) for the contracts alone, collateral keeping its
+full haircut; (B) with some collateral in the grid, which then keeps only the haircut of its own jumps. What enters is
+what counts under A, at most what closes the contracts' short delta, so that collateral beyond the hedge keeps its full
+haircut. Each account, end and level takes the alternative that leaves more. Both are conservative: A adds the loss of
+the collateral to that of the contracts, B moves a part of it from one term to the other. And both grow with the
+collateral: what it adds to B in the grid costs at most its move of less than all of its worth, and what it dilutes of
+the hedge is bounded by :data:`MOST_RELIEF`.
+
+Everything is done for the accounts with contracts only, and for all of them at once; none depends on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from aggregator.core import valuation
+from aggregator.core.contracts import contract_values, implied_vols, is_option, linear_units, option_values, years_left
+from aggregator.core.haircut import liquidity_divisor
+from aggregator.core.instruments.option import bsm_greeks
+from aggregator.core.models import requirement
+from aggregator.domain.book import ASSET, Book, Bools, Contracts, Ints, is_missing
+from aggregator.domain.contracts import CALL, LAYERS, Instruments, Market, Portfolios, Requirement
+from aggregator.domain.policy import ModelName, PolicyRow
+from aggregator.domain.price import PriceBand
+from aggregator.domain.report import HIGH, INITIAL, LOW, MAINTENANCE, MID, Derivatives, RiskTables
+from aggregator.domain.snapshot import ChainView
+from aggregator.domain.units import Floats
+
+LARGEST_RANGE = 0.95
+"""Of R_u: a view so old that its haircut is everything must not move a price to 0."""
+MOST_RELIEF = 2.0
+"""By which collateral may count more at most for being a hedge: (1−hedged_loss)/(1−h_mkt) up to here. With it, adding
+to the collateral that is relieved least never costs more than it brings."""
+
+
+class Greeks(NamedTuple):
+    """The greeks of rows at p̂: per whole unit of the underlying, per USD², per 1.00 of volatility, year and rate."""
+
+    delta: Floats
+    gamma: Floats
+    vega: Floats
+    theta: Floats
+    rho: Floats
+    mark: Floats  # USD, of one option or of one unit of a perp's underlying
+    volatility: Floats  # per sqrt(year); 0 for perps
+
+
+def value_derivatives(
+    book: Book,
+    prices: Sequence[PriceBand],
+    tables: RiskTables,
+    views: Sequence[ChainView | None],
+    policy: PolicyRow,
+    now: int,
+) -> Derivatives | None:
+    """Compute what contracts add to W+ and W-, None where nobody has any.
+
+    Args:
+        views: along the view axis of the book.
+        now: the cut, Unix seconds.
+    """
+    if book.contracts is None:
+        return None
+    work = _Work(book, book.contracts, prices, tables, views, policy, now)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return work.derivatives()
+
+
+def row_greeks(portfolios: Portfolios, market: Market) -> Greeks:
+    """Return the greeks of every row, each of shape (N,), times its signed size; marks are per unit."""
+    of = portfolios.instruments
+    units, spot = linear_units(portfolios), market.spot[of.underlying]
+    vols, mark = implied_vols(of, market), np.where(is_option(of), 0.0, spot)
+    columns = np.zeros((5, len(of.kind)))
+    where = np.flatnonzero(is_option(of))
+    if len(where):
+        rate = np.array([row.rate for row in market.rows])[of.underlying]
+        carry = np.array([row.carry for row in market.rows])[of.underlying]
+        found = bsm_greeks(
+            spot[where],
+            of.strike[where],
+            years_left(of, market.now)[where],
+            vols[where],
+            rate[where],
+            carry[where],
+            of.kind[where] == CALL,
+        )
+        columns[:, where] = found.delta, found.gamma, found.vega, found.theta, found.rho
+        columns[1:, where[years_left(of, market.now)[where] == 0]] = 0.0  # what expired has a slope, and no time
+        mark[where] = option_values(of, market, market.spot, vols)[where]
+    delta, gamma, vega, theta, rho = columns[:, portfolios.instrument] * portfolios.size
+    return Greeks(delta + units, gamma, vega, theta, rho, mark[portfolios.instrument], vols[portfolios.instrument])
+
+
+def portfolio_of(portfolios: Portfolios, account: int) -> Portfolios:
+    """Return the portfolio of one account, with the instruments it holds."""
+    rows = slice(*np.searchsorted(portfolios.account, [account, account + 1]))
+    held, instrument = np.unique(portfolios.instrument[rows], return_inverse=True)
+    of = portfolios.instruments
+    return Portfolios(
+        accounts=1,
+        account=np.zeros(len(instrument), dtype=np.int64),
+        instrument=instrument,
+        size=portfolios.size[rows],
+        entry=portfolios.entry[rows],
+        funding=portfolios.funding[rows],
+        spot=portfolios.spot[account : account + 1],
+        instruments=Instruments(of.kind[held], of.underlying[held], of.strike[held], of.expiry[held]),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Required:
+    """A requirement over C accounts: at all ends, and what it consists of at ``low``."""
+
+    total: Floats  # (end, level, C)
+    layers: Floats  # (level, layer, C)
+    rows: Floats  # (level, N)
+    spot: Floats  # (level, C, U)
+    binding: tuple[str, ...]
+
+
+class _Hedges(NamedTuple):
+    share: Floats  # (B, C, U)
+    spot: Floats  # (C, U)
+    extra: Floats  # (B, end, level, C)
+
+
+class _Work:
+    def __init__(
+        self,
+        book: Book,
+        contracts: Contracts,
+        prices: Sequence[PriceBand],
+        tables: RiskTables,
+        views: Sequence[ChainView | None],
+        policy: PolicyRow,
+        now: int,
+    ) -> None:
+        self._book, self._of, self._tables, self._views, self._policy = book, contracts, tables, views, policy
+        self._assets, self._debts, self._known, self._opens = valuation.price_columns(prices)
+        self._accounts, self._local = np.unique(contracts.account, return_inverse=True)
+        self._rates = [
+            valuation.unit_rates(book.kinds, tables, self._assets, self._debts, b)
+            for b in range(tables.horizon.shape[2])
+        ]
+        spot = self._assets[MID, MAINTENANCE, contracts.feed]
+        self._fine = self._known[contracts.feed] & (spot > 0)
+        self._market = Market(
+            now=now,
+            feeds=contracts.underlyings,
+            spot=np.where(self._fine, spot, 1.0),
+            confidence=self._confidence(spot),
+            range=self._ranges(),
+            rows=tuple(policy.underlyings[feed] for feed in contracts.underlyings),
+        )
+        underlying = contracts.instruments.underlying[contracts.instrument]
+        self._underlying, self._priced = underlying, self._fine[underlying]
+        feed = book.kinds.feed[contracts.gain_kind]
+        self._unit_feed, self._unit = feed, self._assets[MID, MAINTENANCE, feed]
+        coin = np.array([name in policy.underlyings for name in book.feeds] + [False])[feed]
+        self._rate = np.where(coin & (self._unit > 0), self._unit, 1.0)  # USD of worth that one unit settled pays
+        self._dollar = ~coin
+        view = book.kinds.view[book.kind[contracts.row]]
+        self._stale = tables.stale[view]
+        self._portfolios = Portfolios(
+            accounts=len(self._accounts),
+            account=self._local,
+            instrument=contracts.instrument,
+            size=np.where(self._priced, contracts.size, 0.0),
+            entry=contracts.entry,
+            funding=contracts.funding * self._rate[contracts.settlement],
+            spot=np.zeros((len(self._accounts), len(contracts.underlyings))),
+            instruments=contracts.instruments,
+        )
+        options = is_option(contracts.instruments)
+        self._long_option = options[contracts.instrument] & (contracts.size > 0)
+        self._short_option = options[contracts.instrument] & (contracts.size < 0)
+        self._expired = self._long_option & (contracts.instruments.expiry[contracts.instrument] <= now)
+
+    def derivatives(self) -> Derivatives:
+        of, count = self._of, len(self._accounts)
+        values = self._values()
+        nets = sum_by(of.settlement, values, len(of.settlement_account))
+        gate = self._gate()
+        weight = np.array([self._policy.scenario.gain_weight_initial, 1.0])[None, :, None]
+        gains = np.stack([np.maximum(nets, 0.0) * rates[:, :, of.gain_kind] * weight for rates in self._rates])
+        losses = np.stack([np.maximum(-nets, 0.0) * rates[:, :, of.loss_kind] for rates in self._rates])
+        gains = np.where(gate, gains, 0.0)
+        unpriced = np.zeros(count, dtype=np.bool_)
+        unpriced[self._local[~self._priced]] = True
+        muted = unpriced | valuation.mute(self._book, self._known)[1][self._accounts]
+        owner = np.searchsorted(self._accounts, of.settlement_account)
+        gains[:, LOW][..., muted[owner]] = 0.0
+        worth = nets[MID, MAINTENANCE] * self._unit
+        plain = self._required(self._portfolios)
+        hedges = self._hedges(~muted)
+        hedged = plain if hedges is None else self._required(replace(self._portfolios, spot=hedges.spot))
+        if hedges is None:
+            wide = (count, len(of.underlyings))
+            none = np.zeros((len(self._rates), 3, 2, count))
+            hedges = _Hedges(np.zeros((len(self._rates), *wide)), np.zeros(wide), none)
+        barred = muted.copy()
+        barred[self._local[~self._opens[of.feed][self._underlying]]] = True
+        barred[owner[~self._opens[self._unit_feed]]] = True
+        return Derivatives(
+            accounts=self._accounts,
+            model=tuple(self._model(c) for c in range(count)),
+            market=self._market,
+            portfolios=self._portfolios,
+            priced=self._priced,
+            values=values,
+            gains=gains,
+            losses=losses,
+            gate=gate,
+            worth=valuation.sum_by(owner, worth, count),
+            extra=hedges.extra,
+            share=hedges.share,
+            spot=hedges.spot,
+            hedged=hedges.extra - hedged.total > -plain.total,
+            requirement=np.stack([plain.total, hedged.total]),
+            layers=np.stack([plain.layers, hedged.layers]),
+            rows=np.stack([plain.rows, hedged.rows]),
+            spot_rows=hedged.spot,
+            binding=(plain.binding, hedged.binding),
+            barred=barred,
+            blind=unpriced,
+        )
+
+    def _confidence(self, spot: Floats) -> Floats:
+        """Return max(0, 1 − (p⁺−p⁻)/(p̂·max_spread)) of every underlying; 0 where its price is unknown."""
+        low, high = (side[LOW, MAINTENANCE, self._of.feed] for side in (self._assets, self._debts))
+        spread = np.divide(high - low, spot, out=np.full_like(spot, np.inf), where=self._fine)
+        score: Floats = np.clip(1 - spread / self._policy.max_spread, 0.0, 1.0)
+        return score
+
+    def _ranges(self) -> Floats:
+        """Return R_u: the policy's range, or the greatest initial haircut of what the feed prices, if that is more.
+
+        Collateral that leaves its haircut for the grid must not find less there. The newest view of every chain with
+        such an asset counts, whoever holds anything at it, so that nobody's range depends on anybody else.
+        """
+        ranges = []
+        for feed, sorts in zip(self._of.underlyings, self._of.priced, strict=True):
+            seen = [(p, v) for p, v in sorts if not is_missing(self._views[v])]
+            losses = [float(self._tables.asset_loss[p, v, :, INITIAL].max()) for p, v in seen]
+            ranges.append(max(self._policy.underlyings[feed].range, min(max(losses, default=0.0), LARGEST_RANGE)))
+        return np.array(ranges)
+
+    def _values(self) -> Floats:
+        """Return what rows are worth in units of what they settle in, shape (end, level, N)."""
+        feed, spot = self._of.feed, self._market.spot
+        values = np.empty((3, 2, len(self._of.row)))
+        for level in (INITIAL, MAINTENANCE):
+            low, high = self._assets[LOW, level, feed], self._debts[LOW, level, feed]
+            low = np.where(self._fine, np.minimum(low, spot), spot)
+            high = np.where(self._fine, np.maximum(high, spot), spot)
+            values[:, level] = contract_values(self._portfolios, self._market, low, high)
+        values[HIGH, INITIAL] = values[HIGH, MAINTENANCE]  # what speaks for an account is not guarded by an EMA
+        gone = self._stale | self._expired
+        values[LOW][:, gone] = np.minimum(values[LOW][:, gone], 0.0)
+        settled: Floats = values / self._rate[self._of.settlement]
+        return settled
+
+    def _gate(self) -> Bools:
+        """Return where gains cannot leave before a Hold lands, or nobody relies on them, shape (Q,)."""
+        book, of = self._book, self._of
+        slowest = np.full(len(self._views) + 1, np.iinfo(np.int64).max)
+        for v, view in enumerate(self._views):
+            if view is not None and not is_missing(view):
+                slowest[v] = self._tables.hold[book.chain_of[v]] + max(0, view.age)
+        reach = slowest[book.kinds.view[of.gain_kind]]
+        gate: Bools = book.monitored[of.settlement_account] | (of.seizable & (of.delay > reach))
+        return gate
+
+    def _model(self, c: int) -> ModelName:
+        models = self._policy.models
+        return models.monitored if self._book.monitored[self._accounts[c]] else models.risk_bearing
+
+    def _required(self, portfolios: Portfolios) -> _Required:
+        """Return R, which at ``low`` is no less than R without what may be gone."""
+        count, wide = portfolios.spot.shape
+        sure = replace(portfolios, size=np.where(self._expired, 0.0, portfolios.size))
+        found = self._require(sure)
+        total = np.broadcast_to(np.stack([found.initial, found.maintenance]), (3, 2, count)).copy()
+        layers, binding = found.layers.copy(), list(found.binding or [""] * count)
+        rows, spot = found.rows[:, : len(self._of.row)].copy(), found.rows[:, len(self._of.row) :].copy()
+        spot = spot.reshape(2, count, wide)
+        gone = self._stale & ~self._short_option
+        if gone.any():
+            rest = self._require(replace(sure, size=np.where(gone, 0.0, sure.size)))
+            for level, other in enumerate((rest.initial, rest.maintenance)):
+                worse = other > total[LOW, level]
+                total[LOW, level] = np.maximum(total[LOW, level], other)
+                layers[level][:, worse] = rest.layers[level][:, worse]
+                mine = worse[self._local]
+                rows[level, mine] = rest.rows[level, : len(self._of.row)][mine]
+                spot[level, worse] = rest.rows[level, len(self._of.row) :].reshape(count, wide)[worse]
+                if level == MAINTENANCE and rest.binding:
+                    binding = [b if w else a for a, b, w in zip(binding, rest.binding, worse, strict=True)]
+        stated = np.array([row.range for row in self._market.rows])
+        if (self._market.range > stated).any():  # how old a view is must not make anybody liquidatable
+            least = self._require(sure, replace(self._market, range=stated))
+            total[HIGH] = np.minimum(total[HIGH], np.stack([least.initial, least.maintenance]))
+        return _Required(total, layers, rows, spot, tuple(binding))
+
+    def _require(self, portfolios: Portfolios, market: Market | None = None) -> Requirement:
+        """Ask each account's own model; models see the worst dollar token that the account's contracts settle in."""
+        market = market or self._market
+        count, wide = portfolios.spot.shape
+        stable = np.full(count, 1.0)
+        dollars = self._dollar & self._known[self._unit_feed] & (self._unit > 0)
+        owner = np.searchsorted(self._accounts, self._of.settlement_account)
+        np.minimum.at(stable, owner[dollars], self._unit[dollars])
+        keys = [(self._model(c), float(stable[c])) for c in range(count)]
+        distinct = sorted(set(keys))
+        if len(distinct) == 1:
+            model, price = distinct[0]
+            return requirement(model, portfolios, replace(market, stable=price), self._policy)
+        totals, layers = np.zeros((2, count)), np.zeros((2, len(LAYERS), count))
+        rows, spot = np.zeros((2, len(portfolios.account))), np.zeros((2, count, wide))
+        binding = [""] * count
+        for key in distinct:
+            mine = np.array([k == key for k in keys])
+            chosen = np.flatnonzero(mine)
+            of = mine[portfolios.account]
+            part = replace(
+                portfolios,
+                accounts=len(chosen),
+                account=np.searchsorted(chosen, portfolios.account[of]),
+                instrument=portfolios.instrument[of],
+                size=portfolios.size[of],
+                entry=portfolios.entry[of],
+                funding=portfolios.funding[of],
+                spot=portfolios.spot[chosen],
+            )
+            found = requirement(key[0], part, replace(market, stable=key[1]), self._policy)
+            totals[:, chosen] = found.initial, found.maintenance
+            layers[:, :, chosen] = found.layers
+            rows[:, of] = found.rows[:, : int(of.sum())]
+            spot[:, chosen] = found.rows[:, int(of.sum()) :].reshape(2, len(chosen), wide)
+            for c, words in zip(chosen, found.binding, strict=False):
+                binding[c] = words
+        return Requirement(
+            totals[INITIAL], totals[MAINTENANCE], layers, np.hstack([rows, spot.reshape(2, -1)]), tuple(binding)
+        )
+
+    def _hedges(self, allowed: Bools) -> _Hedges | None:
+        """Return which collateral stands in the grid where it hedges, and what more it counts then; None without any.
+
+        Args:
+            allowed: accounts whose collateral counts at ``low``, shape (C,).
+        """
+        book, of, tables = self._book, self._of, self._tables
+        count, wide = len(self._accounts), len(of.underlyings)
+        delta = row_greeks(self._portfolios, self._market).delta
+        delta = np.where(self._expired, 0.0, delta)
+        short = valuation.sum_by(self._local * wide + self._underlying, delta, count * wide)
+        need = np.where(np.repeat(allowed, wide), np.maximum(-short, 0.0), 0.0)
+        which = np.full(len(book.feeds) + 1, -1)
+        which[of.feed] = np.arange(wide)
+        who = np.full(len(book.accounts), -1)
+        who[self._accounts] = np.arange(count)
+        cell = who[book.group_account] * wide + which[book.group_feed]
+        chosen = (who[book.group_account] >= 0) & (which[book.group_feed] >= 0)
+        chosen &= (book.group_side == ASSET) & (book.group_netting < 0)
+        chosen &= np.where(chosen, need[np.where(chosen, cell, 0)] > 0, False)
+        if not chosen.any():
+            return None
+        pools = _Pools(book, tables, chosen, cell)
+        hedging = pools.counts & ~tables.stale[pools.view]
+        ends = [(end, level) for end in (LOW, MID, HIGH) for level in (INITIAL, MAINTENANCE)]
+        everything = np.ones(len(pools.row))
+        plain = [
+            {place: pools.value(rates[place], place, everything) for place in ends} for rates in self._rates
+        ]  # USD by group
+        counted = np.stack([pools.by_cell(values[LOW, INITIAL], count * wide) for values in plain])
+        price = np.tile(self._market.spot, count)
+        spot = np.minimum(need, counted.min(axis=0) / price)
+        share = np.divide(spot * price, counted, out=np.zeros_like(counted), where=counted > 0)
+        extra = np.zeros((len(self._rates), 3, 2, count))
+        account = np.arange(count * wide) // wide
+        for b, rates in enumerate(self._rates):
+            part = np.where(hedging, share[b][pools.cell[pools.group]], 0.0)
+            for end, level in ends:
+                times = 1 + part * relief(tables, pools.policy, pools.view, b, level)
+                more = pools.value(rates[end, level], (end, level), times)
+                gain = pools.by_cell(more - plain[b][end, level], count * wide)
+                extra[b, end, level] = valuation.sum_by(account, np.maximum(gain, 0.0), count)
+        shape = len(self._rates), count, wide
+        return _Hedges(share.reshape(shape), spot.reshape(count, wide), extra)
+
+
+def relief(tables: RiskTables, policy: Ints, view: Ints, bound: int, level: int) -> Floats:
+    """Return ``min((1−hedged_loss)/(1−h_mkt), MOST_RELIEF) − 1``; 0 where nothing is kept."""
+    kept = 1 - tables.asset_loss[policy, view, bound, level]
+    alone = 1 - tables.hedged_loss[policy, view, bound, level]
+    ratio = np.divide(alone, kept, out=np.ones_like(kept), where=kept > 0)
+    more: Floats = np.clip(ratio, 1.0, MOST_RELIEF) - 1
+    return more
+
+
+class _Pools:
+    """The groups of collateral that may hedge, by themselves; their pools lie wholly among them."""
+
+    def __init__(self, book: Book, tables: RiskTables, chosen: Bools, cell: Ints) -> None:
+        self.row = np.flatnonzero(chosen[book.group])
+        self.group = (np.cumsum(chosen) - 1)[book.group[self.row]]
+        self.cell = cell[chosen]  # (account, underlying) by group
+        self.kind = book.kind[self.row]
+        self.view, self.policy = book.kinds.view[self.kind], book.kinds.policy[self.kind]
+        self.counts = tables.counts[self.row]
+        self._free = np.where(self.counts, book.free[self.row], 0.0)
+        self._whole = np.where(self.counts, book.amount[self.row], 0.0)
+        self._coefficient = tables.liquidity[book.group_policy[chosen]]
+        _, self._pool = np.unique(book.pool[chosen], return_inverse=True)
+
+    def value(self, rate: Floats, place: tuple[int, int], times: Floats) -> Floats:
+        """Return what each group counts, USD, if each row counts ``times`` as much before liquidity."""
+        quantity = self._whole if place == (HIGH, MAINTENANCE) else self._free
+        total = valuation.sum_by(self.group, rate[self.kind] * quantity * times, len(self.cell))
+        pools = valuation.sum_by(self._pool, total, int(self._pool.max()) + 1)
+        worth: Floats = total / liquidity_divisor(np.sqrt(pools)[self._pool], self._coefficient)
+        return worth
+
+    def by_cell(self, values: Floats, size: int) -> Floats:
+        return valuation.sum_by(self.cell, values, size)
+
+
+def sum_by(index: Ints, values: Floats, size: int) -> Floats:
+    """Return Σ values by index along the last axis, shape (..., size)."""
+    flat = values.reshape(-1, values.shape[-1])
+    return np.stack([valuation.sum_by(index, row, size) for row in flat]).reshape(*values.shape[:-1], size)
