@@ -21,7 +21,16 @@ from adapters.disputes import TEXT_LIMIT, Dispute
 from aggregator.domain.errors import Contradicted, Garbage, SourceError, Unavailable, WrongChain
 from aggregator.domain.price import Quote
 from aggregator.domain.rows import ChainRow
-from aggregator.domain.snapshot import FROZEN, INFORMATIONAL, Block, Finding, Position, Reading, Subject
+from aggregator.domain.snapshot import (
+    DEBT_UNREADABLE,
+    FROZEN,
+    INFORMATIONAL,
+    Block,
+    Finding,
+    Position,
+    Reading,
+    Subject,
+)
 from aggregator.ports import ChainReader
 
 PIN_SHARE, BLOCK_SHARE, READ_SHARE, REREAD_SHARE = 0.5, 0.25, 0.9, 0.1
@@ -374,7 +383,7 @@ class QuorumReader:
         """Read every venue at ``block`` through all providers and return what enough of them say.
 
         A position without agreement is a finding ``disputed`` on its account. Assets in dispute are left out, debts
-        are taken at the highest amount that any provider claims.
+        are taken at the highest amount that any provider claims; contracts are left out as ``debt-unreadable``.
 
         Raises:
             NoQuorum: fewer providers than needed can read the block.
@@ -469,11 +478,14 @@ class QuorumReader:
                 findings.update(noted)  # each can only take something away
                 what = f"whether something is {noted[0].code}"
             else:
+                contract = bool(claimed[0].contract.kind)
                 what = f"{claimed[0].asset} at {claimed[0].venue}: " + ", ".join(
-                    f"{self._names[i]} says {sum(row.amount for row in rows if isinstance(row, Position))}"
-                    for i, rows in sorted(said.items())
+                    f"{self._names[i]} says {_sum(rows, contract)}" for i, rows in sorted(said.items())
                 )
-                if claimed[0].side == "debt":
+                if contract:  # neither end of a contract is the safe one: it may hedge, and either side may lose
+                    findings.add(Finding(DEBT_UNREADABLE, key[1], what))
+                    what += "; the account opens no risk meanwhile"
+                elif claimed[0].side == "debt":
                     positions.append(max(claimed, key=lambda p: (p.amount, p)))
                     what += "; the highest counts"
                 else:
@@ -698,6 +710,11 @@ def _table(reading: Reading) -> Table:
     findings = ((("finding", f.scope, f.code), f) for f in reading.findings)
     frozen = [(FROZEN_KEY, Frozen(reading.frozen))] if reading.frozen else []
     return _grouped([*positions, *findings, *frozen])
+
+
+def _sum(rows: tuple[Row, ...], contract: bool) -> int:
+    """Return how much of one thing a provider claims, in base units: of contracts their size."""
+    return sum(row.quantity if contract else row.amount for row in rows if isinstance(row, Position))
 
 
 def _differing(tables: Mapping[int, Table], expected: Table) -> list[tuple[str, ...]]:

@@ -131,7 +131,7 @@ EXAMPLES: Mapping[str, str] = {
     "pyth.emitter_address": '"e101faedac5851e32b9b23b5f9411a8c2bac4aae3ed4dd7b811dd1a72ea4aa71"',
     "venues": '{chain = "eip155:1", kind = "wallet"}',
     "venues.chain": '"eip155:1"',
-    "venues.kind": '"wallet", "vault", "lender" or "aave-v3"; on Solana "wallet", "vault" or "links"',
+    "venues.kind": '"wallet", "vault", "lender", "aave-v3" or "margin-venue"; on Solana "wallet", "vault" or "links"',
     "venues.addresses": '{vault = "0x5fbdb2315678afecb367f032d93f642f64180aa3"}',
     "venues.addresses.*": '"0x5fbdb2315678afecb367f032d93f642f64180aa3"',
     "destinations": '{chain = "eip155:1", kind = "evm-registry", address = ..., clock_bound = 5, payer_key = ...}',
@@ -254,7 +254,13 @@ NAMED = frozenset({"policy.assets", "policy.underlyings", "policy.groups", "venu
 SOLANA_EXAMPLE = '"4uhcVJyU9pJkvQyS88uRDiswHXSCkY3zQawwpjk2NsNY"'
 """An example of 32 bytes in base58, where EXAMPLES has the EVM form."""
 VENUES: Mapping[Family, Mapping[str, tuple[str, ...]]] = {
-    "evm": {"wallet": (), "vault": ("vault",), "lender": ("lender",), "aave-v3": ("pool", "data_provider")},
+    "evm": {
+        "wallet": (),
+        "vault": ("vault",),
+        "lender": ("lender",),
+        "aave-v3": ("pool", "data_provider"),
+        "margin-venue": ("venue",),
+    },
     "solana": {"wallet": (), "vault": ("program", "vault"), "links": ("program",)},
 }
 """Kinds of venue by family of chain, each with the addresses it needs."""

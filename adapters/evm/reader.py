@@ -494,8 +494,10 @@ class EvmReader:
             if lie is None:
                 positions.append(position)
                 continue
-            code = DEBT_UNREADABLE if position.side == "debt" else "unreadable"
-            findings.append(Finding(code, position.account, f"{position.asset}: {lie}"))
+            owes = position.side == "debt" or position.contract.kind
+            findings.append(
+                Finding(DEBT_UNREADABLE if owes else "unreadable", position.account, f"{position.asset}: {lie}")
+            )
         await self._prove(block, subjects, positions, findings)
         kept, withheld = withhold(positions, await self._unverified(block, subjects))
         return Reading(block, kept, (*findings, *withheld), frozen=frozen)

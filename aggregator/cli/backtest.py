@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from aggregator.core.risk.backtest import Backtest, Model
     from aggregator.core.risk.procyclicality import ProcyclicalityReport
 
+DAY = 86_400
 USUAL = ("BTC/USD", "ETH/USD", "SOL/USD", "stETH/ETH", "USDC/USD")
 ROWS = {"usdc": ("stable",), "dai": ("stable",), "ust": ("stable",), "steth": ("receipt", "stable")}
 ROWS |= {"wbtc_btc": ("receipt", "stable")}
@@ -197,7 +198,7 @@ def _run(
             market = expected_shortfall(([float(at)], [1.0]), policy.volatility, policy.jumps, rules.confidence)
             whole = 1 - (1 - market) * (1 - rules.haircut)
             result = run_backtest(
-                cut.close, cut.times, model, rules.confidence, window, charge=(market, market), losses=losses
+                cut.close, cut.times, model, rules.confidence, 0, charge=(market, market), losses=losses
             )
             beyond = int((result.losses > whole).sum())
             cases.append(Case(history.name, f"haircut {level}", name, result, beyond))
@@ -210,7 +211,7 @@ def _rises(cases: Sequence[Case], period: int) -> Iterator[tuple[str, Procyclica
 
     for case in cases:
         if case.result.model != "haircut" and (case.result.var > 0).all():
-            yield case.name, measure(case.result.var, max(1, 86_400 // period))
+            yield case.name, measure(case.result.var, max(1, DAY // period))
 
 
 def verdict(result: Backtest) -> Literal["holds", "too low", "ample"]:
@@ -220,7 +221,7 @@ def verdict(result: Backtest) -> Literal["holds", "too low", "ample"]:
 
 
 def _day(seconds: int, period: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d" if period % 86_400 == 0 else "%Y-%m-%d %H:%M")
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d" if period % DAY == 0 else "%Y-%m-%d %H:%M")
 
 
 def _print(
@@ -233,16 +234,23 @@ def _print(
     parameters: PolicyRow | None,
     digest: str,
 ) -> None:
-    columns: tuple[str, ...] = ("model", ">α %", ">set aside %", ">breaches", ">promised", ">accepted", "coverage")
+    columns: tuple[str, ...] = (
+        "model",
+        ">α %",
+        ">tested",
+        ">set aside %",
+        ">breaches",
+        ">promised",
+        ">accepted",
+        "coverage",
+    )
     columns += (">Kupiec p", ">indep. p", ">both p", "zone", ">plus", ">ES Z2", "worst", ">loss %", ">set aside %")
     against = "lowest price within" if low else "close of"
     for history, cut in cuts:
         mine = [case for case in cases if case.series == history.name]
-        n, times = mine[0].result.n, mine[0].result.times
-        title = (
-            f"{history.name}: {n:,} periods of {name_duration(period)}, {_day(int(times[0]), 86_400)} to "
-            f"{_day(int(times[-1]), 86_400)}, against the {against} each"
-        )
+        first, last = _day(int(cut.times[0]) - period, DAY), _day(int(cut.times[-1]) - 1, DAY)
+        size = f"{len(cut.times):,} periods of {name_duration(period)}"
+        title = f"{history.name}: {size}, {first} to {last}, against the {against} each"
         shown = table(title, *columns)
         for case in mine:
             r, worst = case.result, case.result.worst
@@ -250,6 +258,7 @@ def _print(
             shown.add_row(
                 case.name,
                 f"{100 * r.alpha:g}",
+                f"{r.n:,}",
                 f"{100 * r.var.mean():.2f}",
                 f"{r.breaches:,}",
                 f"{r.expected:,.1f}",
@@ -261,7 +270,7 @@ def _print(
                 Text(r.light.colour, style=COLOURS[r.light.colour]),
                 f"{r.light.plus_factor:.2f}",
                 f"{r.z2:.2f}",
-                _day(int(r.times[worst]), period),
+                _day(int(r.times[worst]) - period, period),
                 f"{100 * r.losses[worst]:.2f}",
                 f"{100 * r.var[worst]:.2f}",
             )
@@ -276,10 +285,10 @@ def _print(
         gaps = f"{history.missing} bars missing, {cut.absent} periods left out" if history.missing else "no bar missing"
         out.print(f"  {gaps}\n")
     for line in (
-        f"A model sees {window} periods before its first forecast. set aside: the mean; last, before the worst.",
+        f"A model sees {window} periods before its first forecast, a haircut none. set aside: the mean; last, then.",
         "accepted: counts of breaches that Kupiec's test accepts at 95%. coverage: more is too low, fewer is ample.",
         "indep. p, both p: Christoffersen's tests; below 0.05 breaches come in clusters. zone, plus: the Basel light.",
-        "ES Z2: Acerbi and Székely; 0 is right, below −0.7 ES at 97.5% is rejected. worst: farthest beyond.",
+        "ES Z2: Acerbi and Székely; 0 is right, below −0.7 ES at 97.5% is rejected. worst: the period farthest beyond.",
     ):
         out.print(line)
     if parameters is not None:
@@ -353,13 +362,19 @@ def _document(
 def _draw(path: Path, cases: Sequence[Case], period: int) -> None:
     if len({case.series for case in cases}) > 1:
         raise InputError("--plot", "shows one series", "choose it with --asset or --series")
-    first = cases[0].result
-    days = first.times.astype("datetime64[s]")
+    longest = max((case.result for case in cases), key=lambda r: r.n)
     title = f"{cases[0].series}: profit and loss per {name_duration(period)} against what was set aside"
     fig, axes = plotting.figure(title, "end of the period (UTC)", "% of the value")
-    axes.plot(days, -100 * first.losses, color="#9aa4af", linewidth=0.5, label="profit and loss")
+    axes.plot(
+        longest.times.astype("datetime64[s]"),
+        -100 * longest.losses,
+        color="#9aa4af",
+        linewidth=0.5,
+        label="profit and loss",
+    )
     for i, case in enumerate(cases):
         r, colour = case.result, plotting.COLOURS[i % len(plotting.COLOURS)]
+        days = r.times.astype("datetime64[s]")
         label = f"{case.name}, {100 * r.alpha:g}%: {r.breaches} of {r.n}"
         axes.plot(days, -100 * r.var, color=colour, linewidth=1.0, label=label)
         axes.plot(days[r.exceeded], -100 * r.losses[r.exceeded], "v", color=colour, markersize=4)

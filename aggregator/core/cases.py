@@ -37,6 +37,7 @@ MOST_ROWS = 2_000
 ONE = ""
 """The field of cases that expect a single number."""
 _PER_BP = 1e4
+_CALL_FLAGS = ("isCall", "is_call", "call")
 _MISSING: Any = object()
 
 Value = float | None
@@ -133,10 +134,14 @@ class Inputs:
             return self.number("T", "tau")
         return self.number("T_sec", "sec") / self.number("year_sec", default=SECONDS_PER_YEAR)
 
+    def typed(self) -> bool:
+        """Tell whether it is given which of call and put is meant."""
+        return any(self.has(name) for name in ("type", *_CALL_FLAGS))
+
     def is_call(self) -> bool:
         """Return whether ``type`` (or ``isCall``, ``call``) says a call."""
         if not self.has("type"):
-            return self.flag("isCall", "is_call", "call")
+            return self.flag(*_CALL_FLAGS)
         kind = str(self.value("type")).lower()
         if kind not in ("call", "put", "c", "p"):
             raise ValueError(f"{self._path}.type: {kind!r} is neither call nor put")
@@ -270,7 +275,7 @@ def _bsm(inputs: Inputs, fields: Sequence[str]) -> dict[str, Value]:
         return _greeks(option.bsm_greeks(spot, strike, t, vol, rate, carry, is_call))
 
     values: dict[str, Value] = dict(_sides(of))
-    if inputs.has("type") or inputs.has("isCall"):
+    if inputs.typed():
         own = of(inputs.is_call())
         values |= own
         values[ONE] = own["price"]
@@ -301,7 +306,7 @@ def _black76(inputs: Inputs, fields: Sequence[str]) -> dict[str, Value]:
     for name, is_call in (("call", True), ("put", False)):
         if f"undisc_{name}_delta" in fields:
             values[f"undisc_{name}_delta"] = float(option.black76_greeks(forward, strike, t, vol, is_call).delta)
-    typed = inputs.has("type") or inputs.has("isCall")
+    typed = inputs.typed()
     if typed:
         values["price"] = values[ONE] = price(inputs.is_call())
     if typed and (inputs.has("greek") or not set(fields) <= values.keys()):
@@ -618,7 +623,8 @@ def _srm_margin(inputs: Inputs, fields: Sequence[str]) -> dict[str, Value]:
     markets = []
     for i, name in enumerate(names):
         size = inputs.number(f"perp_{name.lower()}", default=0.0)
-        now, then = (_number(f"inputs.funding_idx[{i}]", v) for v in (indices[i][1], indices[i][0]))
+        # By market, as the source orders them: the market's index, then the one at which the account last settled.
+        now, then = (_number(f"inputs.funding_idx[{i}]", v) for v in (indices[i][0], indices[i][1]))
         sure = [_number(f"inputs.conf[{i}]", v) for v in confidence[i]]
         pnl = perp.linear_pnl(size, perp_price[i], entry[i]) + perp.funding_accrued(size, now, then)
         markets.append(

@@ -260,14 +260,15 @@ def plain_requirement(portfolios: Portfolios, charges: Floats, market: Market) -
     order = np.lexsort((charges[INITIAL], portfolios.account))
     top = order[np.append(np.diff(portfolios.account[order]) > 0, True)] if len(order) else order
     charged = top[charges[INITIAL][top] > 0]
-    names = np.array([describe(portfolios.instruments, i, market) for i in range(len(portfolios.instruments.kind))])
-    worst[portfolios.account[charged]] = names[portfolios.instrument[charged]] if len(charged) else ""
+    named, which = np.unique(portfolios.instrument[charged], return_inverse=True)
+    names = np.array([describe(portfolios.instruments, int(i), market) for i in named], dtype=object)
+    worst[portfolios.account[charged]] = names[which]
     return Requirement(
         initial=totals[INITIAL],
         maintenance=totals[MAINTENANCE],
         layers=layers,
         rows=np.hstack([charges, np.zeros((2, portfolios.spot.size))]),
-        binding=tuple(map(str, worst)),
+        binding=tuple(worst.tolist()),
     )
 
 

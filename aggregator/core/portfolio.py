@@ -227,7 +227,7 @@ class _Work:
         barred[owner[~self._opens[self._unit_feed]]] = True
         return Derivatives(
             accounts=self._accounts,
-            model=tuple(self._model(c) for c in range(count)),
+            model=self._models(),
             market=self._market,
             portfolios=self._portfolios,
             priced=self._priced,
@@ -295,9 +295,20 @@ class _Work:
         gate: Bools = book.monitored[of.settlement_account] | (of.seizable & (of.delay > reach))
         return gate
 
-    def _model(self, c: int) -> ModelName:
+    def _models(self) -> tuple[ModelName, ...]:
+        """Return the margin model of every account, by its class."""
         models = self._policy.models
-        return models.monitored if self._book.monitored[self._accounts[c]] else models.risk_bearing
+        monitored = self._book.monitored[self._accounts].tolist()
+        return tuple(models.monitored if watched else models.risk_bearing for watched in monitored)
+
+    def _stable(self) -> Floats:
+        """Return the price of the worst dollar token that each account's contracts settle in, at most 1, shape (C,)."""
+        stable = np.full(len(self._accounts), 1.0)
+        dollars = self._dollar & self._known[self._unit_feed] & (self._unit > 0)
+        np.minimum.at(
+            stable, np.searchsorted(self._accounts, self._of.settlement_account)[dollars], self._unit[dollars]
+        )
+        return stable
 
     def _required(self, portfolios: Portfolios) -> _Required:
         """Return R, which at ``low`` is no less than R without what may be gone."""
@@ -330,20 +341,18 @@ class _Work:
         """Ask each account's own model; models see the worst dollar token that the account's contracts settle in."""
         market = market or self._market
         count, wide = portfolios.spot.shape
-        stable = np.full(count, 1.0)
-        dollars = self._dollar & self._known[self._unit_feed] & (self._unit > 0)
-        owner = np.searchsorted(self._accounts, self._of.settlement_account)
-        np.minimum.at(stable, owner[dollars], self._unit[dollars])
-        keys = [(self._model(c), float(stable[c])) for c in range(count)]
-        distinct = sorted(set(keys))
+        prices, which = np.unique(self._stable(), return_inverse=True)
+        own = self._policy.models.risk_bearing, self._policy.models.monitored
+        watched = self._book.monitored[self._accounts] & (own[0] != own[1])
+        sort = 2 * which + watched
+        distinct = np.unique(sort).tolist()
         if len(distinct) == 1:
-            model, price = distinct[0]
-            return requirement(model, portfolios, replace(market, stable=price), self._policy)
+            return requirement(own[distinct[0] % 2], portfolios, replace(market, stable=float(prices[0])), self._policy)
         totals, layers = np.zeros((2, count)), np.zeros((2, len(LAYERS), count))
         rows, spot = np.zeros((2, len(portfolios.account))), np.zeros((2, count, wide))
         binding = [""] * count
         for key in distinct:
-            mine = np.array([k == key for k in keys])
+            mine = sort == key
             chosen = np.flatnonzero(mine)
             of = mine[portfolios.account]
             part = replace(
@@ -356,7 +365,8 @@ class _Work:
                 funding=portfolios.funding[of],
                 spot=portfolios.spot[chosen],
             )
-            found = requirement(key[0], part, replace(market, stable=key[1]), self._policy)
+            price = float(prices[key // 2])
+            found = requirement(own[key % 2], part, replace(market, stable=price), self._policy)
             totals[:, chosen] = found.initial, found.maintenance
             layers[:, :, chosen] = found.layers
             rows[:, of] = found.rows[:, : int(of.sum())]

@@ -295,9 +295,7 @@ def canonical_policy(policy: PolicyRow) -> str:
 
     Keys sorted, no spaces, UTF-8; numbers that are no integers as their shortest exact decimal text.
     """
-    return json.dumps(
-        _exact(policy.model_dump(mode="json")), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-    )
+    return json.dumps(_exact(policy.model_dump(mode="json")), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def policy_digest(policy: PolicyRow) -> str:

@@ -17,7 +17,7 @@ Family = Literal["evm", "solana"]
 
 
 class Row(BaseModel):
-    """Frozen, and strict about unknown keys: a misspelt key is an error, not a default. No number is nan or infinite."""
+    """Frozen, and strict: a misspelt key is an error, not a default, and no number is nan or infinite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 

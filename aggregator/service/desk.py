@@ -28,6 +28,8 @@ T = TypeVar("T")
 MOST_CHANGES = 32
 MOST_POSITIONS = 1_000_000
 """Positions times valuations that one request may cost: half a minute or so of one core."""
+MOST_ROWS = 5_000
+"""Accounts times scenarios in one answer on stress, which names them all."""
 MOST_WAITING = 16
 MOST_HOURS = 120
 """Points along a scenario's path that are valued; evenly spread, with the lowest among them."""
@@ -82,6 +84,11 @@ class Desk:
         if account is not None:
             self._known(epoch, account)
             snapshot = restrict(snapshot, account)
+        if (rows := len(snapshot.accounts) * len(chosen)) > MOST_ROWS:
+            problem = (
+                f"the answer would have {rows:,} rows, one per account and scenario; at most {MOST_ROWS:,} are given"
+            )
+            raise InputError("scenario", problem, "name fewer scenarios, or one account")
         self._affordable(len(snapshot.positions) * (1 + len(chosen)))
         return await self._compute(lambda: stress_report(snapshot, epoch.quotes, epoch.world, epoch.latency, chosen))
 

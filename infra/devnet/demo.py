@@ -1,4 +1,4 @@
-"""The demo: five accounts over three real chains, a price shock, a halted chain, and the checks on what is shown."""
+"""The demo: seven accounts over three real chains, a price shock, a halted chain, and the checks on what is shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -119,9 +119,54 @@ def _has_debt(stage: Stage, label: str) -> bool | None:
     return any(c["side"] == "debt" for c in stage.margin(label)["components"]) or None
 
 
+def contracts(stage: Stage) -> None:
+    """The perps and options that two accounts are in at the example venue are part of their margins."""
+    for who in TRADERS:
+        if who.trades:
+            m = stage.until(f"the perps and options of {who.label}", partial(_trading, stage, who))
+            legs = ", ".join(f"{c['contract']['text']} worth {c['value']['text']}" for c in _contracts(m))
+            if min(int(m["required"][level]["exact"]) for level in ("initial", "maintenance")) <= 0:
+                raise DemoError(f"{who.label} is {legs}, of which {m['required']} is required; more was expected")
+            if m["status"] != "healthy":
+                raise DemoError(f"{who.label} is {m['status']}, healthy was expected")
+            required = f"IM {m['required']['initial']['text']}, MM {m['required']['maintenance']['text']}"
+            stage.tell(f"{who.label} is {legs}; required: {required} ({m['model']}, {m['binding']})")
+    _tell_offset(stage)
+
+
+def _tell_offset(stage: Stage) -> None:
+    """Ether in ballast's vault hedges: less is required than its contracts alone lose in the grid's largest move."""
+    m = stage.margin("ballast")
+    of = next(e for e in m["greeks"] if e["underlying"] == "ETH/USD")
+    alone = abs(of["delta"]) * of["spot"] * of["range"]
+    required = int(m["required"]["initial"]["exact"]) / 1e8
+    if m["hedged"] != ["initial", "maintenance"] or not (of["hedge"] > 0 and required < alone / 2):
+        raise DemoError(
+            f"ballast's ether does not hedge: {required:,.0f} of {alone:,.0f} required, {m['hedged']}, {of}"
+        )
+    stage.tell(
+        f"{of['hedge']:.2f} ETH of ballast's vault stand against delta {of['delta']:+.2f} of its contracts: "
+        f"{required:,.0f} is required, while a move of {of['range']:.0%} would cost those alone {alone:,.0f}"
+    )
+
+
+def _contracts(margin: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [c for c in margin["components"] if "/contract:" in c["asset"]]
+
+
+def _trading(stage: Stage, who: Trader) -> dict[str, Any] | None:
+    """Return a margin that has every position of a trader at the venue, and its collateral there."""
+    m = stage.margin(who.label)
+    wanted = sorted(("asset" if size > 0 else "debt", abs(size)) for _, size in who.trades)
+    found = sorted((c["side"], int(c["quantity"])) for c in _contracts(m))
+    cash = [c for c in m["components"] if c["venue"] == "margin-venue" and "/contract:" not in c["asset"]]
+    return m if found == wanted and len(cash) == len(who.collateral) else None
+
+
 def shock(stage: Stage) -> None:
     """Prices fall 15%; the account near liquidation turns unhealthy, the others do not."""
     before = stage.margin("tightrope")["health"]["low"]
+    calm = {label: stage.margin(label) for label in ("ballast", "squall")}
     stage.world.shock("0.85", ["ETH/USD", "BTC/USD", "SOL/USD"])
     stage.tell("prices of ETH, BTC and SOL fall 15%")
     stage.until("tightrope unhealthy", lambda: stage.margin("tightrope")["status"] == "unhealthy" or None)
@@ -130,6 +175,44 @@ def shock(stage: Stage) -> None:
     for label in ("meridian", "harbor", "solstice"):
         if (status := stage.margin(label)["status"]) != "healthy":
             raise DemoError(f"{label} is {status} after the shock, healthy was expected")
+    _check_hedge(stage, calm["ballast"])
+    _check_loss(stage, calm["squall"])
+
+
+def _value(margin: Mapping[str, Any], venue: str, kind: str) -> float:
+    """Return what an account's components of a venue and a kind (the end of their symbol) are worth, USD."""
+    legs = (c for c in margin["components"] if c["venue"] == venue and c["symbol"].endswith(kind))
+    return sum(int(c["value"]["exact"]) for c in legs) / 1e8
+
+
+def _check_hedge(stage: Stage, calm: Mapping[str, Any]) -> None:
+    """What the vault's ether loses, the short perp and the puts make good for the most part."""
+
+    def fallen() -> dict[str, Any] | None:
+        m = stage.margin("ballast")
+        return m if _value(m, "vault", "WETH") < 0.88 * _value(calm, "vault", "WETH") else None
+
+    now = stage.until("ballast's ether down with all of its prices", fallen)
+    ether, perp, puts = (
+        _value(now, venue, kind) - _value(calm, venue, kind)
+        for venue, kind in (("vault", "WETH"), ("margin-venue", "perp"), ("margin-venue", "put"))
+    )
+    equity = (int(now["equity"]["exact"]) - int(calm["equity"]["exact"])) / 1e8
+    if not (ether < 0 < min(perp, puts) and 0.6 * ether < equity < 0):
+        raise DemoError(f"ballast's ether moved {ether:,.0f}, perp {perp:,.0f}, puts {puts:,.0f}, equity {equity:,.0f}")
+    stage.tell(
+        f"ballast is hedged: its ether loses {-ether:,.0f}, the perp gains {perp:,.0f}, the puts {puts:,.0f}; "
+        f"equity {equity:+,.0f}"
+    )
+
+
+def _check_loss(stage: Stage, calm: Mapping[str, Any]) -> None:
+    """A long inverse perp loses; calls that were sold cost less to buy back."""
+    now = stage.margin("squall")
+    perp, calls = (_value(now, "margin-venue", k) - _value(calm, "margin-venue", k) for k in ("inverse", "call"))
+    if not perp < 0 < calls:
+        raise DemoError(f"squall: perp {perp:,.0f}, sold calls {calls:,.0f}; a loss and a gain were expected")
+    stage.tell(f"squall's inverse perp loses {-perp:,.0f}, its sold calls gain {calls:,.0f}")
 
 
 def halt(stage: Stage) -> None:
@@ -284,7 +367,7 @@ def _first_words(cause: str, limit: int = 110) -> str:
     return cause if len(cause) <= limit else cause[:limit].rpartition(" ")[0] + " …"
 
 
-PHASES = (first_certificates, borrow, shock, halt, recover, lie, darken, reorganise)
+PHASES = (first_certificates, borrow, contracts, shock, halt, recover, lie, darken, reorganise)
 
 
 # --- checks of the single run -----------------------------------------------------------------------------------------
@@ -384,7 +467,7 @@ def play(*, once: bool, port: int | None) -> int:
         with World(port, tell) as world:
             pids += world.pids()
             desk, faults = Desk(world), Faults(world)
-            tell("five traders fund their vaults and wallets")
+            tell("seven traders fund their vaults and wallets, two of them trade perps and options")
             desk.deposit_all()
             world.start_clocks()
             with running_service(world) as service, ControlPort(faults, world.url):
@@ -393,7 +476,7 @@ def play(*, once: bool, port: int | None) -> int:
                 try:
                     stage.until("the API to answer", lambda: desk.api.get("/healthz").is_success or None)
                     desk.open_all()
-                    tell("five accounts opened, every link signed by both sides")
+                    tell("seven accounts opened, every link signed by both sides")
                     world.publish_config(POINTER)
                     _announce(console, world)
                     if once:

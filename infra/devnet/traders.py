@@ -1,4 +1,4 @@
-"""Five traders: whom the demo opens accounts for, what they deposit where, and how they sign and borrow."""
+"""Seven traders: whom the demo opens accounts for, what they deposit and trade where, how they sign and borrow."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from aggregator.domain.snapshot import Account
 from aggregator.service.accounts import link_message
 from infra.devnet.aave import load_aave
 from infra.devnet.anvil import MNEMONIC, AnvilError, transact
-from infra.devnet.evm_deploy import at
+from infra.devnet.evm_deploy import LISTED, at
 from infra.devnet.svm_deploy import SolanaUser
 from infra.devnet.world import EvmChain, World
 from proofs.links import account_id
 
 Deposit = tuple[str, str, int]
 """(chain name, what, base units); what = weth, usdc, aweth, vault4626, wsol."""
+
+Trade = tuple[str, int]
+"""(instrument of ``LISTED``, size in 1e-18 units, negative = sold)."""
 
 LINK_LIFE = 3600  # seconds a signed link may wait to be recorded
 
@@ -39,6 +42,7 @@ class Trader:
     controller: chain name whose key controls the account; its destination holds the budget.
     deposits: into collateral vaults. wallet: left in the linked wallet itself. aave: (supplied WETH, borrowed USDC).
     borrow: share of the budget to draw from the example lender of the controller's chain.
+    collateral: deposited at the example venue of the controller's chain, for what ``trades`` buys and sells there.
     """
 
     label: str
@@ -50,6 +54,8 @@ class Trader:
     aave: tuple[int, int] | None = None
     kind: str = "risk-bearing"
     borrow: float = 0.0
+    collateral: tuple[tuple[str, int], ...] = ()  # (what, base units); what = usdc, weth
+    trades: tuple[Trade, ...] = ()
     solana: Keypair = field(default_factory=Keypair)
 
     @property
@@ -66,6 +72,8 @@ class Trader:
 
 
 WETH, USDC, WSOL = 10**18, 10**6, 10**9
+UNIT = 10**18  # of an instrument
+ANY_PRICE = 2**255
 TRADERS = (
     Trader(
         "meridian",
@@ -107,6 +115,24 @@ TRADERS = (
         aave=(5 * WETH, 8_000 * USDC),
         kind="monitored",
     ),
+    Trader(
+        "ballast",
+        "ether in a vault, hedged by a short perp and bought puts",
+        "alpha",
+        7,
+        (("alpha", "weth", 10 * WETH),),
+        collateral=(("usdc", 6_000 * USDC),),
+        trades=(("perp", -5 * UNIT), ("put-near", 3 * UNIT)),
+    ),
+    Trader(
+        "squall",
+        "an inverse perp, and calls sold without cover",
+        "alpha",
+        8,
+        (("alpha", "usdc", 40_000 * USDC),),
+        collateral=(("usdc", 8_000 * USDC), ("weth", WETH)),
+        trades=(("inverse", 6_000 * UNIT), ("call-far", -4 * UNIT)),
+    ),
 )
 
 
@@ -145,6 +171,8 @@ class Desk:
                     self._deposit_evm(trader, self.chain(name), mine, kept)
             if trader.aave:
                 self._borrow_from_aave(trader, *trader.aave)
+            if trader.trades:
+                self._trade(trader)
         asyncio.run(self._deposit_solana())
 
     def _deposit_evm(self, trader: Trader, chain: EvmChain, deposits: list[Deposit], kept: list[Deposit]) -> None:
@@ -195,6 +223,21 @@ class Desk:
         pool = self._supply(w3, chain, who, supplied)
         usdc = Web3.to_checksum_address(chain.contracts["usdc"])
         transact(w3, pool.functions.borrow(usdc, borrowed, 2, 0, who), who)
+
+    def _trade(self, trader: Trader) -> None:
+        """Deposit collateral at the example venue, and buy and sell there at what it asks and bids."""
+        chain = self.chain(trader.controller)
+        w3, who, account = chain.w3, trader.key.address, bytes.fromhex(self.account(trader)[2:])
+        venue = at(w3, "ExampleVenue", chain.contracts["venue"])
+        transact(w3, venue.functions.open(account, trader.salt), who)
+        for what, amount in trader.collateral:
+            token, held = self._acquire(w3, chain, who, what, amount)
+            transact(w3, token.functions.approve(venue.address, held), who)
+            transact(w3, venue.functions.deposit(account, token.address, held), who)
+        ids = {name: id for id, (name, _, _) in enumerate(LISTED, start=1)}
+        for name, size in trader.trades:
+            limit = ANY_PRICE if size > 0 else 0
+            transact(w3, venue.functions.trade(account, ids[name], size, limit), who)
 
     async def _deposit_solana(self) -> None:
         url, names = self.world.svm.url, self.world.solana

@@ -232,6 +232,7 @@ class World:
             max_lifetime=MAX_LIFETIME,
             vault_delay=VAULT_DELAY,
             with_aave=chain is self.alpha,
+            with_venue=chain is self.alpha,
         )
         chain.contracts = deploy_evm_chain(w3, spec)
         chain.contracts["feed_sol"] = str(deploy_feed(w3, "SOL / USD", prices["SOL/USD"]).address).lower()
@@ -489,6 +490,8 @@ class World:
         if "aave_pool" in c.contracts:
             addresses = {"pool": c.contracts["aave_pool"], "data_provider": c.contracts["aave_data_provider"]}
             rows.append({"chain": c.id, "kind": "aave-v3", "addresses": addresses})
+        if "venue" in c.contracts:
+            rows.append({"chain": c.id, "kind": "margin-venue", "addresses": {"venue": c.contracts["venue"]}})
         return rows
 
     def _solana_venues(self) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from aggregator.cli.stress import ask
 from aggregator.config import Settings
 from aggregator.core.pipeline import compute_report
 from aggregator.core.risk.stress import standings
+from aggregator.core.whatif import what_if
 from aggregator.domain.errors import InputError
 from aggregator.service import desk as desks
 from aggregator.service.desk import Desk
@@ -252,15 +254,28 @@ async def test_what_costs_too_much_is_refused_before_it_begins(api: Api, monkeyp
     assert (await api.post("/v1/stress", {}, 400))["field"] == "scenario"
     assert (await api.get("/v1/risk/systemic", 400))["field"] == "scenario"
     assert await api.post("/v1/stress", {"scenario": "vol-spike", "account": "cleo"})
+    monkeypatch.setattr(desks, "MOST_ROWS", 2)
+    assert "3 rows" in (await api.post("/v1/stress", {"scenario": "vol-spike"}, 400))["problem"]
 
 
 async def test_a_crowd_waits_and_beyond_that_is_turned_away(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+
+    def slowly(*given: Any) -> Any:
+        assert go.wait(60)
+        return what_if(*given)
+
     monkeypatch.setattr(desks, "MOST_WAITING", 3)
+    monkeypatch.setattr(desks, "what_if", slowly)
     path, body = "/v1/accounts/ada/whatif", {"changes": [add(WETH, 1)]}
-    answers = await asyncio.gather(*(api.client.post(path, json=body) for _ in range(8)))
-    statuses = sorted(answer.status_code for answer in answers)
-    assert set(statuses) == {200, 409}
-    assert (await api.client.post(path, json=body)).status_code == 200
+    asked = [asyncio.create_task(api.client.post(path, json=body)) for _ in range(8)]
+    turned_away, waiting = set[asyncio.Task[httpx.Response]](), set(asked)
+    while len(turned_away) < 5:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        turned_away |= done
+    assert {task.result().status_code for task in turned_away} == {409}
+    go.set()
+    assert [(await task).status_code for task in waiting] == [200] * 3
 
 
 async def test_the_desk_has_what_a_fresh_valuation_has(certified: Certified) -> None:

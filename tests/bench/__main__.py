@@ -22,6 +22,7 @@ from tests.bench.epoch import measure_epoch
 from tests.bench.freshness import measure_freshness
 from tests.bench.gas import PEERS, measure_post_gas
 from tests.bench.memory import measure_memory
+from tests.bench.options import measure_options
 from tests.bench.quorum import measure_quorum
 from tests.bench.reading import measure_reading
 from tests.bench.recovery import measure_recovery
@@ -34,6 +35,7 @@ BOUNDS: Mapping[str, tuple[str, Callable[[float, float], bool], str]] = {
     "ms": ("ratio", operator.ge, "ratio ≥ {:g}"),
     "accounts/s": ("ratio", operator.ge, "ratio ≥ {:g}"),
     "balances/s": ("ratio", operator.ge, "ratio ≥ {:g}"),
+    "evaluations/s": ("ratio", operator.ge, "ratio ≥ {:g}"),
     "exponent": ("value", operator.le, "≤ {:g}"),
     "ms/epoch": ("ratio", operator.le, "ratio ≤ {:g}"),
 }
@@ -47,6 +49,7 @@ MEASUREMENTS: Mapping[str, Callable[[], Sequence[Mapping[str, Any]]]] = {
     "gas of a posting on Anvil": measure_post_gas,
     "compute units in the SVM": measure_cu,
     "valuation of 1,000,000 accounts": measure_valuation,
+    "perps and options of 50,000 accounts": measure_options,
 }
 
 

@@ -109,11 +109,16 @@ def test_the_demo_plays_once_checks_itself_and_leaves_nothing(tmp_path: Path) ->
             r"page +http://127\.0\.0\.1:\d+/$",
             r"docs +http://127\.0\.0\.1:\d+/docs$",
             r"API +http://127\.0\.0\.1:\d+/v1/accounts$",
-            r"five accounts opened, every link signed by both sides",
+            r"seven accounts opened, every link signed by both sides",
             r"epoch \d+: [34] attestors signed, root on three chains",
             r"meridian borrowed [\d,]+ USDC",
+            r"ballast is short 5 ETH-perp .*, long 3 ETH-put .*; required: IM [\d,.]+, MM [\d,.]+ \(scenario, ",
+            r"squall is long 6000 USD of ETH-inverse perp .*, short 4 ETH-call .*; required: IM [\d,.]+, MM ",
+            r"\d\.\d\d ETH of ballast's vault stand against delta -\d\.\d\d of its contracts: [\d,]+ is required",
             r"prices of ETH, BTC and SOL fall 15%",
             r"tightrope is unhealthy: health \d\.\d+ → \d\.\d+",
+            r"ballast is hedged: its ether loses [\d,]+, the perp gains [\d,]+, the puts [\d,]+; equity -[\d,]+",
+            r"squall's inverse perp loses [\d,]+, its sold calls gain [\d,]+",
             r"beta's leg of meridian ages: horizon \d+ → \d+ s",
             r"meridian and tightrope are flagged stale: usable budget 0",
             r"harbor and solstice go on; alpha and sol keep receiving certificates",
@@ -144,7 +149,7 @@ def test_the_demo_plays_once_checks_itself_and_leaves_nothing(tmp_path: Path) ->
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
     ("number", "once_told", "processes"),
-    [(signal.SIGINT, "five traders fund", 5), (signal.SIGTERM, "/v1/accounts", 6)],
+    [(signal.SIGINT, "seven traders fund", 5), (signal.SIGTERM, "/v1/accounts", 6)],
     ids=["SIGINT while it sets up", "SIGTERM while it serves"],
 )
 def test_a_signal_stops_everything_the_demo_started(

@@ -30,7 +30,7 @@ def trader(shell: Shell) -> Shell:
     ]
     found = explain(compute_report(snapshot(rows), quotes(), OF), 0, OF)
     ada = shell.json("margin", "ada")["account"]
-    (path,) = shell.config.parent.glob("*.db")
+    path = shell.config.parent / "crossmargin.sqlite3"
     with sqlite3.connect(path) as database:
         content = _dump(_MARGIN, replace(found, account=ada))
         changed = database.execute(

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.core.contracts import contract_values
 from aggregator.core.margin import scenario
 from aggregator.core.models import MODELS
-from aggregator.domain.contracts import CALL, INVERSE, LAYERS, PERP, PUT, Instruments, Portfolios, Requirement
+from aggregator.domain.contracts import CALL, INVERSE, LAYERS, PERP, PUT, Portfolios, Requirement
 from aggregator.domain.policy import VolatilityShockRow
 from aggregator.domain.report import INITIAL, MAINTENANCE
 from aggregator.domain.units import Floats
-from tests.risk_world import LISTED, ROWS, amounts, history, hold, holdings, listing, market, risk_policy, spots
+from tests.risk_world import LISTED, amounts, history, hold, holdings, listing, market, risk_policy, spots
 from tests.strategies import DAY
 
 POLICY, PAST = risk_policy(), risk_policy(past=history(scale=0.08))
@@ -156,8 +156,9 @@ def test_a_greater_volatility_shock_never_needs_less_of_a_short_option(
 ) -> None:
     given_ = hold([(0, 0, -size)], instruments=listing(SHORTS[which]))
     calm, wild = (
-        scenario.requirement(given_, market(), risk_policy(volatility=VolatilityShockRow(up=up + add))).initial[0]
+        scenario.requirement(given_, market(), POLICY.model_copy(update={"scenario": shocked})).initial[0]
         for add in (0.0, more)
+        if (shocked := POLICY.scenario.model_copy(update={"volatility": VolatilityShockRow(up=up + add)}))
     )
     assert wild >= calm - slack(calm)
 
@@ -165,11 +166,7 @@ def test_a_greater_volatility_shock_never_needs_less_of_a_short_option(
 @given(holdings, st.floats(0.01, 0.5), st.floats(0, 0.49))
 def test_a_greater_offset_never_needs_more(rows: Rows, less: float, more: float) -> None:
     loose, tight = (
-        scenario.requirement(
-            together(rows),
-            market(),
-            POLICY.model_copy(update={"groups": {"majors": POLICY.groups["majors"].model_copy(update={"offset": x})}}),
-        ).initial[0]
+        scenario.requirement_on(replace(GRID, offset=np.where(GRID.offset > 0, x, 0.0)), together(rows)).initial[0]
         for x in (less, less + more)
     )
     assert tight <= loose + slack(loose)
@@ -186,14 +183,3 @@ def test_what_contracts_are_worth_lies_within_its_interval(rows: Rows, below: fl
     tolerance = 1e-9 * (1 + np.abs(given_.size * of.spot.max()))
     assert (wide[0] <= narrow[0] + tolerance).all()
     assert (wide[2] >= narrow[2] - tolerance).all()
-
-
-@given(st.lists(st.sampled_from(SHORTS), min_size=1, max_size=4), st.floats(-1e4, 1e4))
-def test_listing_more_instruments_changes_nothing_for_who_holds_none(terms: list[object], size: float) -> None:
-    assume(abs(size) > 1e-2)
-    of: Instruments = listing(*sorted({(PERP, 0, 0.0, 0), *terms}))  # type: ignore[arg-type, misc]
-    alone = hold([(0, 0, size)], instruments=listing((PERP, 0, 0.0, 0)))
-    place = int(np.flatnonzero((of.kind == PERP) & (of.underlying == 0))[0])
-    crowded = hold([(0, place, size)], instruments=of)
-    want, got = (scenario.requirement(x, market(ROWS), POLICY) for x in (alone, crowded))
-    assert got.initial.tolist() == want.initial.tolist()

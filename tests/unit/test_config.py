@@ -270,6 +270,37 @@ BROKEN: tuple[tuple[str, Callable[[Document], None], str, str], ...] = (
         "policy.lifetime",
         "above service.max_lifetime",
     ),
+    (
+        "an underlying without prices",
+        put("policy", "underlyings", value={"DOGE/USD": {"range": 0.3}}),
+        "policy.underlyings.DOGE/USD",
+        "no source gives prices of it",
+    ),
+    (
+        "a range beyond the tails",
+        put("policy", "underlyings", value={"ETH/USD": {"range": 0.5}}),
+        "policy",
+        "tails must lie beyond",
+    ),
+    (
+        "a group of nobody",
+        put("policy", "groups", value={"majors": {"offset": 0.3}}),
+        "policy",
+        "no row of underlyings names it",
+    ),
+    ("a model without its history", put("policy", "models", value={"monitored": "var"}), "policy", "needs history"),
+    (
+        "a model nobody wrote",
+        put("policy", "models", value={"monitored": "guess"}),
+        "policy.models.monitored",
+        "scenario",
+    ),
+    (
+        "a jump a second",
+        put("policy", "assets", "major", "jumps", 0, "rate", value=1e9),
+        "policy.assets.major",
+        "10000",
+    ),
     # ids and addresses
     ("a chain without a number", put("chains", 0, "id", value="eip155"), "chains[0].id", "not CAIP-2"),
     ("a chain by two names", put("chains", 0, "id", value="eip155:031337"), "chains[0].id", "EVM chain id in decimal"),
@@ -310,7 +341,7 @@ BROKEN: tuple[tuple[str, Callable[[Document], None], str, str], ...] = (
     ("a guardian without 0x", put("pyth", "guardians", 0, value="12" * 20), "pyth.guardians[0]", "40 hex digits"),
     ("a guardian twice", put("pyth", "guardians", value=[OTHER, OTHER]), "pyth.guardians[1]", "twice"),
     # venues, destinations, parties
-    ("a venue nobody reads", venue(ALPHA, "casino"), "venues[2].kind", "wallet, vault, lender, aave-v3"),
+    ("a venue nobody reads", venue(ALPHA, "casino"), "venues[2].kind", "wallet, vault, lender, aave-v3, margin-venue"),
     ("an EVM venue on Solana", venue(SOL, "lender", lender=OTHER), "venues[2].kind", "wallet, vault"),
     ("a vault without program", venue(SOL, "vault", vault=MINT), "venues[2].addresses.program", "is missing"),
     ("a pool without data", venue(ALPHA, "aave-v3", pool=OTHER), "venues[2].addresses.data_provider", "is missing"),

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 
 from aggregator.api.context import ApiService, Service
 from aggregator.api.errors import RESPONSES, WRITE_RESPONSES
@@ -115,7 +116,8 @@ async def list_scenarios(service: Service) -> list[ScenarioView]:
 async def run_stress(service: Service, wanted: StressRequest) -> StressView:
     """Value one account, or all, in one scenario, or in all: the newest certified epoch, with the code that made it."""
     account = None if wanted.account is None else (await service.store.account(wanted.account)).id
-    return build_stress(await _desk(service).stress(_names(wanted.scenario), account))
+    report = await _desk(service).stress(_names(wanted.scenario), account)
+    return await run_in_threadpool(build_stress, report)
 
 
 @router.get("/stress/replay", responses=WRITE_RESPONSES)
@@ -137,7 +139,8 @@ async def get_systemic(
     scenario: Annotated[str, Query(pattern=_NAME, description="A scenario's name, or `all`")] = ALL,
 ) -> SystemicView:
     """Return which accounts fall together, and the rounds of forced sales that follow. Figures are estimates."""
-    return build_systemic(await _desk(service).systemic(_names(scenario)))
+    report = await _desk(service).systemic(_names(scenario))
+    return await run_in_threadpool(build_systemic, report)
 
 
 def _desk(service: ApiService) -> RiskDesk:

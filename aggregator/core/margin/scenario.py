@@ -31,7 +31,7 @@ fixed is taken at the current price. An option past expiry is worth its intrinsi
 in full until its venue settles it: what average it settles at is not known here.
 
 Every distinct instrument is valued once per scenario (:func:`prepare`); accounts only gather and add up
-(:func:`requirement_on`), a few thousand expiries at a time, so that memory stays bounded. A what-if is
+(:func:`requirement_on`), some thousand at a time, so that memory stays bounded. A what-if is
 ``requirement_on`` of one portfolio on the grid of the epoch.
 """
 

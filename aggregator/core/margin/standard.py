@@ -2,7 +2,7 @@
 
 Balances in USD, m = qty·(Black-76 undiscounted)::
 
-    MTM  = cash + Σ m + Σ base·S/stable + Σ perp PnL
+    MTM  = cash + Σ m + Σ base·S + Σ perp PnL
     IM   = cash + Σ_expiry add + Σ base − Σ perp·|n|·px + Σ perp PnL − doubts − depeg
     add  = max(greatest loss, isolated), by market and expiry: options are given no credit
 
@@ -15,8 +15,8 @@ Balances in USD, m = qty·(Black-76 undiscounted)::
 - Depeg, IM only: 1.2·max(0, .98 − stable)·S·(Σ|n| + shorts).
 
 Balances of at least 0 are healthy. Source: Derive v2-core ``StandardManager`` and its published cases (risk.md §11).
-Doubts of perps and shorts, the depeg and the division by the stable price are the contract's; those cases only pin the
-doubt of the base.
+Doubts of perps and shorts and the depeg are the contract's; the published portfolio with perps, doubt and depeg agrees.
+The contract divides Σ base·S by the stable price; the published MTM does not.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def margin(
         for market, of in zip(markets, marks, strict=True)
     )
     settled = math.fsum((cash, *(market.pnl for market in markets)))
-    base = math.fsum(market.base * market.spot / stable for market in markets)
+    base = math.fsum(market.base * market.spot for market in markets)
     return Margin(
         math.fsum((settled, *(initial.total for initial, _ in parts))),
         math.fsum((settled, *(maintenance.total for _, maintenance in parts))),

@@ -277,7 +277,8 @@ def run_backtest(
         returns: shape (m,), V₁/V₀ − 1 per period, in time order; what the model sees.
         times: shape (m,), Unix seconds.
         alpha: promised confidence.
-        window: periods that are seen before the first forecast; the first that is tested comes after them.
+        window: periods that are seen before the first forecast; the first that is tested comes after them. A haircut
+            sees none, and may be tested from the first: 0.
         charge: (what an exceedance exceeds, ES) of ``haircut``.
         losses: shape (m,), what is tested if not −returns: the worst within each period, say.
 
@@ -292,7 +293,7 @@ def run_backtest(
     if when.shape != seen.shape or realised.shape != seen.shape or not np.isfinite(realised).all():
         raise ValueError("times, losses: one finite value for each of returns is expected")
     require_confidence(alpha)
-    if window < 20:
+    if window < (0 if model == "haircut" else 20):
         raise ValueError(f"window: {window!r} periods tell too little; give 20 or more")
     if len(seen) <= window + 1:
         raise ValueError(f"window: {window} periods leave {max(0, len(seen) - window)} of {len(seen)} to test")

@@ -102,6 +102,7 @@ UNSEEN = [
     case("bsm_greek", BSM, GREEKS),
     case("bsm_price", BSM, {"price": PUT, "d1": D1, "d2": D2, "put": PUT}),
     case("bsm_price", {k: v for k, v in BSM.items() if k != "type"} | {"isCall": 0}, PUT),
+    case("bsm_price", {k: v for k, v in BSM.items() if k != "type"} | {"call": 0}, PUT),
     case("bsm_full", BSM, {"put": PUT, "delta_p": PUT_DELTA, "theta_p": PUT_THETA, "gamma": GREEKS["gamma"]}),
     case("black76_price", {"F": 100, "K": 100, "T": 1, "vol": 0.2, "type": "put"}, AT_THE_MONEY),
     case("black76_price", {"F": 100, "K": 100, "sec": 31536000, "vol": 0.2, "r": 0.05},
@@ -174,6 +175,11 @@ UNSEEN = [
          {"MTM": 221, "MM": 221 - 101, "IM": 221 - 0.065 * 2020}),
     case("srm_margin", SRM | {"perp_eth": 2, "entry": [1010, 0], "usdc": 0.88},
          {"MTM": 0, "MM": -101, "IM": -0.065 * 2020 - 1.2 * 0.1 * 2000}),
+    # Published case 17 of the source: a long settled at index 10 while the market's stands at 0 has received 10.
+    case("srm_margin", SRM | {"spot": [1500, 28000], "perp_px": [1505, 27990], "perp_eth": 1, "entry": [1535, 0],
+         "funding_idx": [[0, 10], [0, 0]]}, {"MTM": -20, "MM": -95.25, "IM": -117.825}),
+    # Base is not divided by the stable price, neither in value nor in margin.
+    case("srm_margin", SRM | {"weth": 2, "usdc": 0.5}, {"MTM": 2000, "MM": 200, "IM": 200}),
     case("srm_margin", SRM | {"perp_btc": -1, "entry": [0, 29000], "conf": [[1, 1], [1, 0.5]]},
          {"MM": -1000 - 1500, "IM": -1000 - 1950 - 0.4 * 0.5 * 30000}),
     # A call sold and one bought below it in the same expiry cannot lose; one sold alone in another expiry can.

@@ -21,7 +21,7 @@ from tests.strategies import CUT_TIME, DAY
 YEAR = 365 * DAY
 
 
-def crowd(accounts: int = 16, seed: int = 1) -> Portfolios:
+def crowd(accounts: int = 12, seed: int = 1) -> Portfolios:
     """Return accounts with 0 to 8 contracts each, every other one with spot; the last is long a near synthetic forward
     and short a far one, so that only the basis between them moves it."""
     rng = np.random.default_rng(seed)

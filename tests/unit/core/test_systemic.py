@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -10,12 +12,15 @@ from aggregator.core.pipeline import compute_report
 from aggregator.core.risk import stress, systemic
 from aggregator.core.risk.impact import almgren
 from aggregator.core.tables import World
+from aggregator.domain.rows import RatioRow, SourceRow
 from aggregator.domain.snapshot import Position, Snapshot
 from aggregator.domain.stress import Cascade, Scenario
 from tests.strategies import (
     ETH,
     EVM,
     SOL,
+    SOURCES,
+    STETH,
     USDC,
     account_id,
     asset_policy,
@@ -168,6 +173,28 @@ def test_a_deeper_market_never_liquidates_more() -> None:
     thin = run(seen, scenario)
     assert found.liquidated < thin.liquidated
     assert found.impact < thin.impact
+
+
+def test_what_is_priced_through_another_feed_falls_with_it_and_not_the_other_way_round() -> None:
+    ratio = RatioRow(feed="STETH/USD", ratio="STETH/ETH", base="ETH/USD", volatility=0.05)
+    staked = WORLD.assets[STETH].model_copy(update={"feed": ratio.feed})
+    told = tuple(SourceRow(name=name, feed=ratio.ratio, kind="pyth", id="0x00") for name in SOURCES)
+    configured = replace(
+        WORLD, assets={**WORLD.assets, STETH: staked}, sources=(*WORLD.sources, *told), ratios=(ratio,)
+    )
+    said = [*quotes(), *(q for q in quotes({ratio.ratio: 0.99}))]
+
+    def prices_after(*rows: Position) -> Mapping[str, float]:
+        seen = snapshot(rows)
+        mids = {band.feed: band.mid for band in compute_report(seen, said, configured).prices}
+        found = systemic.cascade(compute_report(seen, said, configured), configured, shock(1.0), mids)
+        assert found.liquidated == 1
+        return found.prices
+
+    ether = prices_after(position(1, ETH, 100.0), debt(1, USDC, 250_000.0))
+    assert ether["STETH/USD"] == ether["ETH/USD"] < 1
+    staked_ether = prices_after(position(1, STETH, 100.0), debt(1, USDC, 250_000.0))
+    assert staked_ether["STETH/USD"] < staked_ether["ETH/USD"] == 1
 
 
 def test_depth_out_of_range_is_refused() -> None:
