@@ -292,9 +292,7 @@ class ComponentView(BaseModel):
     reason: str
     explained_initial: ExplainedView
     explained_maintenance: ExplainedView
-    contract: ContractView | None = Field(
-        description="Null for holdings and debts; counts instead of the haircuts"
-    )
+    contract: ContractView | None = Field(description="Null for holdings and debts; counts instead of the haircuts")
 
 
 class BlockView(BaseModel):

@@ -236,13 +236,22 @@ def find_series(folder: Path, asset: str) -> Path:
     Raises:
         InputError: there is none.
     """
+    return find_all_series(folder, asset)[0]
+
+
+def find_all_series(folder: Path, asset: str) -> list[Path]:
+    """Return the files of an asset, at least one, those with the shortest bars first.
+
+    Raises:
+        InputError: there is none.
+    """
     wanted = asset.upper()
     prefix = next((p for name, p in ASSETS.items() if wanted in (name, name.partition("/")[0])), wanted.lower())
     names = [name for name in list_series(folder) if name == prefix or name.startswith(prefix.replace("/", "_") + "_")]
     if not names:
         known = ", ".join(list_series(folder)) or "none"
         raise InputError("--asset", f"no history of {asset!r} in {folder}", f"there are: {known}")
-    return folder / (min(names, key=lambda name: ("_1h" not in name, name)) + ENDING)
+    return [folder / (name + ENDING) for name in sorted(names, key=lambda name: ("_1h" not in name, name))]
 
 
 def read_duration(option: str, text: str) -> int:

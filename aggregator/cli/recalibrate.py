@@ -27,8 +27,8 @@ from aggregator.cli.frame import (
 from aggregator.cli.history import (
     ASSETS,
     ENDING,
+    find_all_series,
     find_folder,
-    find_series,
     name_duration,
     read_date,
     read_series,
@@ -98,7 +98,9 @@ def recalibrate(
             _verify_whole(settings, made.policy)
         cuts = _cuts(old, made.policy)
         effects = _effects(settings, old, made.policy, notes)
-        kept = replace_policy(document, old, made.policy) if apply and document is not None else None
+        # Under another name alone it would have another digest, and no quorum until every attestor had restarted.
+        same = version is None and made.policy.model_copy(update={"version": old.version}) == old
+        kept = replace_policy(document, old, made.policy) if apply and document is not None and not same else None
         if plot is not None:
             _draw(plot, old, made.policy)
         if json_output:
@@ -109,7 +111,13 @@ def recalibrate(
             out.print(Text(f"note: {note}", style="yellow"))
         if kept is not None:
             out.print(f"\napplied to {document}; the old document is kept as {kept.name}")
-            out.print("crossmargin run uses it from its next start on; let all attestors start with the same digest")
+            out.print(
+                "a service that runs still values by the old one: restart crossmargin run at every attestor, all with "
+                "this digest (crossmargin policy shows it)"
+            )
+            out.print(f"to go back: cp {kept} {document}", soft_wrap=True)  # to be copied in one piece
+        elif same:
+            out.print(f"\nthe histories say what is in force already ({old.version}); there is nothing to apply")
         else:
             out.print("\nnothing was changed; --apply puts the new parameters in force")
         if plot is not None:
@@ -165,6 +173,17 @@ def _estimates(
                 raise InputError(history.name, str(error).removeprefix(f"{history.name}: ")) from None
         return done[path]
 
+    def first_that_serves(paths: Sequence[Path]) -> Estimate:
+        """Return the estimate from the shortest bars; from the next, where those do not reach back far enough."""
+        for path in paths[:-1]:
+            try:
+                return of(path)
+            except InputError as error:
+                remark = f"{path.name.removesuffix(ENDING)} is passed over: {error.problem}"
+                if remark not in notes:
+                    notes.append(remark)
+        return of(paths[-1])
+
     assets: dict[str, list[Estimate]] = {}
     underlyings: dict[str, Estimate] = {}
     for text in use or ():
@@ -191,7 +210,7 @@ def _estimates(
         try:
             if feed.upper() not in ASSETS:
                 raise InputError("--use", f"no price history is known for {feed}")
-            found = of(find_series(folder, feed))
+            found = first_that_serves(find_all_series(folder, feed))
         except InputError as error:
             what = f"assets.{name}" if name else f"underlyings.{feed}"
             remark = f"{what} stays as it is: {error.problem}"
@@ -309,7 +328,8 @@ def _print(
             mine = [cut for cut in cuts if cut.row == name and cut.level == level]
             if any(cut.old != cut.new for cut in mine):
                 moved.add_row(name, level, *(f"{100 * c.old:.2f} → {100 * c.new:.2f}" for c in mine))
-    out.print(moved)
+    if moved.row_count:
+        out.print(moved)
     if effects:
         title = "accounts in the newest certified epoch, USD, about"
         accounts = table(title, "account", ">free collateral", ">new", ">maintenance excess", ">new", "")

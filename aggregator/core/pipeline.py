@@ -188,6 +188,9 @@ def value_report(
         Finding("out-of-range", book.accounts[i].id, "a number left the range of the wire: the account counts 0")
         for i in np.flatnonzero(isolated)
     }
+    if derived is not None:
+        why = "a contract is on, or settles in, what has no price to rely on: it may owe any amount"
+        out |= {Finding("contract-unpriced", book.accounts[i].id, why) for i in derived.accounts[derived.blind]}
     return MarginReport(
         epoch=epoch,
         cut_time=cut_time,

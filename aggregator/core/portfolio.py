@@ -9,8 +9,8 @@ one account at one place of a venue, the net worth ``n`` is taken in what it set
 with w = gain_weight_initial of the policy at initial margin, and 1 at maintenance.
 
 A contract that settles in a coin which is itself an underlying of the policy pays its worth in USD at p̂; anything else
-is taken for a dollar token, paid one for one. At ``low`` no contract of a stale view gains, nor a long option that has
-expired and is not settled; both may be gone.
+is taken for a dollar token, paid one for one, and blinds the account if it is far from a dollar. At ``low`` no contract
+of a stale view gains, nor a long option that has expired and is not settled; both may be gone.
 
 The requirement R of the account's margin model enters W-, with the market at p̂ at every end. At ``low`` it is the
 greater one of R and of R without what may be gone there: perps and long options of stale views. At ``high`` the grid
@@ -50,6 +50,8 @@ from aggregator.domain.units import Floats
 
 LARGEST_RANGE = 0.95
 """Of R_u: a view so old that its haircut is everything must not move a price to 0."""
+FARTHEST = 2.0
+"""Times a dollar, or parts of it, that a dollar token is worth; beyond, nobody knows what contracts in it pay."""
 MOST_RELIEF = 2.0
 """By which collateral may count more at most for being a hedge: (1−hedged_loss)/(1−h_mkt) up to here. With it, adding
 to the collateral that is relieved least never costs more than it brings."""
@@ -202,6 +204,7 @@ class _Work:
 
     def derivatives(self) -> Derivatives:
         of, count = self._of, len(self._accounts)
+        owner = np.searchsorted(self._accounts, of.settlement_account)
         values = self._values()
         nets = sum_by(of.settlement, values, len(of.settlement_account))
         gate = self._gate()
@@ -211,8 +214,8 @@ class _Work:
         gains = np.where(gate, gains, 0.0)
         unpriced = np.zeros(count, dtype=np.bool_)
         unpriced[self._local[~self._priced]] = True
+        unpriced[owner[self._dollar & ~((self._unit >= 1 / FARTHEST) & (self._unit <= FARTHEST))]] = True
         muted = unpriced | valuation.mute(self._book, self._known)[1][self._accounts]
-        owner = np.searchsorted(self._accounts, of.settlement_account)
         gains[:, LOW][..., muted[owner]] = 0.0
         worth = nets[MID, MAINTENANCE] * self._unit
         plain = self._required(self._portfolios)

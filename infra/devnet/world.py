@@ -109,6 +109,7 @@ class World:
         self.sol = ""  # CAIP-2
         self.folder = Path()
         self.config = Path()
+        self.policy = Path()  # the document that the configuration names, which recalibrate may replace
         self.started_at = 0
         self.prices_silent = False
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -312,6 +313,8 @@ class World:
     # --- configuration ---------------------------------------------------------------------------------------------
 
     def _write_config(self) -> None:
+        self.policy = self.folder / "policy.toml"
+        self.policy.write_text(tomli_w.dumps(self._policy()), "utf-8")
         self.config = self.folder / "crossmargin.toml"
         self.config.write_text(tomli_w.dumps(self.settings()), "utf-8")
 
@@ -373,7 +376,7 @@ class World:
                     "payer_key": "payer-sol",
                 },
             ],
-            "policy": self._policy(),
+            "policy": str(self.policy),  # in full: the configuration is also read at another place, a copy of it
         }
 
     def _evm_chain(self, c: EvmChain) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from aggregator.cli.policy import render_policy, replace_policy
 from aggregator.config import load_policy, load_settings, parse_policy
 from aggregator.domain.errors import ConfigError, ConflictError, InputError
 from aggregator.domain.policy import PolicyRow, policy_digest
+from infra.devnet.world import World
 from tests.cli.conftest import Shell
 from tests.risk_world import history, risk_policy
 
@@ -231,8 +232,18 @@ def test_apply_replaces_the_document_and_keeps_the_old_one(document: Path) -> No
     assert [p.series for p in new.provenance] == ["sol_usdt_1d_binance"]
     assert (document.parent / "policy-example-1.toml").read_bytes() == before
     assert sorted(p.name for p in document.parent.iterdir()) == ["policy-example-1.toml", "policy.toml"]
-    # once more: the same data, the next version, and the one before is kept too
-    assert recalibrated("--policy", str(document), "--apply")["new"]["version"] == "example-3"
+    # once more: the same data say the same, and another digest for nothing would only cost a quorum
+    again = recalibrated("--policy", str(document), "--apply")
+    assert (again["applied"], again["kept"], load_policy(document)) == (False, None, new)
+    shown = run("recalibrate", *ON, "--use", "assets.major=sol_usdt_1d_binance", "--policy", str(document), "--apply")
+    assert "there is nothing to apply" in shown
+    # other data: the next version, the one before is kept too, and so is where the rest of it came from
+    arguments = (*ON, "--policy", str(document), "--use", "underlyings.ETH/USD=sol_usdt_1d_binance", "--apply")
+    shown = run("recalibrate", *arguments)
+    assert "restart crossmargin run" in shown
+    assert f"cp {document.parent / 'policy-example-2.toml'} {document}" in shown
+    assert load_policy(document).version == "example-3"
+    assert [p.target for p in load_policy(document).provenance] == ["assets.major", "underlyings.ETH/USD"]
     assert load_policy(document.parent / "policy-example-2.toml") == new
 
 
@@ -295,6 +306,18 @@ def test_accounts_are_told_what_would_change(shell: Shell) -> None:
     moved = [a for a in told["accounts"] if a["free_before"] != a["free_after"]]
     assert moved
     shell.refused(("recalibrate", *ON, "--apply"), 2, "is a table inside the configuration", "--write")
+
+
+def test_the_devnets_policy_is_recalibrated_with_what_the_repository_carries(tmp_path: Path) -> None:
+    place = tmp_path / "policy.toml"
+    place.write_text(tomli_w.dumps(World._policy()), "utf-8")
+    run("policy", "--check", str(place))
+    told = run("recalibrate", *ON, "--policy", str(place), "--apply")
+    # the hourly bars at hand do not reach back far enough: the daily ones do
+    assert "sol_usdt_1h_binance is passed over" in told
+    changed = load_policy(place)
+    assert [(p.series, p.target) for p in changed.provenance] == [("sol_usdt_1d_binance", "underlyings.SOL/USD")]
+    assert changed.underlyings["SOL/USD"].range != 0.22
 
 
 def test_a_configured_document_is_replaced_where_it_is(shell: Shell) -> None:

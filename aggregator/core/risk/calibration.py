@@ -269,6 +269,8 @@ def recalibrate(
     if underlyings and set(underlyings) == set(policy.underlyings):
         confidence = policy.history.confidence if policy.history else 0.975
         document["history"] = joint_history(underlyings, confidence).model_dump(mode="json")
+    estimated = {row.target for row in provenance}
+    provenance = [row for row in policy.provenance if row.target not in estimated] + provenance
     document["provenance"] = [row.model_dump(mode="json") for row in provenance]
     document["version"] = version or next_version(policy.version)
     made = PolicyRow.model_validate(document)

@@ -117,6 +117,47 @@ def test_contracts_of_a_venue_are_settled_in_one_amount() -> None:
     assert apart.free_collateral == pytest.approx(together.free_collateral - usd(100.0), abs=10)  # 20% of the gain
 
 
+def test_collateral_stays_out_of_a_grid_that_asks_more_of_it() -> None:
+    """Short of delta, but hurt by a fall: the short puts lose more than the perp wins, and so would collateral."""
+    of = world(**DERIVATIVES)
+    own = [position(1, ETH, 10.0), position(1, USDC, 20_000.0)]
+    written = [contract(1, "perp", -7.0), contract(1, "put", -30.0, strike=1_700.0, days=20)]
+    report = report_of([*own, *written], of)
+    assert report.derivatives is not None
+    without, with_hedge = report.derivatives.requirement[:, LOW, MAINTENANCE, 0]
+    assert with_hedge > without
+    found = explain(report, 0, of)
+    assert found.hedged == (False, False)
+    assert found.requirement.maintenance == near(without)
+    assert found.greeks[0].hedge == 0
+    apart = margin_of(own, of).maintenance_excess.low + margin_of(written, of).maintenance_excess.low
+    assert found.maintenance_excess.low == pytest.approx(apart, abs=10)
+
+
+@pytest.mark.parametrize(("dollar", "counts"), [(0.9, True), (0.45, False), (2.2, False)])
+def test_a_dollar_token_pays_one_for_one_as_long_as_it_is_one(dollar: float, counts: bool) -> None:
+    said = quotes({"ETH/USD": 2_000.0, "SOL/USD": 150.0, "USDC/USD": dollar}, conf=0)
+    report = compute_report(snapshot([position(1, ETH, 5.0), contract(1, "perp", 5.0, entry=1_900.0)]), said, STILL)
+    found = explain(report, 0, STILL)
+    assert found.settlements[0].net == near(500.0 * dollar)
+    assert found.settlements[0].gain_maintenance == (near(500.0 * dollar) if counts else 0)
+    assert [f.code for f in found.findings] == ([] if counts else ["contract-unpriced"])
+    assert (found.leaves[0].assets_maintenance > 0) == counts
+
+
+@pytest.mark.parametrize("unsure", ["SOL/USD", "USDC/USD"])
+def test_a_price_that_sources_disagree_on_opens_no_risk_with_contracts(unsure: str) -> None:
+    said = [q._replace(conf=round(q.price * 0.05)) if q.feed == unsure else q for q in EXACT]
+    said = [q._replace(ema_price=0, ema_conf=0) for q in said]
+    rows = [position(1, ETH, 100.0), contract(1, "perp", 5.0, underlying="SOL/USD", entry=150.0)]
+    for quoted, opens in ((EXACT, True), (said, False)):
+        report = compute_report(snapshot(rows), quoted, STILL)
+        found = explain(report, 0, STILL)
+        assert found.status == "healthy"
+        assert found.free_collateral > usd(150_000)
+        assert (max(leaf.budget for leaf in found.leaves) > 0) == opens
+
+
 @pytest.mark.parametrize("kind", ["monitored", "risk-bearing"])
 def test_the_model_is_that_of_the_class_of_the_account(kind: str) -> None:
     of = world(**DERIVATIVES, models={"risk_bearing": "scenario", "monitored": "cross"})
