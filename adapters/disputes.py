@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from adapters.keys import KeySigner
 from aggregator.domain.errors import InputError
-from proofs.document import canonical_json
+from proofs.document import MAX_DEPTH, canonical_json, measure_depth
 from proofs.errors import ProofError
 from proofs.hashing import keccak256
 from proofs.signing import recover
@@ -264,14 +264,17 @@ def _build_line(record: dict[str, Any], previous: bytes, signer: KeySigner) -> b
 def _parse(line: bytes) -> dict[str, Any] | None:
     """Return a whole line's object, None for anything else."""
     try:
-        document = json.loads(line)
+        text = line.decode()
+        if measure_depth(text) > MAX_DEPTH:  # parsing it could crash
+            return None
+        document = json.loads(text)
         good = (
             isinstance(document["record"], dict)
             and isinstance(document["signer"], str)
             and len(bytes.fromhex(document["previous"])) == 32
             and len(bytes.fromhex(document["signature"].removeprefix("0x"))) == 64
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return document if good else None
 

@@ -20,6 +20,7 @@ from coincurve import PrivateKey
 from solders.keypair import Keypair
 
 from aggregator.domain.errors import InputError
+from proofs.document import MAX_DEPTH, measure_depth
 from proofs.hashing import keccak256
 from proofs.signing import HALF_ORDER, ORDER
 
@@ -216,8 +217,9 @@ def _read(path: Path) -> dict[str, Any]:
     finally:
         os.close(descriptor)
     try:
-        document = json.loads(content) if len(content) <= _SIZE_LIMIT else None
-    except (ValueError, RecursionError):
+        text = content.decode() if len(content) <= _SIZE_LIMIT else ""
+        document = json.loads(text) if measure_depth(text) <= MAX_DEPTH else None  # parsing a deep one could crash
+    except ValueError:
         document = None
     if not isinstance(document, dict) or document.get("version") != 3 or not isinstance(document.get("crypto"), dict):
         raise InputError(str(path), "is not a keystore of version 3", "name a key file, or create one")

@@ -21,6 +21,7 @@ from aggregator.cli import latency as _latency
 from aggregator.cli import margin as _margin
 from aggregator.cli import policy as _policy
 from aggregator.cli import prices as _prices
+from aggregator.cli import procyclicality as _procyclicality
 from aggregator.cli import recalibrate as _recalibrate
 from aggregator.cli import service as _service
 from aggregator.cli import stress as _stress
@@ -43,6 +44,7 @@ _COMMANDS = (
     _keys,
     _prices,
     _backtest,
+    _procyclicality,
     _policy,
     _recalibrate,
     _cases,

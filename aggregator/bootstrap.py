@@ -183,9 +183,18 @@ def list_disputes(settings: Settings) -> list[Entry]:
 
 def store_url(settings: Settings) -> str:
     """Return the database URL of the embedded store; its folder is made if need be."""
-    folder = Path(settings.service.data).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite+aiosqlite:///{folder / 'crossmargin.sqlite3'}"
+    path = _store_path(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return f"sqlite+aiosqlite:///{path}"
+
+
+def has_store(settings: Settings) -> bool:
+    """Say whether anything is kept yet. Commands that only read make no store where there is none."""
+    return _store_path(settings).is_file()
+
+
+def _store_path(settings: Settings) -> Path:
+    return Path(settings.service.data).resolve() / "crossmargin.sqlite3"
 
 
 async def open_store(settings: Settings) -> SqlStore:

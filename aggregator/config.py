@@ -187,6 +187,7 @@ EXAMPLES: Mapping[str, str] = {
     "policy.underlyings.*.tiers.up_to": "1e6",
     "policy.underlyings.*.tiers.initial": "0.05",
     "policy.underlyings.*.tiers.maintenance": "0.025",
+    "policy.dollars": '"USDC/USD"',
     "policy.groups": "{majors = {offset = 0.5}}",
     "policy.groups.*": "{offset = 0.5}",
     "policy.groups.*.offset": "0.5",
@@ -247,7 +248,7 @@ LISTS = frozenset(
     {"service.attestor_keys", "deployment.members", "chains", "chains.rpc", "chains.ws", "chains.hold"}
     | {"assets", "sources", "ratios", "pyth.guardians", "venues", "destinations", "policy.assets.*.jumps"}
     | {"policy.underlyings.*.surface", "policy.underlyings.*.tiers", "policy.scenario.tails"}
-    | {"policy.history.underlyings", "policy.history.moves", "policy.provenance"}
+    | {"policy.dollars", "policy.history.underlyings", "policy.history.moves", "policy.provenance"}
 )
 NAMED = frozenset({"policy.assets", "policy.underlyings", "policy.groups", "venues.addresses"})
 """Tables whose keys the user chooses."""
@@ -538,6 +539,10 @@ def _check_references(file: str, s: Settings) -> None:
         if feed not in feeds:
             problem = f"no source gives prices of it; there are sources of {', '.join(sorted(feeds))}"
             raise _refusal(file, ("policy", "underlyings", feed), problem)
+    for i, feed in enumerate(s.policy.dollars):
+        if feed not in feeds:
+            problem = f"{feed!r} is no feed; there are {', '.join(sorted(feeds))}"
+            raise _refusal(file, ("policy", "dollars", i), problem)
     for i, v in enumerate(s.venues):
         known("venues", i, "chain", v.chain, chains)
     for i, d in enumerate(s.destinations):
@@ -647,6 +652,8 @@ def _read_toml(path: Path, absent: str) -> dict[str, Any]:
         raise ConfigError(str(path), "file", f"cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(path), "file", f"is not TOML: {error}") from None
+    except RecursionError:  # in Python code alone, which ends so before it could crash
+        raise ConfigError(str(path), "file", "is nested too deeply") from None
 
 
 def load_settings(path: Path) -> Settings:

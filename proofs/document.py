@@ -35,7 +35,8 @@ def parse_json(text: str, *, max_bytes: int, field: str = "") -> Node:
     if size > max_bytes:
         raise FieldError(named, f"{size} bytes given, at most {max_bytes} expected")
     # Before parsing: a deep text would exhaust the C stack of a process whose recursion limit was raised.
-    _check_depth(text, named)
+    if measure_depth(text) > MAX_DEPTH:
+        raise FieldError(named, f"nested deeper than {MAX_DEPTH} levels")
     try:
         value = json.loads(text, object_pairs_hook=_object_of_distinct_keys, parse_constant=_refuse_constant)
     except FieldError as error:
@@ -44,6 +45,16 @@ def parse_json(text: str, *, max_bytes: int, field: str = "") -> Node:
         raise FieldError(named, f"not JSON: {error}") from error
     _check_texts(value, named)
     return Node(value, field)
+
+
+def measure_depth(text: str) -> int:
+    """Return how deeply arrays and objects nest in JSON text, strings skipped; a bound when it is not JSON."""
+    depth = deepest = 0
+    for token in _TOKENS.finditer(text):
+        character = token.group()[0]
+        depth += (character in "[{") - (character in "]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def canonical_json(value: object) -> str:
@@ -150,15 +161,6 @@ def _object_of_distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, objec
 
 def _refuse_constant(constant: str) -> object:
     raise FieldError("", f"{constant} is not JSON")
-
-
-def _check_depth(text: str, field: str) -> None:
-    depth = 0
-    for token in _TOKENS.finditer(text):
-        character = token.group()[0]
-        depth += (character in "[{") - (character in "]}")
-        if depth > MAX_DEPTH:
-            raise FieldError(field, f"nested deeper than {MAX_DEPTH} levels")
 
 
 def _check_texts(value: object, field: str) -> None:

@@ -88,7 +88,7 @@ UNDERLYINGS = {
     "SOL/USD": UnderlyingRow(range=0.22, group="majors", surface=surface(0.85), size_factor=1e-3, tiers=TIERS),
 }
 GROUPS = {"majors": OffsetGroupRow(offset=0.4)}
-DERIVATIVES = {"underlyings": UNDERLYINGS, "groups": GROUPS}
+DERIVATIVES = {"underlyings": UNDERLYINGS, "groups": GROUPS, "dollars": ("USDC/USD",)}
 """For :func:`world`: what contracts are margined by."""
 
 

@@ -7,9 +7,10 @@ import json
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proofs.document import MAX_DEPTH, measure_depth
+
 MAX_BODY = 64 * 1024  # bytes
 BODY_SECONDS = 10.0  # for the whole body to arrive
-MAX_DEPTH = 32  # of nested JSON arrays and objects
 _HEADERS = (
     # Scripts and styles are files of our own; nothing inline, nothing framed, nothing fetched from elsewhere.
     (
@@ -52,7 +53,11 @@ class Guard:
         if len(body) > MAX_BODY:
             await _refuse(send_guarded, 413, f"larger than {MAX_BODY} bytes", f"send at most {MAX_BODY // 1024} KiB")
             return
-        if measure_depth(body) > MAX_DEPTH:
+        if b"\0" in body:  # JSON travels in UTF-8, and parsers that also take UTF-16 would see another text than we do
+            await _refuse(send_guarded, 400, "is not JSON in UTF-8: it holds a zero byte", "send UTF-8")
+            return
+        # Below 0x80, where JSON's own signs are, Latin-1 is what UTF-8 is.
+        if measure_depth(body.decode("latin-1")) > MAX_DEPTH:
             await _refuse(send_guarded, 400, f"nested deeper than {MAX_DEPTH} levels", "send the fields of the schema")
             return
 
@@ -66,28 +71,6 @@ class Guard:
             return {"type": "http.request", "body": bytes(body), "more_body": False}
 
         await self._app(scope, replay, send_guarded)
-
-
-def measure_depth(body: bytes | bytearray) -> int:
-    """Return how deeply arrays and objects nest in JSON text, strings skipped; a bound when it is not JSON."""
-    depth = deepest = 0
-    in_string = escaped = False
-    for byte in body:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:  # backslash
-                escaped = True
-            elif byte == 0x22:  # quotation mark
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
-    return deepest
 
 
 async def _read(receive: Receive) -> bytearray | None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from aggregator.cli import plot as plotting
+from aggregator.cli.backtest_report import Case, day_of, draw, verdict, write_report
 from aggregator.cli.frame import (
     CONFIG_PLACES,
     ConfigOption,
@@ -41,26 +39,15 @@ from aggregator.domain.errors import InputError
 from aggregator.domain.policy import AssetPolicyRow, PolicyRow, policy_digest
 
 if TYPE_CHECKING:
-    from aggregator.core.risk.backtest import Backtest, Model
+    from aggregator.core.risk.backtest import Model
     from aggregator.core.risk.procyclicality import ProcyclicalityReport
 
 DAY = 86_400
 USUAL = ("BTC/USD", "ETH/USD", "SOL/USD", "stETH/ETH", "USDC/USD")
-ROWS = {"usdc": ("stable",), "dai": ("stable",), "ust": ("stable",), "steth": ("receipt", "stable")}
-ROWS |= {"wbtc_btc": ("receipt", "stable")}
+ROWS = {"usdc": ("stable",), "dai": ("stable",), "ust": ("stable",), "steth": ("receipt",), "wbtc_btc": ("receipt",)}
+ROWS |= {"sol": ("alt", "major"), "luna": ("alt", "major")}
 """Rows of ``policy.assets`` by the beginning of a series' name, the first there is; all others are ``major``."""
 COLOURS = {"green": "green", "yellow": "yellow", "red": "bold red"}
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One backtest as shown: a series, a model, and what the model was charged by."""
-
-    series: str
-    name: str  # of the model, for people
-    row: str  # of policy.assets, for haircuts
-    result: Backtest
-    whole: int | None  # breaches of the whole haircut, with the policy's own part
 
 
 @app.command()
@@ -79,6 +66,7 @@ def backtest(
     since: Annotated[str, typer.Option(help="First day, YYYY-MM-DD.")] = "",
     until: Annotated[str, typer.Option(help="Day after the last, YYYY-MM-DD.")] = "",
     plot: Annotated[Path | None, typer.Option(help="Also draw losses, bands and breaches: .png or .svg.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write it all up, with pictures beside it: .md.")] = None,
     config: ConfigOption = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -100,7 +88,7 @@ def backtest(
         named = asset or series
         cases: list[Case] = []
         cuts: list[tuple[History, Returns]] = []
-        for path in _files(folder.path, asset, series, notes):
+        for path in list_files(folder.path, asset, series, notes):
             history = read_series(path, first, last, notes)
             try:
                 cut = returns_over(history, period)
@@ -113,8 +101,13 @@ def backtest(
         if not cases:
             fail("nothing could be tested: " + "; ".join(notes))
         if plot is not None:
-            _draw(plot, cases, period)
+            if len({case.series for case in cases}) > 1:
+                raise InputError("--plot", "shows one series", "choose it with --asset or --series")
+            draw(plot, cases, period)
         digest = "" if parameters is None else policy_digest(parameters)
+        if report is not None:
+            rules = f"h_mkt at τ = {name_duration(at)} of policy {parameters.version}, `{digest}`" if parameters else ""
+            write_report(report, cases, cuts, period, "low" if low else "close", window, rules, notes)
         if json_output:
             print_json(_document(cases, cuts, period, at, window, low, parameters, digest, notes))
             return
@@ -123,6 +116,8 @@ def backtest(
             out.print(Text(f"note: {note}", style="yellow"))
         if plot is not None:
             out.print(f"\ndrawn to {plot}")
+        if report is not None:
+            out.print(f"written up in {report}")
 
     guarded(work)
 
@@ -144,9 +139,10 @@ def _policy(path: Path | None, config: Path | None) -> PolicyRow | None:
     return settings_of(config).policy
 
 
-def _files(
+def list_files(
     folder: Path, assets: Sequence[str] | None, series: Sequence[str] | None, notes: list[str]
 ) -> Iterator[Path]:
+    """Yield the files of what is named, or the usual ones there are; tell in ``notes`` which are not."""
     for name in series or ():
         path = folder / (name.removesuffix(ENDING) + ENDING)
         if path.parent != folder or not path.is_file():
@@ -214,16 +210,6 @@ def _rises(cases: Sequence[Case], period: int) -> Iterator[tuple[str, Procyclica
             yield case.name, measure(case.result.var, max(1, DAY // period))
 
 
-def verdict(result: Backtest) -> Literal["holds", "too low", "ample"]:
-    """Judge coverage by Kupiec's region: more breaches than it accepts are too many; fewer are ample."""
-    low, high = result.region
-    return "too low" if result.breaches >= high else "ample" if result.breaches <= low else "holds"
-
-
-def _day(seconds: int, period: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d" if period % DAY == 0 else "%Y-%m-%d %H:%M")
-
-
 def _print(
     cases: Sequence[Case],
     cuts: Sequence[tuple[History, Returns]],
@@ -248,7 +234,7 @@ def _print(
     against = "lowest price within" if low else "close of"
     for history, cut in cuts:
         mine = [case for case in cases if case.series == history.name]
-        first, last = _day(int(cut.times[0]) - period, DAY), _day(int(cut.times[-1]) - 1, DAY)
+        first, last = day_of(int(cut.times[0]) - period, DAY), day_of(int(cut.times[-1]) - 1, DAY)
         size = f"{len(cut.times):,} periods of {name_duration(period)}"
         title = f"{history.name}: {size}, {first} to {last}, against the {against} each"
         shown = table(title, *columns)
@@ -270,7 +256,7 @@ def _print(
                 Text(r.light.colour, style=COLOURS[r.light.colour]),
                 f"{r.light.plus_factor:.2f}",
                 f"{r.z2:.2f}",
-                _day(int(r.times[worst]) - period, period),
+                day_of(int(r.times[worst]) - period, period),
                 f"{100 * r.losses[worst]:.2f}",
                 f"{100 * r.var[worst]:.2f}",
             )
@@ -357,27 +343,3 @@ def _document(
         "backtests": rows,
         "notes": list(notes),
     }
-
-
-def _draw(path: Path, cases: Sequence[Case], period: int) -> None:
-    if len({case.series for case in cases}) > 1:
-        raise InputError("--plot", "shows one series", "choose it with --asset or --series")
-    longest = max((case.result for case in cases), key=lambda r: r.n)
-    title = f"{cases[0].series}: profit and loss per {name_duration(period)} against what was set aside"
-    fig, axes = plotting.figure(title, "end of the period (UTC)", "% of the value")
-    axes.plot(
-        longest.times.astype("datetime64[s]"),
-        -100 * longest.losses,
-        color="#9aa4af",
-        linewidth=0.5,
-        label="profit and loss",
-    )
-    for i, case in enumerate(cases):
-        r, colour = case.result, plotting.COLOURS[i % len(plotting.COLOURS)]
-        days = r.times.astype("datetime64[s]")
-        label = f"{case.name}, {100 * r.alpha:g}%: {r.breaches} of {r.n}"
-        axes.plot(days, -100 * r.var, color=colour, linewidth=1.0, label=label)
-        axes.plot(days[r.exceeded], -100 * r.losses[r.exceeded], "v", color=colour, markersize=4)
-    axes.axhline(0, color="#5c6470", linewidth=0.8)
-    axes.legend(loc="lower left", fontsize=8, framealpha=0.9, title="markers: breaches", title_fontsize=8)
-    plotting.save(fig, path)

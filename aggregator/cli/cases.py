@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from aggregator.api.guard import MAX_DEPTH, measure_depth
 from aggregator.cli.frame import JsonOption, app, fail, out, print_json, read_file, table
 from aggregator.core.cases import Outcome, evaluate_all, summarise
+from proofs.document import MAX_DEPTH, measure_depth
 
 _SHOWN = 160  # characters of a number or list that a line shows
 
@@ -21,7 +21,7 @@ _SHOWN = 160  # characters of a number or list that a line shows
 def read_cases(path: Path) -> list[Any]:
     """Return the cases of a JSON file; leave with a clear line if it holds no list of them."""
     text = read_file(path)
-    if measure_depth(text.encode()) > MAX_DEPTH:  # before parsing, which it could crash
+    if measure_depth(text) > MAX_DEPTH:  # before parsing, which it could crash
         fail(f"{path} is nested deeper than {MAX_DEPTH} levels", 2)
     try:
         document = json.loads(text)

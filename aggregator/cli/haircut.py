@@ -23,6 +23,7 @@ from aggregator.cli.frame import (
     out,
     print_json,
     run_async,
+    settings_of,
     table,
 )
 from aggregator.cli.plot import COLOURS, figure, save
@@ -32,7 +33,7 @@ from aggregator.core.latency import REFRESH, WINDOW, build_tables, hold_legs, se
 from aggregator.core.tables import horizon_quantile
 from aggregator.domain.certificate import EpochRecord
 from aggregator.domain.errors import InputError, UnknownError
-from aggregator.domain.latency import Law
+from aggregator.domain.latency import Law, Sample
 from aggregator.domain.policy import AssetPolicyRow, PolicyRow
 
 LEVELS = ("initial", "maintenance")
@@ -76,22 +77,17 @@ def haircut(
     async def work() -> None:
         if configured and epoch is not None:
             raise InputError("--epoch", "does not go with --configured", "give one of the two")
-        async with opened(config) as (settings, store):
-            record = None if configured else await store.epoch(epoch)
-            if epoch is not None and record is None:
-                raise UnknownError("epoch", str(epoch), "none certified has this number")
-            if record is not None and "risk" in record.preimages:
-                rows, cells = _committed(record)
-                title = f"as epoch {record.header.epoch} committed them"
-            elif epoch is not None:
-                raise InputError("--epoch", f"the tables of {epoch} are not kept any more", "take a newer one")
-            else:
-                now = time.time()
-                samples = await bootstrap.open_latencies(store).window(int(now) - WINDOW - REFRESH)
-                tables = build_tables(select(samples, now), settings.chains, settings.destinations)
-                rows = settings.policy.assets
-                cells = _as_configured(settings, hold_legs(tables, settings.chains))
-                title = "as configured, of blocks as old as finality takes, by the legs measured until now"
+        settings, record, samples = await _kept(config, epoch, configured)
+        if record is not None and "risk" in record.preimages:
+            rows, cells = _committed(record)
+            title = f"as epoch {record.header.epoch} committed them"
+        elif epoch is not None:
+            raise InputError("--epoch", f"the tables of {epoch} are not kept any more", "take a newer one")
+        else:
+            tables = build_tables(select(samples, time.time()), settings.chains, settings.destinations)
+            rows = settings.policy.assets
+            cells = _as_configured(settings, hold_legs(tables, settings.chains))
+            title = "as configured, of blocks as old as finality takes, by the legs measured until now"
         names = {row.id: row.name for row in settings.chains}
         chosen = _only(cells, rows, names, policy, chain, destination)
         if plot is not None:
@@ -104,6 +100,22 @@ def haircut(
             out.print(f"\ndrawn to {plot}")
 
     run_async(work)
+
+
+async def _kept(
+    config: Path | None, epoch: int | None, configured: bool
+) -> tuple[Settings, EpochRecord | None, Sequence[Sample]]:
+    """Return the settings, the epoch asked for, and what was measured lately; nothing of a service that never ran."""
+    settings = settings_of(config)
+    if not bootstrap.has_store(settings):
+        if epoch is not None:
+            raise UnknownError("epoch", str(epoch), "nothing is kept yet")
+        return settings, None, []
+    async with opened(config) as (_, store):
+        record = None if configured else await store.epoch(epoch)
+        if epoch is not None and record is None:
+            raise UnknownError("epoch", str(epoch), "none certified has this number")
+        return settings, record, await bootstrap.open_latencies(store).window(int(time.time()) - WINDOW - REFRESH)
 
 
 def _committed(record: EpochRecord) -> tuple[Mapping[str, AssetPolicyRow], list[Cell]]:

@@ -87,6 +87,7 @@ class Returns(NamedTuple):
     close: Floats  # close/previous close − 1
     worst: Floats  # lowest low of the period/previous close − 1, at most the former
     absent: int  # periods left out because a bar at one of their ends is missing
+    gap: Floats  # move over what was left out just before each return, 0 if nothing was
 
 
 def read_history(path: Path) -> History:
@@ -195,9 +196,11 @@ def returns_over(history: History, horizon: int) -> Returns:
         raise InputError("--horizon", f"{history.name} has no whole period of {horizon} s", "choose a shorter one")
     before = closes[:-1][whole]
     close = closes[1:][whole] / before - 1
+    gap = np.zeros(len(close))
+    gap[1:] = before[1:] / closes[1:][whole][:-1] - 1
     worst = np.minimum(lows[place][whole] / before - 1, close)
     possible = int((marks[-1] - marks[0]) // horizon)
-    return Returns(marks[1:][whole], close, worst, possible - int(np.count_nonzero(whole)))
+    return Returns(marks[1:][whole], close, worst, possible - int(np.count_nonzero(whole)), gap)
 
 
 class Folder(NamedTuple):

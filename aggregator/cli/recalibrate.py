@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from aggregator.core.risk.calibration import Change, Effect, Estimate, Recalibration
 
 DAY = 86_400
+MOVES = ("fhs", "copula")
 HORIZONS = (900, 3_600, 4 * 3_600, DAY)
 """Seconds at which haircuts are compared."""
 
@@ -66,7 +67,12 @@ def recalibrate(
     until: Annotated[str, typer.Option(help="Day after the last, YYYY-MM-DD.")] = "",
     version: Annotated[str | None, typer.Option(help="Name of the new version; default: the next.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Policy document; default: the configuration's.")] = None,
+    moves: Annotated[str, typer.Option(help="How joint moves are made: fhs, or draws from a t copula.")] = "fhs",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the draws of --moves copula.")] = 1,
     apply: Annotated[bool, typer.Option("--apply", help="Put the new document in the place of the old one.")] = False,
+    allow_looser: Annotated[
+        bool, typer.Option("--allow-looser", help="Apply even what lowers requirements; look at the list first.")
+    ] = False,
     expect: Annotated[str, typer.Option(help="Apply only if the policy in force has this digest.")] = "",
     plot: Annotated[Path | None, typer.Option(help="Also draw haircuts against the horizon: .png or .svg.")] = None,
     config: ConfigOption = None,
@@ -84,20 +90,25 @@ def recalibrate(
             problem = "is a table inside the configuration, which is not rewritten"
             remedy = 'write it out with crossmargin policy --write policy.toml, and say policy = "policy.toml" there'
             raise InputError("policy", problem, remedy)
+        if moves not in MOVES:
+            raise InputError("--moves", f"{moves!r} is not known", f"one of {', '.join(MOVES)}")
         folder = find_folder(prices)
         notes = [folder.note] if folder.note else []
         assets, underlyings = _estimates(settings, old, folder.path, use, since, until, notes)
         if not assets and not underlyings:
             raise InputError("--prices", f"nothing in {folder.path} fits a parameter", "; ".join(notes) or "see --use")
         try:
-            made = compute(old, assets, underlyings, version)
+            made = compute(old, assets, underlyings, version, moves=moves, seed=seed)
         except ValueError as error:
             problem = f"the new parameters are refused, nothing was changed: {_reason(error)}"
             raise InputError("policy", problem) from None
         if settings is not None:
             _verify_whole(settings, made.policy)
+        if apply and made.looser and not allow_looser:
+            problem = f"would lower requirements, nothing was changed: {', '.join(made.looser)}"
+            raise InputError("--apply", problem, "look at them without --apply; --allow-looser applies them too")
         cuts = _cuts(old, made.policy)
-        effects = _effects(settings, old, made.policy, notes)
+        effects = _effects(settings, made.policy, notes)
         # Under another name alone it would have another digest, and no quorum until every attestor had restarted.
         same = version is None and made.policy.model_copy(update={"version": old.version}) == old
         kept = replace_policy(document, old, made.policy) if apply and document is not None and not same else None
@@ -107,6 +118,9 @@ def recalibrate(
             print_json(_json(old, made, assets, underlyings, cuts, effects, notes, kept))
             return
         _print(old, made, assets, underlyings, cuts, effects)
+        if made.looser:
+            listed = Text(f"lower requirements: {', '.join(made.looser)}", style="bold yellow")
+            out.print(listed if kept else listed + Text("; --apply asks for --allow-looser"))
         for note in notes:
             out.print(Text(f"note: {note}", style="yellow"))
         if kept is not None:
@@ -137,9 +151,12 @@ def _reason(error: ValueError) -> str:
 
 
 def _in_force(path: Path | None, config: Path | None) -> tuple[Settings | None, Path | None, PolicyRow]:
-    """Return the settings (None with a bare document), where the document is (None inside them), and the policy."""
+    """Return the settings (None with a bare document), where the document is (None inside them), and the policy.
+
+    With both, the document is what is recalibrated, and the configuration says what stands behind its rows.
+    """
     if path is not None:
-        return None, path, load_policy(path)
+        return (None if config is None else settings_of(config)), path, load_policy(path)
     settings = settings_of(config)
     found = config or next(Path(place) for place in CONFIG_PLACES if Path(place).is_file())
     return settings, policy_path(found), settings.policy
@@ -166,7 +183,9 @@ def _estimates(
             samples = []
             for period in sorted({DAY, min(DAY, history.bar)}, reverse=True):
                 cut = returns_over(history, period)
-                samples.append(Sample(history.name, history.sha256, period, cut.times, cut.close, history.missing))
+                samples.append(
+                    Sample(history.name, history.sha256, period, cut.times, cut.close, history.missing, cut.gap)
+                )
             try:
                 done[path] = estimate(samples[0], samples[-1])
             except ValueError as error:
@@ -250,14 +269,17 @@ def _cuts(old: PolicyRow, new: PolicyRow) -> list[Cut]:
     return cuts
 
 
-def _effects(settings: Settings | None, old: PolicyRow, new: PolicyRow, notes: list[str]) -> list[tuple[str, Effect]]:
-    """Return (label, effect) of every account of the newest certified epoch."""
+def _effects(settings: Settings | None, new: PolicyRow, notes: list[str]) -> list[tuple[str, Effect]]:
+    """Return (label, effect) of every account of the newest certified epoch, against the policy configured now."""
     if settings is None:
         notes.append("no configuration is named, so there are no accounts to tell the effect on")
         return []
     from aggregator.core.risk.calibration import estimate_effect
 
     async def read() -> list[tuple[str, Effect]]:
+        if not bootstrap.has_store(settings):
+            notes.append("nothing is kept yet, so there are no accounts to tell the effect on")
+            return []
         store = await bootstrap.open_store(settings)
         try:
             labels = {a.id: a.label for a in await store.accounts()}
@@ -268,7 +290,7 @@ def _effects(settings: Settings | None, old: PolicyRow, new: PolicyRow, notes: l
             notes.append("no epoch is certified yet, so there are no accounts to tell the effect on")
             return []
         rows = {asset.id: asset.policy for asset in settings.assets}
-        found = [estimate_effect(margin, old, new, rows) for margin in record.margins]
+        found = [estimate_effect(margin, settings.policy, new, rows) for margin in record.margins]
         return [(labels.get(e.account) or e.account[:12] + "…", e) for e in found]
 
     return asyncio.run(read())
@@ -318,9 +340,12 @@ def _print(
         fit = f"EWMA stands in: {e.garch_note}" if e.garch_note else "fitted"
         shown.add_row(e.daily.series, str(len(e.daily.returns)), _day(e.last), *figures, jumps or "none", fit)
     out.print(shown)
-    changes = table(f"parameters, {old.version} → {made.policy.version}", "parameter", "old", "new")
+    title = f"parameters, {old.version} → {made.policy.version}; which way requirements go with the row"
+    changes = table(title, "parameter", "old", "new", "IM", "MM")
     for change in made.changes:
-        changes.add_row(change.path, _text(change.old), _text(change.new))
+        both = (change.initial, change.maintenance)
+        ways = [Text(way, style="bold yellow" if "lower" in way else "") for way in both]
+        changes.add_row(change.path, _text(change.old), _text(change.new), *ways)
     out.print(changes)
     moved = table("market haircut of collateral, %", "row", "level", *(f">{name_duration(h)}" for h in HORIZONS))
     for name in sorted({cut.row for cut in cuts}):
@@ -362,7 +387,7 @@ def _json(
         }
 
     def row(change: Change) -> dict[str, Any]:
-        return change._asdict()
+        return change._asdict() | {"loosens": change.loosens}
 
     return {
         "old": {"version": old.version, "digest": policy_digest(old)},

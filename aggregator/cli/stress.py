@@ -30,6 +30,7 @@ from aggregator.cli.frame import (
 from aggregator.cli.plot import ENDINGS, figure, save
 from aggregator.config import Settings
 from aggregator.domain.errors import InputError
+from proofs.document import MAX_DEPTH, measure_depth
 
 SECONDS = 120.0
 """How long the service may take to answer."""
@@ -55,12 +56,15 @@ def ask(settings: Settings, method: str, path: str, body: object = None, **query
         answer = httpx.request(
             method, f"http://{address}{path}", json=body, params=query, timeout=SECONDS, trust_env=False
         )
-        document = answer.json()
+        text = answer.content.decode()
+        if measure_depth(text) > MAX_DEPTH:  # parsing it could crash
+            raise ValueError
+        document = json.loads(text)
     except httpx.HTTPError:
         raise InputError(
             "service.listen", f"no service answers at {address}", "start it with `crossmargin run`"
         ) from None
-    except json.JSONDecodeError:
+    except ValueError:
         raise InputError("service.listen", f"what answers at {address} is no crossmargin service") from None
     if not answer.is_success:
         error = document.get("error") if isinstance(document, dict) else None

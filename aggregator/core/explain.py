@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from aggregator.core import valuation
+from aggregator.core.greeks import Greeks, row_greeks
 from aggregator.core.haircut import explain_loss
 from aggregator.core.margin import health
 from aggregator.core.pipeline import LIMIT, leaves_at
-from aggregator.core.portfolio import Greeks, portfolio_of, relief, row_greeks
+from aggregator.core.portfolio import portfolio_of, relief
 from aggregator.core.tables import World, horizon_nodes
 from aggregator.domain.book import ASSET, DEBT, Contracts
 from aggregator.domain.contracts import LAYERS
@@ -171,7 +173,11 @@ class _Explainer:
         self._report, self._world, self._bound = report, world, bound
         self._isolated = bool(report.isolated[index])
         first = int(np.searchsorted(report.book.account, index))
-        self._book = book = report.book.only(index)
+        self.side = self._side_of(index)
+        book = report.book.only(index)
+        if self.side is not None and self.side.derived.blind[self.side.c]:
+            book = replace(book, blind=np.ones(1, dtype=np.bool_))
+        self._book = book
         self._counts = counts = report.tables.counts[first : first + len(book.account)]
         asset_price, debt_price, known, _ = valuation.price_columns(report.prices)
         self._known = known
@@ -179,7 +185,6 @@ class _Explainer:
         self._muted, _ = valuation.mute(book, known)
         rates = valuation.unit_rates(book.kinds, report.tables, asset_price, debt_price, bound)[LOW]
         coefficient = valuation.group_coefficients(book, report.tables.liquidity)
-        self.side = self._side_of(index)
         self._place: dict[int, int] = {}  # local row -> place among the account's contracts
         if self.side is not None and book.contracts is not None:
             self._place = {int(row): n for n, row in enumerate(book.contracts.row)}
@@ -233,10 +238,11 @@ class _Explainer:
         if side is None or not side.hedged[level] or book.contracts is None:
             return none
         view, policy, feed = (axis[book.kind] for axis in (book.kinds.view, book.kinds.policy, book.kinds.feed))
-        share = np.zeros(len(book.feeds) + 1)
+        share, reach = np.zeros(len(book.feeds) + 1), np.zeros(len(book.feeds) + 1)
         share[book.contracts.feed] = side.derived.share[self._bound, side.c]
+        reach[book.contracts.feed] = side.derived.market.range
         may = (book.kinds.side[book.kind] == ASSET) & (book.netting < 0) & self._counts & ~tables.stale[view]
-        part: Floats = np.where(may, share[feed], 0.0) * relief(tables, policy, view, self._bound, level)
+        part: Floats = np.where(may, share[feed], 0.0) * relief(tables, policy, view, self._bound, level, reach[feed])
         return part
 
     def components(self) -> tuple[Component, ...]:

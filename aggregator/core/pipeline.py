@@ -29,6 +29,7 @@ from aggregator.domain.report import (
     MarginReport,
     RiskTables,
 )
+from aggregator.domain.rows import DestinationRow
 from aggregator.domain.snapshot import FROZEN, HALTED, REORGED, ChainView, Finding, Snapshot
 from aggregator.domain.units import SECONDS_PER_YEAR, Floats
 
@@ -57,20 +58,21 @@ def compute_report(
     Args:
         latency: the legs until a Hold lands, of the chains where they are measured; they replace the configured ones.
     """
-    destinations = sorted(world.destinations, key=lambda row: destination_id(row.chain))
-    chains = {row.id: row for row in sorted(world.chains, key=lambda row: row.id)}
-    prices = _prices(quotes, world, snapshot.cut_time)
+    destinations = [row.chain for row in _destinations(world)]
+    chains = tuple(sorted(row.id for row in world.chains))
+    prices = fuse_prices(quotes, world, snapshot.cut_time)
     book = build_book(
         snapshot,
         world.assets,
         world.policy.assets,
-        tuple(chains),
+        chains,
         tuple(band.feed for band in prices),
-        tuple(row.chain for row in destinations),
+        destinations,
         world.policy.underlyings,
+        world.policy.dollars,
     )
-    views = view_axis(snapshot, tuple(chains))
-    tables = build_tables(book, views, tuple(chains.values()), destinations, world, snapshot.valid_until, latency)
+    views = view_axis(snapshot, chains)
+    tables = tables_of(book, views, world, snapshot.valid_until, latency)
     findings = {*snapshot.findings, *book.findings}
     findings |= {Finding("price-unknown", band.feed, band.detail) for band in prices if not band.known}
     findings |= {
@@ -83,11 +85,27 @@ def compute_report(
         tables,
         views,
         times=(snapshot.epoch, snapshot.cut_time, snapshot.valid_until),
-        destinations=tuple(row.chain for row in destinations),
-        cells=list_cells(book, views, tables, [row.chain for row in destinations]),
+        destinations=tuple(destinations),
+        cells=list_cells(book, views, tables, destinations),
         findings=findings,
         policy=world.policy,
     )
+
+
+def tables_of(
+    book: Book, views: Sequence[ChainView | None], world: World, valid_until: int, latency: Legs | None = None
+) -> RiskTables:
+    """Return the tables of a world for a book made in it, which has chains and destinations in the order of ids.
+
+    Args:
+        views: along the view axis of the book.
+    """
+    chains = sorted(world.chains, key=lambda row: row.id)
+    return build_tables(book, views, chains, _destinations(world), world, valid_until, latency)
+
+
+def _destinations(world: World) -> list[DestinationRow]:
+    return sorted(world.destinations, key=lambda row: destination_id(row.chain))
 
 
 def value_report(
@@ -119,6 +137,7 @@ def value_report(
     count, bounds = len(book.accounts), tables.horizon.shape[2]
     asset_price, debt_price, known, opens = valuation.price_columns(prices)
     derived = value_derivatives(book, prices, tables, views, policy, cut_time) if policy is not None else None
+    given = book
     if derived is not None:
         unsure = book.blind.copy()
         unsure[derived.accounts[derived.blind]] = True
@@ -201,7 +220,7 @@ def value_report(
         prices=prices,
         cells=cells,
         findings=tuple(sorted(findings | out)),
-        book=book,
+        book=given,
         tables=tables,
         assets=assets,
         debts=debts,
@@ -212,6 +231,33 @@ def value_report(
         status=status,
         isolated=isolated,
         derivatives=derived,
+    )
+
+
+def revalue(
+    report: MarginReport,
+    prices: tuple[PriceBand, ...],
+    policy: PolicyRow,
+    *,
+    tables: RiskTables | None = None,
+    views: tuple[ChainView | None, ...] | None = None,
+) -> MarginReport:
+    """Value the book of a report again, with other prices and, where given, other tables and views.
+
+    Making the book is most of the work where accounts are many, and it does not depend on any of these. Nobody commits
+    to such a report: it lists no cells, and of findings only those of the valuation itself.
+
+    Args:
+        prices: in the order of the book's feeds, as :func:`fuse_prices` gives them.
+    """
+    return value_report(
+        report.book,
+        prices,
+        tables or report.tables,
+        views or report.chains,
+        times=(report.epoch, report.cut_time, report.valid_until),
+        destinations=report.destinations,
+        policy=policy,
     )
 
 
@@ -247,10 +293,16 @@ def leaves_at(report: MarginReport, d: int, chosen: slice) -> list[LeafValues]:
     ]
 
 
-def _prices(quotes: Sequence[Quote], world: World, now: int) -> tuple[PriceBand, ...]:
+def fuse_prices(quotes: Sequence[Quote], world: World, now: int) -> tuple[PriceBand, ...]:
     """Fuse every feed that an asset or a source names; age inflates by the most volatile asset priced by the feed.
 
     A feed of an underlying that prices no asset takes the highest volatility at the money of its surface.
+
+    Args:
+        now: the cut, Unix seconds.
+
+    Returns:
+        bands, ascending by feed: which feeds there are follows from ``world`` alone.
     """
     volatility = dict.fromkeys(sorted({a.feed for a in world.assets.values()} | {s.feed for s in world.sources}), 0.0)
     for row in world.assets.values():

@@ -8,9 +8,10 @@ one account at one place of a venue, the net worth ``n`` is taken in what it set
 
 with w = gain_weight_initial of the policy at initial margin, and 1 at maintenance.
 
-A contract that settles in a coin which is itself an underlying of the policy pays its worth in USD at p̂; anything else
-is taken for a dollar token, paid one for one, and blinds the account if it is far from a dollar. At ``low`` no contract
-of a stale view gains, nor a long option that has expired and is not settled; both may be gone.
+A contract that settles in a coin which is itself an underlying of the policy pays its worth in USD at p̂; one that
+settles in what the policy calls a dollar (``dollars``) pays one for one, and blinds the account if that is far from a
+dollar. The book takes no others. At ``low`` no contract of a stale view gains, nor a long option that has expired and
+is not settled; both may be gone.
 
 The requirement R of the account's margin model enters W-, with the market at p̂ at every end. At ``low`` it is the
 greater one of R and of R without what may be gone there: perps and long options of stale views. At ``high`` the grid
@@ -20,9 +21,10 @@ Collateral as a hedge, without a double charge. R is computed twice: (A) for the
 full haircut; (B) with some collateral in the grid, which then keeps only the haircut of its own jumps. What enters is
 what counts under A, at most what closes the contracts' short delta, so that collateral beyond the hedge keeps its full
 haircut. Each account, end and level takes the alternative that leaves more. Both are conservative: A adds the loss of
-the collateral to that of the contracts, B moves a part of it from one term to the other. And both grow with the
-collateral: what it adds to B in the grid costs at most its move of less than all of its worth, and what it dilutes of
-the hedge is bounded by :data:`MOST_RELIEF`.
+the collateral to that of the contracts, B moves a part of it from one term to the other, and never more than the grid
+moves (:func:`relief`); nothing of a stale view hedges. And both grow with the collateral: what it adds to B in the grid
+costs at most its move of less than all of its worth, and what it dilutes of the hedge is bounded by
+:data:`MOST_RELIEF`.
 
 Everything is done for the accounts with contracts only, and for all of them at once; none depends on another.
 """
@@ -36,12 +38,13 @@ from typing import NamedTuple
 import numpy as np
 
 from aggregator.core import valuation
-from aggregator.core.contracts import contract_values, implied_vols, is_option, linear_units, option_values, years_left
+from aggregator.core.contracts import contract_values, is_option
+from aggregator.core.greeks import row_greeks
 from aggregator.core.haircut import liquidity_divisor
-from aggregator.core.instruments.option import bsm_greeks
-from aggregator.core.models import requirement
-from aggregator.domain.book import ASSET, Book, Bools, Contracts, Ints, is_missing
-from aggregator.domain.contracts import CALL, LAYERS, Instruments, Market, Portfolios, Requirement
+from aggregator.core.models import PEGGED, Prepared, prepare
+from aggregator.core.tables import exit_gate
+from aggregator.domain.book import ASSET, Book, Bools, Contracts, Ints
+from aggregator.domain.contracts import LAYERS, Instruments, Market, Portfolios, Requirement
 from aggregator.domain.policy import ModelName, PolicyRow
 from aggregator.domain.price import PriceBand
 from aggregator.domain.report import HIGH, INITIAL, LOW, MAINTENANCE, MID, Derivatives, RiskTables
@@ -49,24 +52,12 @@ from aggregator.domain.snapshot import ChainView
 from aggregator.domain.units import Floats
 
 LARGEST_RANGE = 0.95
-"""Of R_u: a view so old that its haircut is everything must not move a price to 0."""
+"""Of R_u: an asset that counts nothing must not move a price to 0."""
 FARTHEST = 2.0
 """Times a dollar, or parts of it, that a dollar token is worth; beyond, nobody knows what contracts in it pay."""
 MOST_RELIEF = 2.0
 """By which collateral may count more at most for being a hedge: (1−hedged_loss)/(1−h_mkt) up to here. With it, adding
 to the collateral that is relieved least never costs more than it brings."""
-
-
-class Greeks(NamedTuple):
-    """The greeks of rows at p̂: per whole unit of the underlying, per USD², per 1.00 of volatility, year and rate."""
-
-    delta: Floats
-    gamma: Floats
-    vega: Floats
-    theta: Floats
-    rho: Floats
-    mark: Floats  # USD, of one option or of one unit of a perp's underlying
-    volatility: Floats  # per sqrt(year); 0 for perps
 
 
 def value_derivatives(
@@ -90,32 +81,6 @@ def value_derivatives(
         return work.derivatives()
 
 
-def row_greeks(portfolios: Portfolios, market: Market) -> Greeks:
-    """Return the greeks of every row, each of shape (N,), times its signed size; marks are per unit."""
-    of = portfolios.instruments
-    units, spot = linear_units(portfolios), market.spot[of.underlying]
-    vols, mark = implied_vols(of, market), np.where(is_option(of), 0.0, spot)
-    columns = np.zeros((5, len(of.kind)))
-    where = np.flatnonzero(is_option(of))
-    if len(where):
-        rate = np.array([row.rate for row in market.rows])[of.underlying]
-        carry = np.array([row.carry for row in market.rows])[of.underlying]
-        found = bsm_greeks(
-            spot[where],
-            of.strike[where],
-            years_left(of, market.now)[where],
-            vols[where],
-            rate[where],
-            carry[where],
-            of.kind[where] == CALL,
-        )
-        columns[:, where] = found.delta, found.gamma, found.vega, found.theta, found.rho
-        columns[1:, where[years_left(of, market.now)[where] == 0]] = 0.0  # what expired has a slope, and no time
-        mark[where] = option_values(of, market, market.spot, vols)[where]
-    delta, gamma, vega, theta, rho = columns[:, portfolios.instrument] * portfolios.size
-    return Greeks(delta + units, gamma, vega, theta, rho, mark[portfolios.instrument], vols[portfolios.instrument])
-
-
 def portfolio_of(portfolios: Portfolios, account: int) -> Portfolios:
     """Return the portfolio of one account, with the instruments it holds."""
     rows = slice(*np.searchsorted(portfolios.account, [account, account + 1]))
@@ -133,6 +98,24 @@ def portfolio_of(portfolios: Portfolios, account: int) -> Portfolios:
     )
 
 
+def _choose(portfolios: Portfolios, chosen: Ints, rows: Bools) -> Portfolios:
+    """Return the portfolios of some accounts, of the same instruments.
+
+    Args:
+        chosen: their places, ascending. rows: theirs, shape (N,).
+    """
+    return replace(
+        portfolios,
+        accounts=len(chosen),
+        account=np.searchsorted(chosen, portfolios.account[rows]),
+        instrument=portfolios.instrument[rows],
+        size=portfolios.size[rows],
+        entry=portfolios.entry[rows],
+        funding=portfolios.funding[rows],
+        spot=portfolios.spot[chosen],
+    )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Required:
     """A requirement over C accounts: at all ends, and what it consists of at ``low``."""
@@ -142,6 +125,21 @@ class _Required:
     rows: Floats  # (level, N)
     spot: Floats  # (level, C, U)
     binding: tuple[str, ...]
+
+    def updated(self, other: _Required, who: Bools, account: Ints) -> _Required:
+        """Return this one with what ``other`` has of the accounts in ``who``.
+
+        Args:
+            account: of every row, shape (N,).
+        """
+        pairs = zip(self.binding, other.binding, who.tolist(), strict=True)
+        return _Required(
+            np.where(who, other.total, self.total),
+            np.where(who, other.layers, self.layers),
+            np.where(who[account], other.rows, self.rows),
+            np.where(who[:, None], other.spot, self.spot),
+            tuple(theirs if there else own for own, theirs, there in pairs),
+        )
 
 
 class _Hedges(NamedTuple):
@@ -178,6 +176,7 @@ class _Work:
             range=self._ranges(),
             rows=tuple(policy.underlyings[feed] for feed in contracts.underlyings),
         )
+        self._stated = np.array([row.range for row in self._market.rows])
         underlying = contracts.instruments.underlying[contracts.instrument]
         self._underlying, self._priced = underlying, self._fine[underlying]
         feed = book.kinds.feed[contracts.gain_kind]
@@ -185,6 +184,7 @@ class _Work:
         coin = np.array([name in policy.underlyings for name in book.feeds] + [False])[feed]
         self._rate = np.where(coin & (self._unit > 0), self._unit, 1.0)  # USD of worth that one unit settled pays
         self._dollar = ~coin
+        self._prepared: dict[tuple[ModelName, float, bool], Prepared] = {}
         view = book.kinds.view[book.kind[contracts.row]]
         self._stale = tables.stale[view]
         self._portfolios = Portfolios(
@@ -207,7 +207,9 @@ class _Work:
         owner = np.searchsorted(self._accounts, of.settlement_account)
         values = self._values()
         nets = sum_by(of.settlement, values, len(of.settlement_account))
-        gate = self._gate()
+        gate = exit_gate(
+            self._book, self._views, self._tables.hold, of.settlement_account, of.gain_kind, of.seizable, of.delay
+        )
         weight = np.array([self._policy.scenario.gain_weight_initial, 1.0])[None, :, None]
         gains = np.stack([np.maximum(nets, 0.0) * rates[:, :, of.gain_kind] * weight for rates in self._rates])
         losses = np.stack([np.maximum(-nets, 0.0) * rates[:, :, of.loss_kind] for rates in self._rates])
@@ -218,9 +220,13 @@ class _Work:
         muted = unpriced | valuation.mute(self._book, self._known)[1][self._accounts]
         gains[:, LOW][..., muted[owner]] = 0.0
         worth = nets[MID, MAINTENANCE] * self._unit
-        plain = self._required(self._portfolios)
-        hedges = self._hedges(~muted)
-        hedged = plain if hedges is None else self._required(replace(self._portfolios, spot=hedges.spot))
+        plain = self._required(self._portfolios, np.ones(count, dtype=np.bool_))
+        hedges, hedged = self._hedges(~muted), plain
+        if hedges is not None:
+            helped: Bools = hedges.spot.any(axis=1)  # type: ignore[assignment]
+            hedged = plain.updated(
+                self._required(replace(self._portfolios, spot=hedges.spot), helped), helped, self._local
+            )
         if hedges is None:
             wide = (count, len(of.underlyings))
             none = np.zeros((len(self._rates), 3, 2, count))
@@ -263,12 +269,14 @@ class _Work:
         """Return R_u: the policy's range, or the greatest initial haircut of what the feed prices, if that is more.
 
         Collateral that leaves its haircut for the grid must not find less there. The newest view of every chain with
-        such an asset counts, whoever holds anything at it, so that nobody's range depends on anybody else.
+        such an asset counts, whoever holds anything at it, so that nobody's range depends on anybody else; but none
+        that is stale: collateral there hedges nothing, so that a chain that goes dark widens nobody's grid, and the
+        range falls back to what the others imply, at least the policy's.
         """
         ranges = []
         for feed, sorts in zip(self._of.underlyings, self._of.priced, strict=True):
-            seen = [(p, v) for p, v in sorts if not is_missing(self._views[v])]
-            losses = [float(self._tables.asset_loss[p, v, :, INITIAL].max()) for p, v in seen]
+            live = [(p, v) for p, v in sorts if not self._tables.stale[v]]
+            losses = [float(self._tables.asset_loss[p, v, :, INITIAL].max()) for p, v in live]
             ranges.append(max(self._policy.underlyings[feed].range, min(max(losses, default=0.0), LARGEST_RANGE)))
         return np.array(ranges)
 
@@ -287,17 +295,6 @@ class _Work:
         settled: Floats = values / self._rate[self._of.settlement]
         return settled
 
-    def _gate(self) -> Bools:
-        """Return where gains cannot leave before a Hold lands, or nobody relies on them, shape (Q,)."""
-        book, of = self._book, self._of
-        slowest = np.full(len(self._views) + 1, np.iinfo(np.int64).max)
-        for v, view in enumerate(self._views):
-            if view is not None and not is_missing(view):
-                slowest[v] = self._tables.hold[book.chain_of[v]] + max(0, view.age)
-        reach = slowest[book.kinds.view[of.gain_kind]]
-        gate: Bools = book.monitored[of.settlement_account] | (of.seizable & (of.delay > reach))
-        return gate
-
     def _models(self) -> tuple[ModelName, ...]:
         """Return the margin model of every account, by its class."""
         models = self._policy.models
@@ -313,72 +310,89 @@ class _Work:
         )
         return stable
 
-    def _required(self, portfolios: Portfolios) -> _Required:
-        """Return R, which at ``low`` is no less than R without what may be gone."""
-        count, wide = portfolios.spot.shape
+    def _required(self, portfolios: Portfolios, who: Bools) -> _Required:
+        """Return R of some accounts, which at ``low`` is no less than R without what may be gone; 0 of the others.
+
+        Args:
+            who: which accounts, shape (C,).
+        """
+        count, wide, n = *portfolios.spot.shape, len(self._of.row)
         sure = replace(portfolios, size=np.where(self._expired, 0.0, portfolios.size))
-        found = self._require(sure)
+        found = self._require(sure, who)
         total = np.broadcast_to(np.stack([found.initial, found.maintenance]), (3, 2, count)).copy()
-        layers, binding = found.layers.copy(), list(found.binding or [""] * count)
-        rows, spot = found.rows[:, : len(self._of.row)].copy(), found.rows[:, len(self._of.row) :].copy()
-        spot = spot.reshape(2, count, wide)
-        gone = self._stale & ~self._short_option
-        if gone.any():
-            rest = self._require(replace(sure, size=np.where(gone, 0.0, sure.size)))
+        layers, binding = found.layers, list(found.binding)
+        rows, spot = found.rows[:, :n], found.rows[:, n:].reshape(2, count, wide)
+        gone = self._stale & ~self._short_option & (sure.size != 0)
+        touched = self._holders(gone) & who
+        if touched.any():
+            rest = self._require(replace(sure, size=np.where(gone, 0.0, sure.size)), touched)
             for level, other in enumerate((rest.initial, rest.maintenance)):
                 worse = other > total[LOW, level]
-                total[LOW, level] = np.maximum(total[LOW, level], other)
+                total[LOW, level, worse] = other[worse]
                 layers[level][:, worse] = rest.layers[level][:, worse]
                 mine = worse[self._local]
-                rows[level, mine] = rest.rows[level, : len(self._of.row)][mine]
-                spot[level, worse] = rest.rows[level, len(self._of.row) :].reshape(count, wide)[worse]
-                if level == MAINTENANCE and rest.binding:
+                rows[level, mine] = rest.rows[level, :n][mine]
+                spot[level, worse] = rest.rows[level, n:].reshape(count, wide)[worse]
+                if level == MAINTENANCE:
                     binding = [b if w else a for a, b, w in zip(binding, rest.binding, worse, strict=True)]
-        stated = np.array([row.range for row in self._market.rows])
-        if (self._market.range > stated).any():  # how old a view is must not make anybody liquidatable
-            least = self._require(sure, replace(self._market, range=stated))
-            total[HIGH] = np.minimum(total[HIGH], np.stack([least.initial, least.maintenance]))
+        # How old a view is must not make anybody liquidatable.
+        wider = self._market.range > self._stated
+        touched = self._holders(wider[self._underlying]) & who
+        if touched.any():
+            least = self._require(sure, touched, stated=True)
+            lower = np.minimum(total[HIGH], np.stack([least.initial, least.maintenance]))
+            total[HIGH] = np.where(touched, lower, total[HIGH])
         return _Required(total, layers, rows, spot, tuple(binding))
 
-    def _require(self, portfolios: Portfolios, market: Market | None = None) -> Requirement:
-        """Ask each account's own model; models see the worst dollar token that the account's contracts settle in."""
-        market = market or self._market
+    def _holders(self, rows: Bools) -> Bools:
+        """Return the accounts that have one of the rows, shape (C,)."""
+        holders = np.zeros(len(self._accounts), dtype=np.bool_)
+        holders[self._local[rows]] = True
+        return holders
+
+    def _require(self, portfolios: Portfolios, who: Bools, *, stated: bool = False) -> Requirement:
+        """Ask each account's own model, of the accounts in ``who``; nothing is required of the others.
+
+        Models that care see the worst dollar token that the account's contracts settle in.
+
+        Args:
+            stated: with the policy's own range.
+        """
         count, wide = portfolios.spot.shape
-        prices, which = np.unique(self._stable(), return_inverse=True)
         own = self._policy.models.risk_bearing, self._policy.models.monitored
         watched = self._book.monitored[self._accounts] & (own[0] != own[1])
-        sort = 2 * which + watched
-        distinct = np.unique(sort).tolist()
-        if len(distinct) == 1:
-            return requirement(own[distinct[0] % 2], portfolios, replace(market, stable=float(prices[0])), self._policy)
+        pegged = np.array([name in PEGGED for name in own])[watched.astype(int)]
+        prices, which = np.unique(np.where(pegged, self._stable(), 1.0), return_inverse=True)
+        sort = np.where(who, 2 * which + watched, -1)
         totals, layers = np.zeros((2, count)), np.zeros((2, len(LAYERS), count))
         rows, spot = np.zeros((2, len(portfolios.account))), np.zeros((2, count, wide))
-        binding = [""] * count
-        for key in distinct:
+        binding = np.full(count, "", dtype=object)
+        for key in np.unique(sort[who]).tolist():
             mine = sort == key
-            chosen = np.flatnonzero(mine)
-            of = mine[portfolios.account]
-            part = replace(
-                portfolios,
-                accounts=len(chosen),
-                account=np.searchsorted(chosen, portfolios.account[of]),
-                instrument=portfolios.instrument[of],
-                size=portfolios.size[of],
-                entry=portfolios.entry[of],
-                funding=portfolios.funding[of],
-                spot=portfolios.spot[chosen],
-            )
-            price = float(prices[key // 2])
-            found = requirement(own[key % 2], part, replace(market, stable=price), self._policy)
+            chosen, of = np.flatnonzero(mine), mine[portfolios.account]
+            part = portfolios if len(chosen) == count else _choose(portfolios, chosen, of)
+            found = self._model(own[key % 2], float(prices[key // 2]), stated)(part)
             totals[:, chosen] = found.initial, found.maintenance
             layers[:, :, chosen] = found.layers
-            rows[:, of] = found.rows[:, : int(of.sum())]
-            spot[:, chosen] = found.rows[:, int(of.sum()) :].reshape(2, len(chosen), wide)
-            for c, words in zip(chosen, found.binding, strict=False):
-                binding[c] = words
+            rows[:, of] = found.rows[:, : len(part.account)]
+            spot[:, chosen] = found.rows[:, len(part.account) :].reshape(2, len(chosen), wide)
+            if found.binding:
+                binding[chosen] = found.binding
         return Requirement(
-            totals[INITIAL], totals[MAINTENANCE], layers, np.hstack([rows, spot.reshape(2, -1)]), tuple(binding)
+            totals[INITIAL],
+            totals[MAINTENANCE],
+            layers,
+            np.hstack([rows, spot.reshape(2, -1)]),
+            tuple(binding.tolist()),
         )
+
+    def _model(self, name: ModelName, stable: float, stated: bool) -> Prepared:
+        """Return a model at the market, prepared once whoever asks it."""
+        key = name, stable, stated
+        if key not in self._prepared:
+            market = replace(self._market, stable=stable, range=self._stated if stated else self._market.range)
+            self._prepared[key] = prepare(name, self._of.instruments, market, self._policy)
+        return self._prepared[key]
 
     def _hedges(self, allowed: Bools) -> _Hedges | None:
         """Return which collateral stands in the grid where it hedges, and what more it counts then; None without any.
@@ -404,6 +418,7 @@ class _Work:
             return None
         pools = _Pools(book, tables, chosen, cell)
         hedging = pools.counts & ~tables.stale[pools.view]
+        reach = self._market.range[pools.cell[pools.group] % wide]
         ends = [(end, level) for end in (LOW, MID, HIGH) for level in (INITIAL, MAINTENANCE)]
         everything = np.ones(len(pools.row))
         plain = [
@@ -418,7 +433,7 @@ class _Work:
         for b, rates in enumerate(self._rates):
             part = np.where(hedging, share[b][pools.cell[pools.group]], 0.0)
             for end, level in ends:
-                times = 1 + part * relief(tables, pools.policy, pools.view, b, level)
+                times = 1 + part * relief(tables, pools.policy, pools.view, b, level, reach)
                 more = pools.value(rates[end, level], (end, level), times)
                 gain = pools.by_cell(more - plain[b][end, level], count * wide)
                 extra[b, end, level] = valuation.sum_by(account, np.maximum(gain, 0.0), count)
@@ -426,12 +441,21 @@ class _Work:
         return _Hedges(share.reshape(shape), spot.reshape(count, wide), extra)
 
 
-def relief(tables: RiskTables, policy: Ints, view: Ints, bound: int, level: int) -> Floats:
-    """Return ``min((1−hedged_loss)/(1−h_mkt), MOST_RELIEF) − 1``; 0 where nothing is kept."""
+def relief(tables: RiskTables, policy: Ints, view: Ints, bound: int, level: int, reach: Floats) -> Floats:
+    """Return by how much collateral that hedges counts more, relatively; 0 where nothing is kept.
+
+    ``min((1−hedged_loss)/(1−h_mkt), 1/(1−R_u), MOST_RELIEF) − 1``: it leaves its haircut but for its own jumps, and at
+    most as much of it as the grid takes back; what is carried from an older block may have more than R_u.
+
+    Args:
+        policy, view, reach: of each row; ``reach`` is R_u of what prices it.
+    """
     kept = 1 - tables.asset_loss[policy, view, bound, level]
     alone = 1 - tables.hedged_loss[policy, view, bound, level]
     ratio = np.divide(alone, kept, out=np.ones_like(kept), where=kept > 0)
-    more: Floats = np.clip(ratio, 1.0, MOST_RELIEF) - 1
+    with np.errstate(divide="ignore"):
+        most = np.minimum(1 / (1 - reach), MOST_RELIEF)
+    more: Floats = np.maximum(np.minimum(ratio, most), 1.0) - 1
     return more
 
 

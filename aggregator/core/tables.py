@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from aggregator.core.haircut import DECIMALS, Nodes, condense, haircut_table, hold_law, law_bound, liquidity_coefficient
-from aggregator.domain.book import ASSET, Book, is_missing
+from aggregator.domain.book import ASSET, Book, Bools, Ints, is_missing
 from aggregator.domain.latency import Law
 from aggregator.domain.policy import PolicyRow
 from aggregator.domain.report import (
@@ -79,7 +79,6 @@ def build_tables(
     chance = np.zeros_like(delay)
     chance[:, 0] = 1.0
     stale = np.ones(len(views) + 1, dtype=np.bool_)
-    slowest = np.full(len(views) + 1, np.iinfo(np.int64).max)
     for v in range(len(views)):
         law = nodes[int(book.chain_of[v])]
         delay[v, : len(law.seconds)], chance[v, : len(law.seconds)] = law
@@ -91,8 +90,6 @@ def build_tables(
         age = max(0, view.age)
         usable[v] = [max(0, valid_until + bound - view.block.time) for bound in bounds]
         stale[v] = view.status != "ok" or age > chains[c].max_age or (c < v and stale[c])
-        # A request to withdraw may have followed the block we saw at once: it has had `age` seconds already.
-        slowest[v] = hold[c] + age
     known, horizon = np.zeros(shape), np.zeros(shape)
     loss, rise, hedged = np.ones((*shape, 2)), np.zeros((*shape, 2)), np.ones((*shape, 2))
     if seen and policies:
@@ -102,7 +99,6 @@ def build_tables(
         found = haircut_table(policies, known[:-1, seen, :, None] + delay[seen, None, :], chance[seen, None, :])
         loss[:-1, seen], rise[:-1, seen], hedged[:-1, seen] = found
     levels = [(policy.initial, policy.maintenance) for policy in policies]
-    gate = book.monitored[book.account] | (book.seizable & (book.delay > slowest[book.kinds.view[book.kind]]))
     return RiskTables(
         bound=np.array([bounds.index(row.clock_bound) for row in destinations], dtype=np.int64),
         horizon=horizon,
@@ -113,12 +109,41 @@ def build_tables(
         liquidity=np.array([*(liquidity_coefficient(p.daily_volume, p.impact, p.volatility) for p in policies), 0.0]),
         stale=stale,
         hold=np.array(hold, dtype=np.int64),
-        counts=gate | (book.kinds.side[book.kind] != ASSET),
+        counts=exit_gate(book, views, hold, book.account, book.kind, book.seizable, book.delay),
         hedged_loss=hedged,
         known=known,
         delay=delay,
         delay_chance=chance,
     )
+
+
+def exit_gate(
+    book: Book,
+    views: Sequence[ChainView | None],
+    hold: Sequence[int] | Ints,
+    account: Ints,
+    kind: Ints,
+    seizable: Bools,
+    delay: Ints,
+) -> Bools:
+    """Return what the exit gate lets count, of any n things that accounts have, shape (n,).
+
+    An asset counts if it can be seized, and its owner can remove it only after a Hold has landed: a request to withdraw
+    may have followed the block we saw at once, so that it has had that block's age already. What is seen nowhere does
+    not count. Debts always do, and so does everything of a monitored account, on which nobody relies.
+
+    Args:
+        views: along the view axis of the book.
+        hold: seconds that a Hold takes, by chain; of :class:`RiskTables`.
+        account, kind, seizable, delay: of each thing, as the book has them of its rows.
+    """
+    slowest = np.full(len(views) + 1, np.iinfo(np.int64).max)
+    for v, view in enumerate(views):
+        if view is not None and not is_missing(view):
+            slowest[v] = hold[book.chain_of[v]] + max(0, view.age)
+    out_of_reach = seizable & (delay > slowest[book.kinds.view[kind]])
+    gate: Bools = book.monitored[account] | out_of_reach | (book.kinds.side[kind] != ASSET)
+    return gate
 
 
 def delay_nodes(tables: RiskTables, view: int) -> Nodes:

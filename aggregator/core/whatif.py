@@ -13,12 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
 from aggregator.core.pipeline import value_report
 from aggregator.core.risk.stress import standings_at
-from aggregator.core.tables import Legs, World
-from aggregator.domain.book import ASSET, CONSUMER_VENUE, Book, Bools, build_book, is_missing
+from aggregator.core.tables import Legs, World, exit_gate
+from aggregator.domain.book import CONSUMER_VENUE, build_book
 from aggregator.domain.errors import InputError, UnknownError
 from aggregator.domain.price import Quote
 from aggregator.domain.report import MarginReport
@@ -112,29 +110,20 @@ def _standing(epoch: Epoch, account: Account, rows: Sequence[Position]) -> Stand
         report.book.feeds,
         report.destinations,
         world.policy.underlyings,
+        world.policy.dollars,
     )
-    tables = replace(report.tables, counts=_exit_gate(book, report))
+    hold = report.tables.hold
+    counts = exit_gate(book, report.chains, hold, book.account, book.kind, book.seizable, book.delay)
     valued = value_report(
         book,
         report.prices,
-        tables,
+        replace(report.tables, counts=counts),
         report.chains,
         times=(report.epoch, report.cut_time, report.valid_until),
         destinations=report.destinations,
         policy=world.policy,
     )
     return standings_at(valued, slice(None))[0]
-
-
-def _exit_gate(book: Book, report: MarginReport) -> Bools:
-    """Return whether the exit gate lets each row count, as :func:`aggregator.core.tables.build_tables` has it."""
-    slowest = np.full(len(report.chains) + 1, np.iinfo(np.int64).max)
-    for v, view in enumerate(report.chains):
-        if view is not None and not is_missing(view):
-            slowest[v] = report.tables.hold[book.chain_of[v]] + max(0, view.age)
-    out_of_reach = book.seizable & (book.delay > slowest[book.kinds.view[book.kind]])
-    gate: Bools = book.monitored[book.account] | out_of_reach | (book.kinds.side[book.kind] != ASSET)
-    return gate
 
 
 def apply_change(
@@ -263,6 +252,11 @@ def _settled(
     own = next((p for p in rows if p.contract.kind and p.asset == change.asset), None)
     unit = _asset(epoch, own.unit if own else change.unit, f"{field}.unit")
     if change.action == "open":
+        if unit.feed not in epoch.world.policy.underlyings and unit.feed not in epoch.world.policy.dollars:
+            problem = (
+                f"contracts do not settle in {unit.symbol}: its feed is no underlying of the policy, and no dollar"
+            )
+            raise InputError(f"{field}.unit", problem, "name an asset whose feed is one of these")
         change = change._replace(contract=_at_market(epoch, change, field), unit=unit.id)
     traded = _trade(account, rows, change, field)
     if change.action == "open" and change.contract.kind in ("perp", "inverse"):

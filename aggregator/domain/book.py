@@ -21,8 +21,10 @@ what it requires is counted beside the rows, from :class:`Contracts`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +40,12 @@ from aggregator.domain.snapshot import (
     NOT_READ_YET,
     Account,
     ChainView,
+    Contract,
+    ContractKind,
+    Control,
     Finding,
     Position,
+    Side,
     Snapshot,
 )
 from aggregator.domain.units import SECONDS_PER_YEAR, USD, Floats
@@ -278,7 +284,7 @@ def assemble(
         doubted=np.zeros(chains + 1, dtype=np.bool_) if doubted is None else doubted,
         partial=np.zeros(len(accounts), dtype=np.bool_) if partial is None else partial,
         blind=np.zeros(len(accounts), dtype=np.bool_) if blind is None else blind,
-        positions=tuple(positions[i] for i in order) if positions else (),
+        positions=tuple(map(positions.__getitem__, order.tolist())) if positions else (),
         findings=findings,
         contracts=None if contracts is None else _sorted_contracts(contracts, order),
     )
@@ -310,6 +316,7 @@ def build_book(
     feeds: Sequence[str],
     destinations: Sequence[str],
     underlyings: Mapping[str, UnderlyingRow] | None = None,
+    dollars: Collection[str] = (),
 ) -> Book:
     """Turn a Snapshot into columns.
 
@@ -332,48 +339,68 @@ def build_book(
         feeds: the order of the feed axis.
         destinations: CAIP-2 ids, the order of the destination axis.
         underlyings: what contracts may be on, by feed; none are margined without.
+        dollars: feeds of what contracts may settle in, paying a dollar a unit; inverse perps settle in the underlying.
     """
     accounts = tuple(sorted(snapshot.accounts, key=lambda a: a.id))
     number = {account.id: i for i, account in enumerate(accounts)}
     findings: list[Finding] = []
-    rows: list[Position] = []
-    for position in sorted(snapshot.positions):
-        if position.account in number:
-            rows.append(position)
-        else:
-            findings.append(Finding("unknown-account", position.account, f"{position.asset}: counts 0"))
+    rows = sorted(snapshot.positions)
+    if strangers := [position for position in rows if position.account not in number]:
+        findings += [Finding("unknown-account", p.account, f"{p.asset}: counts 0") for p in strangers]
+        rows = [position for position in rows if position.account in number]
+    of = _Columns.of(rows)
 
-    carried = [view for view in view_axis(snapshot, chains)[len(chains) :] if view is not None and view.block]
+    seen = view_axis(snapshot, chains)
+    carried = [view for view in seen[len(chains) :] if view is not None and view.block]
     axes = (*chains, *(view.chain for view in carried)), tuple(feeds), tuple(sorted(policies))
     blocks = [(chain, 0) for chain in chains] + [(v.chain, v.block.height) for v in carried if v.block is not None]
     catalogue = _Catalogue(assets, axes, blocks)
-    sides = [_side(p, accounts[number[p.account]].home) for p in rows]
-    kind = np.fromiter(map(catalogue.kind, rows, sides), dtype=np.int64, count=len(rows))
+    owner = np.fromiter(map(number.__getitem__, of.account), dtype=np.int64, count=len(rows))
+    homes = [account.home for account in accounts]
+    sides = _sides(of, [homes[i] for i in owner.tolist()])
+    kind = catalogue.kinds_of(of, sides)
     scale = np.array([float(10**d) for d in catalogue.decimals], dtype=np.float64)[kind] if rows else np.zeros(0)
-    amount = _floats([p.amount for p in rows]) / scale
-    free = _floats([max(p.amount - p.pending, 0) if p.side == "asset" else p.amount for p in rows]) / scale
+    amount = _floats(of.amount) / scale
+    free = amount.copy()
+    waiting = [i for i, pending in enumerate(of.pending) if pending and of.side[i] == "asset"]
+    free[waiting] = _floats([max(of.amount[i] - of.pending[i], 0) for i in waiting]) / scale[waiting]
 
-    trouble = {i: why for i in range(len(rows)) if (why := catalogue.problem[kind[i]] or _malformed(rows[i]))}
-    derived = [i for i, p in enumerate(rows) if p.contract.kind]
-    terms = _Terms(underlyings or {}, axes[1], snapshot.cut_time)
-    trouble |= {i: why for i in derived if i not in trouble and (why := terms.problem(rows[i]))}
+    trouble = {
+        i: why for i in _suspects(of, kind, catalogue) if (why := catalogue.problem[kind[i]] or _malformed(rows[i]))
+    }
+    terms = _Terms(underlyings or {}, dollars, assets, axes[1], snapshot.cut_time)
+    derived = [i for i, contract in enumerate(of.contract) if contract.kind and i not in trouble]
+    trouble |= {i: why for i in terms.suspects(of, derived) if (why := terms.problem(rows[i]))}
+    times = [view.block.time if view is not None and view.block else snapshot.cut_time for view in seen]
+    gone: set[int] = set()
+    for i in derived:
+        if (
+            0 < of.contract[i].expiry <= snapshot.cut_time
+            and i not in trouble
+            and KINDS[of.contract[i].kind] in (CALL, PUT)
+        ):
+            last = times[catalogue.view(int(kind[i]))]
+            why = terms.expired(rows[i], last)
+            if of.contract[i].expiry <= last or of.side[i] == "asset":
+                findings.append(Finding(why[0], f"{of.account[i]} {of.asset[i]}", why[1]))
+            if of.contract[i].expiry > last:
+                if of.side[i] == "asset":
+                    gone.add(i)
+                else:
+                    trouble[i] = why
     for i, (code, detail) in trouble.items():
-        position = rows[i]
-        findings.append(Finding(code, f"{position.account} {position.asset}", detail))
-        kind[i], amount[i], free[i] = catalogue.unknown(position, sides[i]), 1.0, 1.0
+        findings.append(Finding(code, f"{of.account[i]} {of.asset[i]}", detail))
+        kind[i], amount[i], free[i] = catalogue.unknown(rows[i], sides[i]), 1.0, 1.0
 
     names: dict[tuple[str, str], int] = {}
-    netting = np.fromiter(
-        (names.setdefault((p.account, p.netting), len(names)) if _nets(p) else -1 for p in rows),
-        dtype=np.int64,
-        count=len(rows),
-    )
-    owner = np.fromiter((number[p.account] for p in rows), dtype=np.int64, count=len(rows))
+    netting = np.full(len(rows), -1, dtype=np.int64)
+    for i, name in enumerate(of.netting):
+        # Debts to consumers are recourse, whatever their reader says, and so are contracts.
+        if name and not of.contract[i].kind and (sides[i] == ASSET or of.venue[i] != CONSUMER_VENUE):
+            netting[i] = names.setdefault((of.account[i], name), len(names))
     contracts = None
-    if sound := [i for i in derived if i not in trouble]:
-        findings += [terms.expired(rows[i]) for i in sound if 0 < rows[i].contract.expiry <= snapshot.cut_time]
-        gains = [catalogue.kind(rows[i], ASSET) for i in sound]
-        contracts = _build_contracts(rows, sound, owner, kind, gains, scale, axes, assets)
+    if sound := [i for i in derived if i not in trouble and i not in gone]:
+        contracts = _build_contracts(of, sound, owner, kind, catalogue, scale, axes, assets)
     kinds = catalogue.kinds()
     place = {chain: i for i, chain in enumerate(chains)}
     chain_of = np.array([*(place[chain] for chain in axes[0]), len(chains)], dtype=np.int64)
@@ -390,9 +417,10 @@ def build_book(
     odd = [
         owner[i]
         for i, (code, _) in trouble.items()
-        if sides[i] != ASSET or rows[i].control == "seizable" or code == "bad-amount"
+        if sides[i] != ASSET or of.control[i] == "seizable" or code == "bad-amount"
     ]
     partial[odd] = True
+    partial[owner[list(gone)]] = True
     blind = np.zeros(len(accounts), dtype=np.bool_)
     unread = (f.scope.split(" ", 1)[0] for f in snapshot.findings if f.code in (DEBT_UNREADABLE, NOT_READ_YET))
     blind[[number[account] for account in unread if account in number]] = True
@@ -405,8 +433,8 @@ def build_book(
         kind=kind,
         amount=amount,
         free=free,
-        seizable=np.fromiter((p.control == "seizable" for p in rows), dtype=np.bool_, count=len(rows)),
-        delay=np.fromiter((min(max(p.removal_delay, 0), LONGEST_DELAY) for p in rows), dtype=np.int64, count=len(rows)),
+        seizable=np.array([control == "seizable" for control in of.control], dtype=np.bool_),
+        delay=_delays(of.removal_delay),
         netting=netting,
         monitored=monitored,
         home=np.fromiter((spot.get(a.home, -1) for a in accounts), dtype=np.int64, count=len(accounts)),
@@ -421,11 +449,11 @@ def build_book(
 
 
 def _build_contracts(
-    rows: Sequence[Position],
+    of: _Columns,
     chosen: Sequence[int],
     owner: Ints,
     kind: Ints,
-    gain_kind: Sequence[int],
+    catalogue: _Catalogue,
     scale: Floats,
     axes: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]],
     assets: Mapping[str, AssetRow],
@@ -434,21 +462,25 @@ def _build_contracts(
 
     Args:
         chosen: which rows, ascending.
-        gain_kind: of each of them, the kind of what it settles in as an asset.
         scale: of each row, base units of what it settles in per whole unit.
     """
-    mine = [rows[i] for i in chosen]
-    place = np.array(chosen, dtype=np.int64)
-    listed = sorted({_instrument(p) for p in mine})
-    underlyings = tuple(sorted({p.contract.underlying for p in mine}))
-    number = {terms: i for i, terms in enumerate(listed)}
+    mine, place = of.only(chosen), np.array(chosen, dtype=np.int64)
+    terms = list(map(_TERMS, mine.contract))
+    listed: dict[tuple[str, str, int, int], tuple[str, int, int, int]] = {key: _instrument(*key) for key in set(terms)}
+    instruments = sorted(set(listed.values()))
+    underlyings = tuple(sorted({key[0] for key in instruments}))
+    number = {key: i for i, key in enumerate(instruments)}
+    index = {key: number[found] for key, found in listed.items()}
     axis = {feed: i for i, feed in enumerate(underlyings)}
-    keys = [
-        (int(owner[i]), gain, p.venue, p.origin, p.control, min(max(p.removal_delay, 0), LONGEST_DELAY), int(kind[i]))
-        for i, gain, p in zip(chosen, gain_kind, mine, strict=True)
-    ]
-    settlements = sorted(set(keys))
-    net = {key: i for i, key in enumerate(settlements)}
+    gain_kind = catalogue.kinds_of(mine, [ASSET] * len(chosen))
+    delay = _delays(mine.removal_delay)
+    keys = list(
+        zip(
+            owner[place].tolist(), mine.venue, mine.origin, mine.control, delay.tolist(), gain_kind.tolist(),
+            kind[place].tolist(), strict=True,
+        )
+    )  # fmt: skip
+    net = {key: i for i, key in enumerate(dict.fromkeys(keys))}  # rows ascend by account, and so do these
     policies = {name: i for i, name in enumerate(axes[2])}
     chains = {chain: i for i, chain in reversed(list(enumerate(axes[0])))}  # the newest view of each comes first
     by_feed: dict[str, set[tuple[int, int]]] = {feed: set() for feed in underlyings}
@@ -457,25 +489,25 @@ def _build_contracts(
         if row.feed in by_feed and row.policy in policies and chain in chains:
             by_feed[row.feed].add((policies[row.policy], chains[chain]))
     unit = float(10**CONTRACT_DECIMALS)
-    sign = np.array([1.0 if p.side == "asset" else -1.0 for p in mine])
+    sign = np.array([1.0 if side == "asset" else -1.0 for side in mine.side])
     return Contracts(
         row=place,
         account=owner[place],
-        instrument=np.array([number[_instrument(p)] for p in mine], dtype=np.int64),
-        size=sign * _floats([p.quantity for p in mine]) / unit,
-        entry=_floats([p.contract.entry for p in mine]) / USD,
-        funding=_floats([p.contract.funding for p in mine]) / scale[place],
-        settlement=np.array([net[key] for key in keys], dtype=np.int64),
-        settlement_account=np.array([key[0] for key in settlements], dtype=np.int64),
-        gain_kind=np.array([key[1] for key in settlements], dtype=np.int64),
-        loss_kind=np.array([key[6] for key in settlements], dtype=np.int64),
-        seizable=np.array([key[4] == "seizable" for key in settlements], dtype=np.bool_),
-        delay=np.array([key[5] for key in settlements], dtype=np.int64),
+        instrument=np.fromiter(map(index.__getitem__, terms), dtype=np.int64, count=len(terms)),
+        size=sign * _floats(mine.quantity) / unit,
+        entry=_floats([contract.entry for contract in mine.contract]) / USD,
+        funding=_floats([contract.funding for contract in mine.contract]) / scale[place],
+        settlement=np.fromiter(map(net.__getitem__, keys), dtype=np.int64, count=len(keys)),
+        settlement_account=np.array([key[0] for key in net], dtype=np.int64),
+        gain_kind=np.array([key[5] for key in net], dtype=np.int64),
+        loss_kind=np.array([key[6] for key in net], dtype=np.int64),
+        seizable=np.array([key[3] == "seizable" for key in net], dtype=np.bool_),
+        delay=np.array([key[4] for key in net], dtype=np.int64),
         instruments=Instruments(
-            kind=np.array([terms[3] for terms in listed], dtype=np.int64),
-            underlying=np.array([axis[terms[0]] for terms in listed], dtype=np.int64),
-            strike=np.array([terms[2] / USD for terms in listed], dtype=np.float64),
-            expiry=np.array([terms[1] for terms in listed], dtype=np.int64),
+            kind=np.array([key[3] for key in instruments], dtype=np.int64),
+            underlying=np.array([axis[key[0]] for key in instruments], dtype=np.int64),
+            strike=np.array([key[2] / USD for key in instruments], dtype=np.float64),
+            expiry=np.array([key[1] for key in instruments], dtype=np.int64),
         ),
         underlyings=underlyings,
         feed=np.array([axes[1].index(feed) for feed in underlyings], dtype=np.int64),
@@ -483,52 +515,107 @@ def _build_contracts(
     )
 
 
-def _instrument(position: Position) -> tuple[str, int, int, int]:
+_TERMS = attrgetter("kind", "underlying", "strike", "expiry")
+
+
+def _instrument(name: ContractKind, underlying: str, strike: int, expiry: int) -> tuple[str, int, int, int]:
     """Return underlying, expiry, strike and kind; perps have neither expiry nor strike, whatever their reader says."""
-    terms = position.contract
-    kind = KINDS[terms.kind]
-    return (
-        (terms.underlying, terms.expiry, terms.strike, kind) if kind in (CALL, PUT) else (terms.underlying, 0, 0, kind)
-    )
+    kind = KINDS[name]
+    return (underlying, expiry, strike, kind) if kind in (CALL, PUT) else (underlying, 0, 0, kind)
 
 
 class _Terms:
     """Judge what contracts say about themselves."""
 
-    def __init__(self, underlyings: Mapping[str, UnderlyingRow], feeds: Sequence[str], now: int) -> None:
+    def __init__(
+        self,
+        underlyings: Mapping[str, UnderlyingRow],
+        dollars: Collection[str],
+        assets: Mapping[str, AssetRow],
+        feeds: Sequence[str],
+        now: int,
+    ) -> None:
         self._underlyings, self._feeds, self._latest = underlyings, set(feeds), now + LONGEST_EXPIRY
+        self._unit = {id: row.feed for id, row in assets.items()}
+        self._dollars = frozenset(dollars)
+
+    def suspects(self, of: _Columns, chosen: Sequence[int]) -> list[int]:
+        """Return which of the rows may have a problem: all that :meth:`problem` finds one in, and few others."""
+        mine = of.only(chosen)
+        keys = list(zip(map(_TERMS, mine.contract), mine.unit, strict=True))
+        sound = {key: not self._wrong_terms(*key[0], key[1]) for key in set(keys)}
+        size, entry, funding = (
+            (
+                _floats(values)
+                for values in (mine.quantity, *zip(*((c.entry, c.funding) for c in mine.contract), strict=True))
+            )
+            if chosen
+            else (np.zeros(0),) * 3
+        )
+        inverse = np.array([contract.kind == "inverse" for contract in mine.contract], dtype=np.bool_)
+        fine = (size >= 0) & (size <= LARGEST_CONTRACT * 10.0**CONTRACT_DECIMALS)
+        fine &= (entry >= inverse) & (entry <= LARGEST_CONTRACT) & (np.abs(funding) <= LARGEST_CONTRACT)
+        fine &= np.fromiter(map(sound.__getitem__, keys), dtype=np.bool_, count=len(keys))
+        return [chosen[n] for n in np.flatnonzero(~fine).tolist()]
 
     def problem(self, position: Position) -> tuple[str, str] | None:
         """Return code and detail of a finding if the contract cannot be valued."""
         terms = position.contract
-        row = self._underlyings.get(terms.underlying)
-        if terms.kind not in KINDS:
-            return "unknown-contract", f"a contract of kind {terms.kind!r}: it may owe any amount"
-        if row is None or terms.underlying not in self._feeds:
-            return "unknown-underlying", f"{terms.underlying!r} is no underlying with a price: it may owe any amount"
-        option = KINDS[terms.kind] in (CALL, PUT)
         wrong = ""
-        if option and not row.surface:
-            wrong = f"the policy has no surface of {terms.underlying}"
-        elif option and terms.strike <= 0:
-            wrong = f"strike {terms.strike} is not positive"
-        elif option and not 0 < terms.expiry <= self._latest:
-            wrong = f"expiry {terms.expiry} is no time within 30 years"
-        elif terms.entry < 0 or (KINDS[terms.kind] == INVERSE and terms.entry == 0):
+        if found := self._wrong_terms(terms.kind, terms.underlying, terms.strike, terms.expiry, position.unit):
+            return found
+        if terms.entry < 0 or (KINDS[terms.kind] == INVERSE and terms.entry == 0):
             wrong = f"entry {terms.entry} is no price"
         elif position.quantity < 0:
             wrong = f"size {position.quantity} is negative; the side says which way"
         elif not _bounded(position.quantity, CONTRACT_DECIMALS) or not all(
-            _bounded(value, 0) for value in (terms.strike, terms.entry, terms.funding)
+            _bounded(value, 0) for value in (terms.entry, terms.funding)
         ):
             wrong = "a number is out of range"
         return ("bad-contract", f"{wrong}: it may owe any amount") if wrong else None
 
+    def _wrong_terms(
+        self, kind: ContractKind, underlying: str, strike: int, expiry: int, unit: str
+    ) -> tuple[str, str] | None:
+        """Return code and detail of a finding if nobody's contract of these terms can be valued."""
+        row = self._underlyings.get(underlying)
+        if kind not in KINDS:
+            return "unknown-contract", f"a contract of kind {kind!r}: it may owe any amount"
+        if row is None or underlying not in self._feeds:
+            return "unknown-underlying", f"{underlying!r} is no underlying with a price: it may owe any amount"
+        feed, option, wrong = self._unit.get(unit, ""), KINDS[kind] in (CALL, PUT), ""
+        if KINDS[kind] == INVERSE and feed != underlying:
+            return (
+                "unknown-settlement",
+                f"an inverse perp that settles in {unit}, no {underlying}: it may owe any amount",
+            )
+        if KINDS[kind] != INVERSE and feed not in self._dollars:
+            return "unknown-settlement", f"settles in {unit}, none of the policy's dollars: it may owe any amount"
+        if option and not row.surface:
+            wrong = f"the policy has no surface of {underlying}"
+        elif option and strike <= 0:
+            wrong = f"strike {strike} is not positive"
+        elif option and not 0 < expiry <= self._latest:
+            wrong = f"expiry {expiry} is no time within 30 years"
+        elif not _bounded(strike, 0):
+            wrong = "a number is out of range"
+        return ("bad-contract", f"{wrong}: it may owe any amount") if wrong else None
+
     @staticmethod
-    def expired(position: Position) -> Finding:
-        """Return the finding on an option that its venue has not settled yet."""
-        detail = f"expired at {position.contract.expiry} and not settled by {position.venue}: it gains nothing"
-        return Finding("contract-expired", f"{position.account} {position.asset}", detail)
+    def expired(position: Position, last: int) -> tuple[str, str]:
+        """Return the finding on an option that has expired at the cut.
+
+        Args:
+            last: time of the block at which the venue called it live, Unix seconds.
+        """
+        expiry, venue = position.contract.expiry, position.venue
+        if expiry <= last:
+            return "contract-expired", f"expired at {expiry} and not settled by {venue}: it gains nothing"
+        what = "it counts 0" if position.side == "asset" else "it may owe any amount"
+        return (
+            "contract-expired",
+            f"expired at {expiry}, last seen at {last}; what {venue} pays is not known yet: {what}",
+        )
 
 
 def _bounded(value: int, decimals: int) -> bool:
@@ -561,12 +648,21 @@ class _Catalogue:
         self.decimals: list[int] = []
         self.problem: list[tuple[str, str] | None] = []
 
-    def kind(self, position: Position, side: int) -> int:
-        """Return the kind of a row; one in a contract is of the kind of what it settles in."""
-        asset = position.unit if position.contract.kind else position.asset
-        key = (position.chain, position.seen, asset, position.unit, side)
-        found = self._known.get(key)
-        return self._add(key) if found is None else found
+    def kinds_of(self, of: _Columns, sides: Sequence[int]) -> Ints:
+        """Return the kind of each row; one in a contract is of the kind of what it settles in."""
+        valued = [
+            unit if contract.kind else asset
+            for asset, unit, contract in zip(of.asset, of.unit, of.contract, strict=True)
+        ]
+        keys = list(zip(of.chain, of.seen, valued, of.unit, sides, strict=True))
+        for key in dict.fromkeys(keys):
+            if key not in self._known:
+                self._add(key)
+        return np.fromiter(map(self._known.__getitem__, keys), dtype=np.int64, count=len(keys))
+
+    def view(self, kind: int) -> int:
+        """Return the place of a kind's view on its axis."""
+        return self._columns[kind][0]
 
     def unknown(self, position: Position, side: int) -> int:
         """Return the kind that counts 0 at the position's view."""
@@ -605,20 +701,56 @@ class _Catalogue:
         return len(self._columns) - 1
 
 
-def _side(position: Position, home: str) -> int:
-    """Return the class of a row of an account whose home destination is on chain ``home``."""
-    if position.contract.kind:
-        return DEBT
-    if position.side == "asset":
-        return ASSET
-    return HOME_DEBT if position.venue == CONSUMER_VENUE and position.chain == home else DEBT
+class _Columns(NamedTuple):
+    """Positions by column: what a loop over them would look up again and again."""
+
+    account: Sequence[str] = ()
+    chain: Sequence[str] = ()
+    venue: Sequence[str] = ()
+    asset: Sequence[str] = ()
+    quantity: Sequence[int] = ()
+    unit: Sequence[str] = ()
+    amount: Sequence[int] = ()
+    side: Sequence[Side] = ()
+    control: Sequence[Control] = ()
+    removal_delay: Sequence[int] = ()
+    pending: Sequence[int] = ()
+    netting: Sequence[str] = ()
+    address: Sequence[str] = ()
+    origin: Sequence[str] = ()
+    seen: Sequence[int] = ()
+    contract: Sequence[Contract] = ()
+
+    @classmethod
+    def of(cls, rows: Sequence[Position]) -> _Columns:
+        return cls(*zip(*rows, strict=True))
+
+    def only(self, chosen: Sequence[int]) -> _Columns:
+        """Return some rows."""
+        columns: Iterator[Sequence[Any]] = (list(map(column.__getitem__, chosen)) for column in self)
+        return _Columns(*columns)
 
 
-def _nets(position: Position) -> bool:
-    """Debts to consumers are recourse, whatever their reader says, and so are contracts."""
-    if position.contract.kind:
-        return False
-    return position.netting != "" and (position.side == "asset" or position.venue != CONSUMER_VENUE)
+def _sides(of: _Columns, home: Sequence[str]) -> list[int]:
+    """Return the class of every row, of an account whose home destination is on chain ``home``."""
+    sides = [ASSET if side == "asset" else DEBT for side in of.side]
+    for i, contract in enumerate(of.contract):
+        if contract.kind:
+            sides[i] = DEBT
+        elif sides[i] == DEBT and of.venue[i] == CONSUMER_VENUE and of.chain[i] == home[i]:
+            sides[i] = HOME_DEBT
+    return sides
+
+
+def _suspects(of: _Columns, kind: Ints, catalogue: _Catalogue) -> list[int]:
+    """Return the rows that cannot be interpreted, or whose numbers may be malformed; ascending."""
+    if not len(kind):
+        return []
+    bad = np.array([problem is not None for problem in catalogue.problem], dtype=np.bool_)[kind]
+    amount, pending = _floats(of.amount), _floats(of.pending)
+    derived = np.array([contract.kind != "" for contract in of.contract], dtype=np.bool_)
+    found: list[int] = np.flatnonzero(bad | (amount < 0) | (pending < 0) | (derived & (amount != 0))).tolist()
+    return found
 
 
 def _malformed(position: Position) -> tuple[str, str] | None:
@@ -629,12 +761,18 @@ def _malformed(position: Position) -> tuple[str, str] | None:
     return None
 
 
-def _floats(values: list[int]) -> Floats:
+def _delays(values: Sequence[int]) -> Ints:
+    """Return removal delays in seconds, of which longer ones than :data:`LONGEST_DELAY` gain nothing."""
+    return np.clip(_floats(values), 0, LONGEST_DELAY).astype(np.int64)
+
+
+def _floats(values: Sequence[int]) -> Floats:
     """Convert exact integers, infinite where a float cannot hold them."""
     try:
         return np.array(values, dtype=np.float64)
     except OverflowError:
-        return np.array([float(v) if abs(v).bit_length() < 1024 else np.inf for v in values], dtype=np.float64)
+        far = [np.inf if v > 0 else -np.inf for v in values]
+        return np.array([float(v) if abs(v).bit_length() < 1024 else x for v, x in zip(values, far, strict=True)])
 
 
 def _worrying(snapshot: Snapshot) -> Iterator[Finding]:

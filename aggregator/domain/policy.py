@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from aggregator.domain.rows import Hex32, Name, Ratio, Row, Seconds
@@ -22,6 +24,8 @@ from proofs.hashing import keccak256
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Finite = Annotated[float, Field(ge=-1e6, le=1e6)]
+MOST_JUMPS = 6
+"""Of one class: the loss law enumerates all their counts together."""
 ModelName = Literal["health", "isolated", "cross", "tiered", "scenario", "pmrm-2", "pmrm-1", "standard", "span", "var"]
 """Margin models: one file each in ``aggregator.core.margin``."""
 
@@ -47,7 +51,7 @@ class AssetPolicyRow(Row):
     """Risk parameters of a class of assets."""
 
     volatility: Annotated[float, Field(ge=0, le=10)]  # per sqrt(year)
-    jumps: Annotated[tuple[JumpRow, ...], Field(max_length=6)] = ()  # the law enumerates all their counts together
+    jumps: Annotated[tuple[JumpRow, ...], Field(max_length=MOST_JUMPS)] = ()
     daily_volume: Annotated[float, Field(gt=0)]  # ADV, USD
     impact: Annotated[float, Field(ge=0)]  # Y of the liquidity haircut
     liquidation_seconds: Seconds  # auction + bridge
@@ -118,17 +122,49 @@ class UnderlyingRow(Row):
         for near, far in pairwise(self.surface):
             if near.tenor >= far.tenor:
                 raise ValueError("surface must ascend in tenor")
-            for step in range(-8, 9):
-                k = step / 4
-                if total_variance(near, k) > total_variance(far, k) + 1e-12:
-                    raise ValueError(f"surface: total variance falls from tenor {near.tenor} to {far.tenor} at k={k:g}")
+            if (k := calendar_arbitrage(near, far)) is not None:
+                raise ValueError(f"surface: total variance falls from tenor {near.tenor} to {far.tenor} at k={k:.4g}")
         return self
 
 
+SVI_WIDTH = 4.0
+"""A slice of a surface is flat beyond this many √(a + bσ): nothing is quoted there."""
+_STEP, _FEWEST, _MOST = 0.01, 100, 20_000  # of k, and the samples on either side of 0
+
+
+def flat_beyond(slice: SviRow) -> float:
+    """Return the |k| from which on a slice is flat."""
+    return SVI_WIDTH * math.sqrt(max(0.0, slice.a + slice.b * slice.sigma))
+
+
 def total_variance(slice: SviRow, k: float) -> float:
-    """Return w(k) of one slice."""
-    x = k - slice.m
-    return slice.a + slice.b * (slice.rho * x + math.sqrt(x * x + slice.sigma**2))
+    """Return w(k) of one slice as options are priced by it: flat beyond :func:`flat_beyond`, never negative."""
+    return float(_variances(slice, np.array(k)))
+
+
+def _variances(slice: SviRow, k: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    end = flat_beyond(slice)
+    x = np.clip(k, -end, end) - slice.m
+    return np.maximum(slice.a + slice.b * (slice.rho * x + np.hypot(x, slice.sigma)), 0.0)
+
+
+def calendar_arbitrage(near: SviRow, far: SviRow) -> float | None:
+    """Return a log-moneyness at which total variance falls from one tenor to the next; None if there is none.
+
+    Between tenors total variance is linear in the tenor, so that it falls in between exactly where it falls from one
+    slice to the other. Either slice is sampled over all of it that is not flat, every 0.01 or finer, and at its ends,
+    its middle and its least: beyond the wider one both are flat, and nothing changes any more.
+    """
+    samples = [np.zeros(1)]
+    for row in (near, far):
+        end = flat_beyond(row)
+        count = min(_MOST, max(_FEWEST, math.ceil(end / _STEP)))
+        least = row.m - row.rho * row.sigma / math.sqrt(1 - row.rho**2)
+        samples += [np.linspace(-end, end, 2 * count + 1), np.array([row.m, least])]
+    k = np.concatenate(samples)
+    fall = _variances(near, k) - _variances(far, k)
+    at = int(fall.argmax())
+    return float(k[at]) if fall[at] > 1e-12 else None
 
 
 class VolatilityShockRow(Row):
@@ -222,6 +258,26 @@ class HistoryRow(Row):
         return self
 
 
+PARAMETRIC_CONFIDENCE = 0.95
+"""The least confidence of ``var.method = "parametric"``."""
+
+
+class VarRow(Row):
+    """How the margin model ``var`` computes (risk.md §5)."""
+
+    method: Literal["historical", "parametric"] = "historical"
+    """``historical``: ES of all moves of ``history``, priced in full. ``parametric``: the greater of the VaR of
+    delta, gamma and vega by Cornish-Fisher, and ES over normal moves of which the worst 5% are priced in full."""
+    draws: Annotated[int, Field(ge=256, le=65_536)] = 4_096  # normal moves; a power of two
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1  # of their scrambling
+
+    @model_validator(mode="after")
+    def _draws_balance(self) -> VarRow:
+        if self.draws & (self.draws - 1):
+            raise ValueError("draws must be a power of two")
+        return self
+
+
 class ProvenanceRow(Row):
     """Where a parameter set came from: one price history that ``recalibrate`` used."""
 
@@ -232,6 +288,8 @@ class ProvenanceRow(Row):
     last: Seconds
     bars: Annotated[int, Field(gt=0)]
     missing: Seconds = 0  # bars that are not there between first and last
+    method: Literal["", "fhs", "copula"] = ""  # how joint moves were made of it, for ``history``
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None  # of the draws, if they are drawn
 
 
 class ModelsRow(Row):
@@ -253,9 +311,11 @@ class PolicyRow(Row):
     lifetime: Annotated[int, Field(gt=0)]  # valid_until = cut_time + lifetime
     assets: dict[str, AssetPolicyRow]
     underlyings: dict[str, UnderlyingRow] = Field(default_factory=dict)  # by feed
+    dollars: tuple[str, ...] = ()  # feeds of tokens that pay a dollar each, so that contracts may settle in them
     groups: dict[str, OffsetGroupRow] = Field(default_factory=dict)
     models: ModelsRow = ModelsRow()
     scenario: ScenarioRow = ScenarioRow()
+    var: VarRow = VarRow()
     history: HistoryRow | None = None
     provenance: Annotated[tuple[ProvenanceRow, ...], Field(max_length=64)] = ()
 
@@ -268,6 +328,11 @@ class PolicyRow(Row):
                 raise ValueError(
                     f"scenario.tails must lie beyond the range of every underlying; {feed} has {row.range:g}"
                 )
+        for feed in self.dollars:
+            if feed in self.underlyings:
+                raise ValueError(f"dollars: {feed} is a row of underlyings; what pays its own worth is no dollar")
+        if len(set(self.dollars)) < len(self.dollars):
+            raise ValueError("dollars: a feed is given twice")
         members = Counter(row.group for row in self.underlyings.values())
         if idle := [name for name in self.groups if not members[name]]:
             raise ValueError(f"groups.{idle[0]}: no row of underlyings names it; remove it, or name it there")
@@ -284,6 +349,11 @@ class PolicyRow(Row):
                 raise ValueError("models: var needs history; `crossmargin recalibrate` makes one")
             if bare := sorted(set(self.underlyings) - covered):
                 raise ValueError(f"history.underlyings: models has var, and {bare[0]!r} of underlyings is not here")
+            if self.var.method == "parametric" and self.history.confidence < PARAMETRIC_CONFIDENCE:
+                raise ValueError(
+                    f"history.confidence: must be at least {PARAMETRIC_CONFIDENCE:g} where var.method is parametric, "
+                    "which prices no more than the worst 5% of moves in full"
+                )
         for feed, row in self.underlyings.items():
             if "tiered" in used and not row.tiers:
                 raise ValueError(f"underlyings.{feed}.tiers: models has tiered, and there are no tiers")

@@ -70,7 +70,7 @@ class Workbench:
         self.configured = build_tables((), world.chains, world.destinations)  # what counts before anything is measured
         # URLs and keys are an operator's own; what is committed is what decides a number.
         secret = frozenset({"rpc", "ws", "prove", "timeout", "requests_per_second"})
-        self._policy = {
+        policy = {
             "code_version": CODE_VERSION,
             "policy": _row(world.policy),
             "chains": [_row(c, without=secret) for c in world.chains],
@@ -80,6 +80,7 @@ class Workbench:
             "destinations": [_row(d, without=frozenset({"payer_key"})) for d in world.destinations],
             "pyth": None if pyth is None else self._guardians(pyth),
         }
+        self._policy = digest_text(_texts(policy))  # once: it is long with a history of moves, and does not change
 
     @staticmethod
     def _guardians(pyth: PythRow) -> dict[str, Any]:
@@ -107,16 +108,15 @@ class Workbench:
         )
         report = compute_report(snapshot, quotes, self.world, hold_legs(latency, self.world.chains))
         committed = leaves(report)
-        preimages: dict[str, str] = {}
-        digests: dict[str, bytes] = {}
-        for name, value in (
-            ("cut", self._cut(cut, snapshot)),
-            ("prices", self._prices(cut, quotes, updates)),
-            ("policy", self._policy),
-            ("risk", self._risk(report, latency)),
-            ("state", self._state(state)),
-        ):
-            preimages[name], digests[name] = digest_text(_texts(value))
+        parts = {
+            "cut": digest_text(_texts(self._cut(cut, snapshot))),
+            "prices": digest_text(_texts(self._prices(cut, quotes, updates))),
+            "policy": self._policy,
+            "risk": digest_text(_texts(self._risk(report, latency))),
+            "state": digest_text(_texts(self._state(state))),
+        }
+        preimages = {name: text for name, (text, _) in parts.items()}
+        digests = {name: digest for name, (_, digest) in parts.items()}
         return Computed(snapshot, report, committed, build_commitment(committed), preimages, digests)
 
     @staticmethod

@@ -437,7 +437,7 @@ class World:
             self._asset(erc20("weth"), "WETH", "erc20", 18, "ETH/USD", "major"),
             self._asset(erc20("wbtc"), "WBTC", "erc20", 8, "BTC/USD", "major"),
             self._asset(erc20("usdc"), "USDC", "erc20", 6, "USDC/USD", "stable"),
-            self._asset(erc20("vault4626"), "vUSDC", "erc4626", 9, "USDC/USD", "receipt")
+            self._asset(erc20("vault4626"), "vUSDC", "erc4626", 9, "USDC/USD", "stable-receipt")
             | {"underlying": erc20("usdc"), "rate_cap": 1.5},
         ]
         for token, symbol, decimals, feed in (
@@ -446,7 +446,7 @@ class World:
             ("usdc", "aUSDC", 6, "USDC/USD"),
         ):
             if (atoken := f"aave_atoken_{token}") in c.contracts:
-                policy = "receipt" if token == "usdc" else "major-receipt"
+                policy = "stable-receipt" if token == "usdc" else "major-receipt"
                 rows.append(
                     self._asset(erc20(atoken), symbol, "atoken", decimals, feed, policy) | {"underlying": erc20(token)}
                 )
@@ -459,8 +459,8 @@ class World:
     def _solana_assets(self) -> list[dict[str, Any]]:
         usdc = f"{self.sol}/token:{self.solana['usdc_mint']}"
         return [
-            self._asset(f"{self.sol}/slip44:501", "SOL", "native", 9, "SOL/USD", "major"),
-            self._asset(f"{self.sol}/token:{WRAPPED_SOL}", "wSOL", "spl", 9, "SOL/USD", "major"),
+            self._asset(f"{self.sol}/slip44:501", "SOL", "native", 9, "SOL/USD", "alt"),
+            self._asset(f"{self.sol}/token:{WRAPPED_SOL}", "wSOL", "spl", 9, "SOL/USD", "alt"),
             self._asset(usdc, "USDC", "spl", 6, "USDC/USD", "stable"),
         ]
 
@@ -560,13 +560,16 @@ class World:
                 "major": asset(0.80, 5e9, 0.08, 0.04, crash),
                 "major-receipt": asset(0.80, 1e9, 0.10, 0.05, crash),
                 "stable": asset(0.02, 5e9, 0.01, 0.005, depeg),
-                "receipt": asset(0.02, 5e8, 0.03, 0.015, depeg),
+                "stable-receipt": asset(0.02, 5e8, 0.03, 0.015, depeg),
+                # What `crossmargin recalibrate` makes of SOL/USDT from August 2020 to 2024; as a major it is too cheap.
+                "alt": asset(1.324, 2e9, 0.12, 0.06, [(9.12, 0.9533), (3.19, 0.8944), (0.23, 0.5123)]),
             },
             "underlyings": {
                 "BTC/USD": underlying(0.15, 0.50, 1e10, 2e-3, (0.05, 0.025)),
                 "ETH/USD": underlying(0.18, 0.65, 5e9, 2e-4, (0.05, 0.025)),
                 "SOL/USD": underlying(0.22, 0.85, 2e9, 2e-5, (0.10, 0.05)),
             },
+            "dollars": ["USDC/USD"],
             "groups": {"majors": {"offset": 0.4}},
             "models": {"risk_bearing": "scenario", "monitored": "scenario"},
             "scenario": {"maintenance_factor": 0.8, "initial_factor": 1.0, "gain_weight_initial": 0.8},

@@ -82,7 +82,7 @@ def test_a_haircut_for_a_longer_horizon_is_breached_less() -> None:
     more = ("--policy", str(EXAMPLE), "--json")
     rows = [json.loads(run(*arguments, *more, "--charged-for", at))["backtests"][0] for at in ("1h", "7d")]
     assert rows[0]["breaches"] > rows[1]["breaches"]
-    assert rows[0]["policy_row"] == "stable"  # the example has no row for receipts
+    assert rows[0]["policy_row"] == "receipt"
 
 
 def test_without_a_policy_the_models_are_tested_and_the_haircut_is_not(
@@ -108,7 +108,7 @@ def test_without_a_policy_the_models_are_tested_and_the_haircut_is_not(
         (("--asset", "SOL", "--alpha", "1"), "alpha"),
         (("--asset", "SOL", "--since", "yesterday"), "no day"),
         (("--asset", "SOL", "--since", "2031-01-01"), "fewer than two bars"),
-        (("--asset", "SOL", "--row", "odd", "--policy", str(EXAMPLE)), "there are: major, stable"),
+        (("--asset", "SOL", "--row", "odd", "--policy", str(EXAMPLE)), "there are: alt, major, receipt, stable"),
         (("--asset", "SOL", "--policy", str(EXAMPLE), "--horizon", "1h", "--plot", "x.gif"), "must end with .png"),
     ],
 )
@@ -214,7 +214,7 @@ def recalibrated(*arguments: str, code: int = 0) -> Any:
 def test_a_recalibration_shows_and_changes_nothing(document: Path) -> None:
     before = document.read_bytes()
     shown = run("recalibrate", *ON, "--policy", str(document), "--use", "assets.major=sol_usdt_1d_binance")
-    for text in ("example-1 → example-2", "assets.major.volatility", "0.8", "nothing was changed", "15m"):
+    for text in ("example-2 → example-3", "assets.major.volatility", "0.8", "nothing was changed", "15m"):
         assert text in shown
     assert document.read_bytes() == before
     assert [p.name for p in document.parent.iterdir()] == ["policy.toml"]
@@ -230,8 +230,8 @@ def test_apply_replaces_the_document_and_keeps_the_old_one(document: Path) -> No
         c["new"] for c in told["changes"] if c["path"] == "assets.major.volatility"
     )
     assert [p.series for p in new.provenance] == ["sol_usdt_1d_binance"]
-    assert (document.parent / "policy-example-1.toml").read_bytes() == before
-    assert sorted(p.name for p in document.parent.iterdir()) == ["policy-example-1.toml", "policy.toml"]
+    assert (document.parent / "policy-example-2.toml").read_bytes() == before
+    assert sorted(p.name for p in document.parent.iterdir()) == ["policy-example-2.toml", "policy.toml"]
     # once more: the same data say the same, and another digest for nothing would only cost a quorum
     again = recalibrated("--policy", str(document), "--apply")
     assert (again["applied"], again["kept"], load_policy(document)) == (False, None, new)
@@ -241,10 +241,10 @@ def test_apply_replaces_the_document_and_keeps_the_old_one(document: Path) -> No
     arguments = (*ON, "--policy", str(document), "--use", "underlyings.ETH/USD=sol_usdt_1d_binance", "--apply")
     shown = run("recalibrate", *arguments)
     assert "restart crossmargin run" in shown
-    assert f"cp {document.parent / 'policy-example-2.toml'} {document}" in shown
-    assert load_policy(document).version == "example-3"
+    assert f"cp {document.parent / 'policy-example-3.toml'} {document}" in shown
+    assert load_policy(document).version == "example-4"
     assert [p.target for p in load_policy(document).provenance] == ["assets.major", "underlyings.ETH/USD"]
-    assert load_policy(document.parent / "policy-example-2.toml") == new
+    assert load_policy(document.parent / "policy-example-3.toml") == new
 
 
 def test_another_policy_than_expected_is_not_replaced(document: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_failed_write_leaves_the_old_document(document: Path, monkeypatch: pyt
 
 
 def test_an_older_document_of_that_name_is_not_overwritten(document: Path) -> None:
-    kept = document.parent / "policy-example-1.toml"
+    kept = document.parent / "policy-example-2.toml"
     kept.write_text("# mine\n", "utf-8")
     assert "holds another document" in recalibrated("--policy", str(document), "--apply", code=2)
     assert kept.read_text("utf-8") == "# mine\n"

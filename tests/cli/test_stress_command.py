@@ -18,6 +18,8 @@ from aggregator.bootstrap import world_of
 from aggregator.service.desk import Desk
 from tests.api.synthetic_epochs import make_world
 from tests.cli.conftest import Shell
+from tests.risk_world import SURFACE
+from tests.worlds.documents import ALPHA, EPOCH_SECONDS
 from tests.worlds.world import FIRST_EPOCH, SimulatedWorld
 
 
@@ -32,7 +34,8 @@ class Service:
 
     async def _serve(self) -> None:
         self._end = asyncio.Event()
-        async with SimulatedWorld(self._folder) as world:
+        traded = {"ETH/USD": {"range": 0.18, "surface": [row.model_dump() for row in SURFACE]}}
+        async with SimulatedWorld(self._folder, {"policy": {"underlyings": traded, "dollars": ["USDC/USD"]}}) as world:
             desk = Desk(world_of(world.settings))
             world.cycle.on_computed = desk.take
             await world.populate()
@@ -119,6 +122,35 @@ def test_a_what_if_is_asked_in_symbols_and_whole_units(served: Shell) -> None:
     assert document["accepted"] is False
     moved = served.json("whatif", "ada", "--transfer", "10.5:USDC@beta:USDC@alpha")
     assert moved["accepted"] is True
+
+
+PERP = f"{ALPHA}/contract:venue/1"
+CALL = f"{ALPHA}/contract:venue/2"
+OPEN_PERP = f"short|1.5|perp|ETH/USD|USDC@alpha|{PERP}"
+OPEN_CALL = f"short|2|call|ETH/USD|USDC@alpha|{CALL}|2100|{FIRST_EPOCH * EPOCH_SECONDS + 30 * 86_400}"
+
+
+def exact(standing: dict[str, Any], name: str) -> int:
+    return int(standing[name]["exact"])
+
+
+def test_contracts_are_opened_and_closed_as_a_person_writes_them(served: Shell) -> None:
+    result = served("whatif", "ada", "--open", OPEN_PERP, "--open", OPEN_CALL)
+    assert result.exit_code == 0, result.output
+    assert "accepted" in result.stdout
+    opened = served.json("whatif", "ada", "--open", OPEN_PERP, "--open", OPEN_CALL)
+    before, after = opened["before"], opened["after"]
+    assert exact(after, "requirement") > exact(before, "requirement")
+    assert exact(after, "free_collateral") < exact(before, "free_collateral")
+    assert abs(exact(after, "equity") - exact(before, "equity")) <= 100_000  # at the mark, but for a base unit
+    half = served.json("whatif", "ada", "--open", OPEN_PERP, "--close", f"short|0.5|{PERP}")["after"]
+    whole = served.json("whatif", "ada", "--open", OPEN_PERP)["after"]
+    assert exact(before, "requirement") < exact(half, "requirement") < exact(whole, "requirement")
+    undone = served.json("whatif", "ada", "--open", OPEN_PERP, "--close", f"short|1.5|{PERP}")
+    for name in ("equity", "free_collateral"):  # what is paid is rounded to a base unit, against the account
+        assert 0 <= exact(before, name) - exact(undone["after"], name) < 1_000
+    served.refused(["whatif", "ada", "--open", OPEN_PERP, "--close", f"long|1|{PERP}"], 2, "changes[1].amount")
+    assert served.json("whatif", "ada", "--open", OPEN_PERP.replace("1.5", "1000"))["accepted"] is False
 
 
 def test_what_the_service_refuses_is_told_as_it_says(served: Shell) -> None:

@@ -25,12 +25,12 @@ from aggregator.bootstrap import build_reader, dispute_log, key_path, list_dispu
 from aggregator.config import Settings, parse_settings
 from aggregator.domain.errors import SourceError, WrongChain
 from aggregator.domain.rows import AssetRow, ChainRow, LatencyLeg
-from aggregator.domain.snapshot import INFORMATIONAL, Reading, Subject
+from aggregator.domain.snapshot import DEBT_UNREADABLE, INFORMATIONAL, Reading, Subject
 from infra.devnet.anvil import Anvil
 from infra.devnet.providers.proxy import GARBAGE, FaultProxy, Mode
 from infra.devnet.svm.process import SvmServer
 from infra.devnet.svm_deploy import SolanaUser, act, steer
-from tests.chain.evm_venues import CHAIN, NAME, Venues, chain_row, deploy_venues, genesis_of, make_reader
+from tests.chain.evm_venues import CHAIN, NAME, TRADES, Venues, chain_row, deploy_venues, genesis_of, make_reader
 from tests.worlds import documents
 
 pytestmark = pytest.mark.chain
@@ -49,6 +49,20 @@ FAILS: dict[Mode, str] = {
     "500": "HTTP status 500|not asked for",
 }
 """Modes in which a provider fails at the pin, and the cause that must be given."""
+
+
+SIZES = {size for _, size in TRADES}
+MOST = 16  # positions that the example venue allows an account
+SIZE_LIES: dict[str, Callable[[int], int]] = {
+    "doubled": lambda amount: amount * 2 if amount in SIZES else amount,
+    "turned round": lambda amount: -amount if amount in SIZES else amount,
+}
+"""What a provider may say of perps and options, and be right in all else."""
+
+
+def about_tokens(lie: Callable[[int], int]) -> Callable[[int], int]:
+    """Return a lie that spares perps and options: their sizes, and how many the venue allows."""
+    return lambda amount: amount if amount in {*SIZES, MOST} else lie(amount)
 
 
 @dataclass
@@ -74,7 +88,7 @@ class Providers:
 @pytest.fixture(scope="module")
 def venues() -> Iterator[Venues]:
     with Anvil() as anvil:
-        yield deploy_venues(anvil)
+        yield deploy_venues(anvil, trading=True)
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +134,20 @@ def advance(venues: Venues, blocks: int = 1, seconds: int = 60) -> None:
 
 
 def verify_never_better(reading: Reading, honest: Reading) -> None:
-    """No asset above the honest one, no debt below it, nothing missing without a word on its account."""
+    """No asset above the honest one, no debt below it, nothing missing without a word on its account.
+
+    A contract is as it is or not there: what is missing may be a debt or a hedge, and its account must be so marked.
+    """
     marked = {f.scope for f in reading.findings if f.code not in INFORMATIONAL}
+    blind = {f.scope for f in reading.findings if f.code == DEBT_UNREADABLE}
     true = {(p.account, p.venue, p.asset, p.side, p.address): p for p in honest.positions}
     seen = {(p.account, p.venue, p.asset, p.side, p.address): p for p in reading.positions}
     for key, p in seen.items():
-        assert p == true.get(key) or (p.side == "debt" and p.account in marked)
+        assert p == true.get(key) or (p.side == "debt" and not p.contract.kind and p.account in marked)
         assert p.side == "asset" or p.amount >= (true[key].amount if key in true else 0)
     for key, p in true.items():
-        assert key in seen or (p.side == "asset" and p.account in marked)
+        may_be_missing = p.account in blind if p.contract.kind else p.side == "asset" and p.account in marked
+        assert key in seen or may_be_missing
     assert set(reading.quotes) <= set(honest.quotes)
 
 
@@ -142,7 +161,10 @@ async def test_the_honest_world_has_something_to_lose(providers: Providers) -> N
     """Without this the cases below could hold for want of anything to change."""
     honest = await providers.honest()
     assert {p.side for p in honest.positions} == {"asset", "debt"}
-    assert {p.venue for p in honest.positions} == {"wallet", "vault", "lender", "aave-v3"}
+    assert {p.venue for p in honest.positions} == {"wallet", "vault", "lender", "aave-v3", "margin-venue"}
+    assert {(p.contract.kind, p.side) for p in honest.positions if p.contract.kind} == {
+        ("perp", "debt"), ("inverse", "asset"), ("call", "asset"), ("call", "debt"), ("put", "asset"), ("put", "debt"),
+    }  # fmt: skip
     assert len(honest.quotes) == 3
     assert await providers.observe() == honest
     assert providers.disputes == []
@@ -225,8 +247,8 @@ async def test_a_liar_among_too_few_yields_disputed_zeros(
     providers: Providers, lie: int, others: tuple[Mode, Mode]
 ) -> None:
     honest = await providers.honest()
-    providers.proxies[0].lie = lambda amount: amount * lie
-    providers.proxies[2].lie = lambda amount: amount * 3 + 1
+    providers.proxies[0].lie = about_tokens(lambda amount: amount * lie)
+    providers.proxies[2].lie = about_tokens(lambda amount: amount * 3 + 1)
     await providers.turn("lying", *others)
     reading = await providers.observe()
     verify_never_better(reading, honest)
@@ -238,8 +260,41 @@ async def test_a_liar_among_too_few_yields_disputed_zeros(
     wallet = [p for p in reading.positions if p.venue == "wallet"]
     assert wallet == []  # each of them is in dispute, so that none counts
     debts = {(p.venue, p.asset): p.amount for p in reading.positions if p.side == "debt"}
-    assert all(debts[p.venue, p.asset] >= p.amount for p in honest.positions if p.side == "debt")
+    owed = [p for p in honest.positions if p.side == "debt" and not p.contract.kind]
+    assert all(debts[p.venue, p.asset] >= p.amount for p in owed)
     assert {d.agreed for d in providers.disputes} == {False}
+
+
+@pytest.mark.parametrize("how", SIZE_LIES)
+async def test_a_liar_about_contracts_changes_nothing_but_a_record(providers: Providers, how: str) -> None:
+    honest = await providers.honest()
+    providers.proxies[1].lie = SIZE_LIES[how]
+    await providers.turn("pass", "lying", "pass")
+    assert await providers.observe() == honest
+    (dispute,) = providers.disputes
+    assert (dispute.provider, dispute.agreed) == (f"{NAME}[1]", True)
+    assert "/contract:" in dispute.about
+    assert dispute.field == ("quantity" if how == "doubled" else "presence")
+
+
+@pytest.mark.parametrize("how", SIZE_LIES)
+@pytest.mark.parametrize("others", [("pass", "dead"), ("dead", "pass")])
+async def test_contracts_in_dispute_are_none_and_their_account_opens_no_risk(
+    providers: Providers, how: str, others: tuple[Mode, Mode]
+) -> None:
+    honest = await providers.honest()
+    providers.proxies[0].lie = SIZE_LIES[how]
+    await providers.turn("lying", *others)
+    reading = await providers.observe()
+    verify_never_better(reading, honest)
+    assert list(reading.positions) == sorted(p for p in honest.positions if not p.contract.kind)
+    account = providers.subjects[0].account
+    blind = [f for f in reading.findings if f.code == DEBT_UNREADABLE]
+    assert {f.scope for f in blind} == {account}
+    assert len(blind) == len({f.detail for f in blind}) == len(TRADES) * (1 if how == "doubled" else 2)
+    (finding,) = [f for f in reading.findings if f.code == "disputed"]
+    assert finding.scope == account
+    assert "the account opens no risk meanwhile" in finding.detail
 
 
 async def test_only_the_liar_left_is_refused(providers: Providers) -> None:

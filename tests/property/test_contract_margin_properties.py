@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregator.core import valuation
 from aggregator.core.explain import explain
+from aggregator.core.margin import scenario
 from aggregator.core.pipeline import compute_report, leaves
 from aggregator.domain.price import Quote
 from aggregator.domain.report import HIGH, INITIAL, LOW, MAINTENANCE, MID, AccountMargin, LeafValues, MarginReport
@@ -110,6 +112,44 @@ def test_neither_order_nor_the_contracts_of_another_account_matter(
     before, after = report_of(rows, quotes(skew=skew), kinds), report_of(turned, quotes(skew=skew)[::-1], kinds)
     mine = account_id(1)
     assert [x for x in leaves(after) if x.account != mine] == [x for x in leaves(before) if x.account != mine]
+
+
+@given(
+    st.tuples(books(accounts=5, most=6), contracts(accounts=5, most=10)).map(lambda parts: [*parts[0], *parts[1]]),
+    st.lists(st.integers(0, 2), min_size=5, max_size=5),
+    st.sampled_from(["scenario", "scenario", "standard", "pmrm-2", "span", "cross"]),
+    st.sampled_from([1, 3, 1 << 14]),
+    KINDS,
+    views_of(),
+    st.randoms(use_true_random=False),
+)
+def test_no_account_depends_on_whom_it_is_valued_with(
+    rows: list[Position],
+    parts: list[int],
+    model: str,
+    at_a_time: int,
+    kinds: dict[int, str],
+    views: list[ChainView],
+    shuffle: random.Random,
+) -> None:
+    """Cut into any parts, in any order, and worked on few rows at a time: every leaf is the same to the last digit."""
+    of = world({"risky": BRIDGED}, **DERIVATIVES, models={"risk_bearing": model, "monitored": "scenario"})
+    everybody = dict.fromkeys(range(1, 6), "risk-bearing") | kinds
+
+    def leaves_of(chosen: set[int]) -> dict[tuple[str, str], LeafValues]:
+        own = [p for p in rows if int(p.account, 16) in chosen]
+        shuffle.shuffle(own)
+        seen = snapshot(own, kinds={n: everybody[n] for n in chosen}, views=views)
+        return {(leaf.account, leaf.destination): leaf for leaf in leaves(compute_report(seen, quotes(), of))}
+
+    whole = leaves_of(set(everybody))
+    apart: dict[tuple[str, str], LeafValues] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenario, "AT_A_TIME", at_a_time)
+        patch.setattr(valuation, "CHUNK", at_a_time)
+        for part in set(parts):
+            apart |= leaves_of({n for n, mine in enumerate(parts, 1) if mine == part})
+    assert apart == whole
 
 
 @given(

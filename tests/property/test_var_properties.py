@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from aggregator.core.contracts import option_values
 from aggregator.core.instruments.option import black76
 from aggregator.core.margin import var
 from aggregator.core.risk import copula, tails
 from aggregator.domain.contracts import CALL, PERP, PUT, Portfolios
-from aggregator.domain.policy import HistoryRow, VolatilityShockRow
+from aggregator.domain.policy import HistoryRow, PolicyRow, VarRow, VolatilityShockRow
 from aggregator.domain.report import INITIAL, MAINTENANCE
 from aggregator.domain.units import Floats
 from tests.risk_world import FEEDS, hold, holdings, listing, market, risk_policy, spots
@@ -183,3 +184,101 @@ def test_expired_options_and_the_kink_have_defined_greeks() -> None:
     assert np.isfinite(np.stack(greeks)).all()
     got = var.requirement(held, market(), POLICY)
     assert np.isfinite(got.initial).all()
+
+
+# --- the two methods --------------------------------------------------------------------------------------------------
+
+NORMAL = HistoryRow(
+    underlyings=FEEDS, moves=tuple(map(tuple, copula.simulate_normal(SIGMA, 2**12, 8).round(9).tolist()))
+)
+WAYS = {
+    method: risk_policy(past=NORMAL).model_copy(update={"var": VarRow(method=method)})  # type: ignore[arg-type]
+    for method in ("historical", "parametric")
+}
+
+
+@given(st.lists(st.floats(-1e5, 1e5), min_size=2, max_size=2), st.floats(0, 5))
+def test_of_linear_portfolios_both_methods_are_the_closed_form(sizes: list[float], hedge: float) -> None:
+    held = hold([(0, 0, sizes[0]), (0, 3, sizes[1])], instruments=SIMPLE, spot=np.array([[hedge, 0.0, 0.0]]))
+    w = np.array([sizes[0] + hedge * 2_000.0, sizes[1], 0.0])
+    closed = tails.normal_es(math.sqrt(w @ SIGMA @ w), NORMAL.confidence)
+    for policy in WAYS.values():
+        got = var.requirement(held, market(), policy)
+        assert got.initial[0] == pytest.approx(closed, rel=0.04, abs=1e-6)
+        assert got.maintenance[0] == pytest.approx(0.8 * got.initial[0])
+        assert got.rows[0].sum() == pytest.approx(got.initial[0], rel=1e-9, abs=1e-6)
+
+
+@given(holdings, spots, st.floats(1e-2, 1e2))
+def test_the_parametric_requirement_scales_and_is_explained_in_full(
+    rows: Rows, spot: list[float], times: float
+) -> None:
+    hedge = np.array([spot, [x * times for x in spot]])
+    held = together(rows, [(i, x * times) for i, x in rows], spot=hedge)
+    got = var.requirement(held, market(), WAYS["parametric"])
+    assert (got.initial >= got.maintenance).all()
+    assert got.initial[1] == pytest.approx(got.initial[0] * times, rel=1e-6, abs=1e-6)
+    owner = np.concatenate([held.account, np.repeat(np.arange(2), 3)])
+    np.testing.assert_allclose(np.bincount(owner, got.rows[0], 2), got.initial, rtol=1e-9, atol=1e-6)
+
+
+def test_the_parametric_requirement_counts_vega_and_prices_the_worst_in_full() -> None:
+    held = hold([(0, 1, -6_000.0), (0, 2, -6_000.0), (1, 1, 6_000.0)], accounts=3, instruments=SIMPLE)
+    got = var.requirement(held, market(), WAYS["parametric"])
+    full = var.requirement(held, market(), WAYS["historical"])
+    assert got.initial[0] == pytest.approx(full.initial[0], rel=0.1)  # a short straddle: its worst moves are found
+    part = var.revalue_worst(held, market(), MOVES_DRAWN, NORMAL.confidence, WAYS["parametric"].scenario.volatility)
+    assert (got.initial >= part - slack(*part)).all()
+    assert got.initial[2] == 0
+    assert got.binding[2] == ""
+    premium = float(option_values(SIMPLE, market(), market().spot)[1] * held.size[2])
+    calm = VolatilityShockRow(up=0.0, down=0.0, least=0.0)
+    still = WAYS["parametric"].model_copy(
+        update={"scenario": WAYS["parametric"].scenario.model_copy(update={"volatility": calm})}
+    )
+    assert var.requirement(held, market(), still).initial[0] < got.initial[0]
+    assert got.initial[1] < 1.5 * premium
+
+
+MOVES_DRAWN = copula.simulate_normal(np.array(NORMAL.moves).T @ np.array(NORMAL.moves) / 2**12, 4_096, 1)
+
+
+def draw(rng: np.random.Generator) -> Rows:
+    """Return three rows of one account."""
+    return list(zip(rng.integers(0, 4, 3).tolist(), rng.normal(0, 1e4, 3).tolist(), strict=True))
+
+
+def test_an_account_among_many_needs_to_the_last_bit_what_it_needs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    rows = [(a, i, x) for a in range(40) for i, x in draw(rng)]
+    spot = rng.random((40, 3))
+    whole = var.requirement(hold(rows, instruments=SIMPLE, spot=spot), market(), POLICY)
+    for a in (0, 17, 39):
+        mine = [(0, i, x) for account, i, x in rows if account == a]
+        alone = var.requirement(hold(mine, instruments=SIMPLE, spot=spot[a : a + 1]), market(), POLICY)
+        assert alone.initial[0] == whole.initial[a]
+        assert alone.binding[0] == whole.binding[a]
+        assert np.array_equal(alone.rows[:, :3], whole.rows[:, 3 * a : 3 * a + 3])
+    monkeypatch.setattr(var, "CELLS", 3 * 24)  # a few accounts at a time, instruments priced block by block
+    small = var.requirement(hold(rows, instruments=SIMPLE, spot=spot), market(), POLICY)
+    assert np.array_equal(small.initial, whole.initial)
+    assert np.array_equal(small.rows, whole.rows)
+
+
+@given(st.lists(st.floats(-5, 5).map(lambda x: round(x, 1)), min_size=20, max_size=60), st.floats(0.5, 0.99))
+def test_the_tail_of_many_is_the_tail_of_each(losses: list[float], alpha: float) -> None:
+    series = np.array([losses, losses[::-1]])
+    at, weights = var._tail_of_each(series, tails.tail_of(len(losses), alpha))
+    for row in range(2):
+        whole = np.zeros(len(losses))
+        whole[at[row]] = weights[row]
+        np.testing.assert_allclose(whole, tails.tail_weights(series[row], alpha), atol=1e-12)
+
+
+def test_a_parametric_policy_asks_for_a_confidence_it_can_serve() -> None:
+    past = NORMAL.model_copy(update={"confidence": 0.9, "underlyings": FEEDS})
+    whole = risk_policy(past=past).model_dump() | {"models": {"monitored": "var"}, "var": {"method": "parametric"}}
+    with pytest.raises(ValidationError, match=r"history\.confidence: must be at least 0\.95"):
+        PolicyRow.model_validate(whole)
+    with pytest.raises(ValidationError, match="power of two"):
+        VarRow(draws=1000)

@@ -277,6 +277,12 @@ BROKEN: tuple[tuple[str, Callable[[Document], None], str, str], ...] = (
         "no source gives prices of it",
     ),
     (
+        "a dollar without prices",
+        put("policy", "dollars", value=["USDC/USD", "USDD/USD"]),
+        "policy.dollars[1]",
+        "'USDD/USD' is no feed",
+    ),
+    (
         "a range beyond the tails",
         put("policy", "underlyings", value={"ETH/USD": {"range": 0.5}}),
         "policy",

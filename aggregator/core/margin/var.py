@@ -1,15 +1,18 @@
 """The VaR model: expected shortfall over joint moves of the underlyings, by full revaluation (risk.md §5).
 
-    R^k = f_k·ES_α( max over volatility {as it is, up, down} of the loss under a date's moves )
+    historical:  R^k = f_k·ES_α( max over volatility {as it is, up, down} of the loss under a date's moves )
+    parametric:  R^k = f_k·max( VaR_α of delta, gamma and vega by Cornish-Fisher,
+                                ES_α over normal moves, the worst 5% of them as above )
 
-The moves are those of ``policy.history``, one row per date, which ``crossmargin recalibrate`` filters to today's
-volatility (filtered historical simulation); or any others of that shape, e.g. a simulation of ``core.risk.copula``.
-What moved jointly stays together, so diversification is what it was. Histories of prices say nothing of implied
-volatility: every date counts at the worst of three common shocks of it, by tenor, those of the scenario model. The
-maximum of sums is at most the sum of maxima and ES is coherent, so R is subadditive and positively homogeneous.
+``policy.var`` says which. The moves are those of ``policy.history``, which ``crossmargin recalibrate`` makes: one row
+per date, filtered to today's volatility (filtered historical simulation), or draws from a t copula. What moved jointly
+stays together, so diversification is what it was. Histories of prices say nothing of implied volatility: every date
+counts at the worst of three common shocks of it, by tenor, those of the scenario model. The maximum of sums is at most
+the sum of maxima and ES is coherent, so the historical R is subadditive and positively homogeneous.
 
-For a delta-gamma-vega view of the same portfolios there are :func:`sensitivities`, :func:`delta_gamma` with
-Cornish-Fisher for VaR, and :func:`revalue_worst`, which prices in full what the approximation puts in the worst 5%.
+The parametric R is positively homogeneous only. Its moves are normal with the second moments of ``history``; vega
+counts by one factor common to all volatility, whose α-quantile is the shock *up*. The ES part errs low where delta and
+gamma find the wrong moves, which is what the other part is for.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from aggregator.core.contracts import (
     carry_factors,
@@ -31,12 +36,13 @@ from aggregator.core.contracts import (
     years_left,
 )
 from aggregator.core.instruments.option import black76_greeks
+from aggregator.core.risk.copula import simulate_normal
 from aggregator.core.risk.tails import (
+    Tail,
     cornish_fisher_var,
     normal_var,
     require_confidence,
     tail_of,
-    tail_weights,
 )
 from aggregator.domain.contracts import CALL, LAYERS, Instruments, Ints, Market, Portfolios, Requirement
 from aggregator.domain.policy import HistoryRow, PolicyRow, VolatilityShockRow
@@ -53,7 +59,7 @@ _SCENARIO = LAYERS.index("scenario")
 
 
 def requirement(portfolios: Portfolios, market: Market, policy: PolicyRow) -> Requirement:
-    """Compute f_k·ES_α over the policy's history; f_k are the scenario model's factors.
+    """Compute what ``policy.var.method`` requires; f_k are the scenario model's factors.
 
     A row's allocation is its mean loss over the tail (Tasche 1999), and carries its sign.
 
@@ -62,9 +68,9 @@ def requirement(portfolios: Portfolios, market: Market, policy: PolicyRow) -> Re
     """
     if policy.history is None:
         raise ValueError("policy.history: the VaR model needs one; `crossmargin recalibrate` makes it")
-    return requirement_on(
-        portfolios, market, policy, joint_moves(policy.history, market.feeds), policy.history.confidence
-    )
+    compute = requirement_on if policy.var.method == "historical" else parametric_requirement
+    moves = joint_moves(policy.history, market.feeds)
+    return compute(portfolios, market, policy, moves, policy.history.confidence)
 
 
 def joint_moves(history: HistoryRow, feeds: tuple[str, ...]) -> Floats:
@@ -94,29 +100,77 @@ def requirement_on(
     """
     verify_portfolios(portfolios, market)
     given = _require_moves(moves, len(market.feeds))
-    tail_of(len(given), alpha)
-    a, n, u = portfolios.accounts, len(portfolios.account), len(market.feeds)
-    es, share, binding = np.zeros(a), np.zeros(n + a * u), [""] * a
-    for account, rows, losses in _blocks(portfolios, market, policy.scenario.volatility, given):
-        by_shock = losses.sum(axis=0)  # (shocks, H)
-        shock = by_shock.argmax(axis=0)
-        worst = by_shock[shock, np.arange(len(given))]
-        weights = tail_weights(worst, alpha)
-        total = float(weights @ worst)
-        if total <= 0:
-            continue  # nothing is lost even in the tail
-        es[account] = total
-        at = int(worst.argmax())
-        binding[account] = f"move {at + 1} of {len(given)}{SHOCKS[int(shock[at])]}"
-        tail = np.flatnonzero(weights)
-        share[rows] = losses[:, shock[tail], tail] @ weights[tail]
+    tail = tail_of(len(given), alpha)
+    n = len(portfolios.account)
+    es, share = np.zeros(portfolios.accounts), np.zeros(n + portfolios.spot.size)
+    binding = np.full(portfolios.accounts, "", dtype=object)
+    names = np.array([f"move {i + 1} of {len(given)}{shock}" for i in range(len(given)) for shock in SHOCKS])
+    for block in _blocks(portfolios, market, policy.scenario.volatility, given):
+        at, weights = _tail_of_each(block.worst, tail)
+        total = (np.take_along_axis(block.worst, at, axis=1) * weights).sum(axis=1)
+        loses = total > 0  # else nothing is lost even in the tail
+        es[block.accounts] = np.where(loses, total, 0.0)
+        weights *= loses[:, None]
+        shock = np.take_along_axis(block.shock, at, axis=1)
+        share[block.rows] = _tail_means(block.unit, block.column, block.amount, block.owner, shock, at, weights)
+        spot_of = np.repeat(np.arange(len(at)), len(market.feeds))
+        spot_column = np.tile(np.arange(len(market.feeds)), len(at))
+        amount = portfolios.spot[block.accounts].ravel()
+        first = n + block.accounts.start * len(market.feeds)
+        share[first : first + len(amount)] = _tail_means(block.prices, spot_column, amount, spot_of, shock, at, weights)
+        worst = block.worst.argmax(axis=1)
+        code = worst * len(SHOCKS) + block.shock[np.arange(len(worst)), worst]
+        binding[block.accounts] = np.where(loses, names[code], "")
+    return _required(policy, es, share, binding)
+
+
+def _required(policy: PolicyRow, es: Floats, share: Floats, binding: npt.NDArray[np.object_]) -> Requirement:
     factor = np.array([policy.scenario.initial_factor, policy.scenario.maintenance_factor])
-    layers = np.zeros((2, len(LAYERS), a))
+    layers = np.zeros((2, len(LAYERS), len(es)))
     layers[:, _SCENARIO] = factor[:, None] * es
     total_by_level = layers[:, _SCENARIO]
     return Requirement(
-        total_by_level[INITIAL], total_by_level[MAINTENANCE], layers, factor[:, None] * share, tuple(binding)
+        total_by_level[INITIAL], total_by_level[MAINTENANCE], layers, factor[:, None] * share, tuple(binding.tolist())
     )
+
+
+def _tail_of_each(losses: Floats, tail: Tail) -> tuple[Ints, Floats]:
+    """Return which losses of every row make its ES, and their weights, which add up to 1; each of shape (rows, T).
+
+    Among equal losses the first count first, as in ``tails.tail_weights``.
+    """
+    n = losses.shape[1]
+    keep = tail.whole + bool(tail.part)
+    least = np.partition(losses, n - keep, axis=1)[:, n - keep, None]
+    above, equal = losses > least, losses == least
+    room = keep - above.sum(axis=1)
+    if (equal.sum(axis=1) > room).any():
+        equal &= np.cumsum(equal, axis=1) <= room[:, None]
+    at = np.nonzero(above | equal)[1].reshape(len(losses), keep)
+    weights = np.ones(at.shape)
+    if tail.part:
+        last = keep - 1 - np.take_along_axis(equal, at, axis=1)[:, ::-1].argmax(axis=1)
+        weights[np.arange(len(at)), last] = tail.part
+    return at, weights / tail.mass
+
+
+def _tail_means(
+    unit: Floats, column: Ints, amount: Floats, owner: Ints, shock: Ints, at: Ints, weights: Floats
+) -> Floats:
+    """Return what every row loses on average over the tail of its account, shape (rows,).
+
+    Args:
+        unit: loss of one unit, shape (columns, 3, H).
+        column, amount, owner: of every row; owner is a row of the others.
+        shock, at, weights: of every account, shape (accounts, T).
+    """
+    result = np.zeros(len(column))
+    step = max(1, CELLS // max(1, at.shape[1]))
+    for start in range(0, len(column), step):
+        part = slice(start, start + step)
+        of = owner[part]
+        result[part] = (unit[column[part, None], shock[of], at[of]] * weights[of]).sum(axis=1) * amount[part]
+    return result
 
 
 def account_losses(portfolios: Portfolios, market: Market, shock: VolatilityShockRow, moves: Floats) -> Floats:
@@ -124,8 +178,8 @@ def account_losses(portfolios: Portfolios, market: Market, shock: VolatilityShoc
     verify_portfolios(portfolios, market)
     given = _require_moves(moves, len(market.feeds))
     lost = np.zeros((portfolios.accounts, len(given)))
-    for account, _, losses in _blocks(portfolios, market, shock, given):
-        lost[account] = losses.sum(axis=0).max(axis=0)
+    for block in _blocks(portfolios, market, shock, given):
+        lost[block.accounts] = block.worst
     return lost
 
 
@@ -161,34 +215,58 @@ def _unit_losses(instruments: Instruments, market: Market, shock: VolatilityShoc
     return lost
 
 
-def _blocks(
-    portfolios: Portfolios, market: Market, shock: VolatilityShockRow, moves: Floats
-) -> Iterator[tuple[int, Ints, Floats]]:
-    """Yield every account with anything to lose: its number, its columns of ``Requirement.rows``, and their losses.
+class _Block(NamedTuple):
+    """Accounts that are computed together: B of them, with N rows and I instruments among them."""
 
-    Losses have the shape (columns, 3, H).
+    accounts: slice
+    rows: slice  # of ``Portfolios``
+    unit: Floats  # (I, 3, H) what one unit of every instrument loses
+    prices: Floats  # (U, 3, H) and one unit of every underlying
+    column: Ints  # (N,) index into ``unit``
+    amount: Floats  # (N,) units
+    owner: Ints  # (N,) 0 … B−1
+    worst: Floats  # (B, H) loss under every move at its worst shock
+    shock: Ints  # (B, H) which of SHOCKS that is
+
+
+def _blocks(portfolios: Portfolios, market: Market, shock: VolatilityShockRow, moves: Floats) -> Iterator[_Block]:
+    """Compute losses of all accounts, as many at a time as memory allows.
+
+    An account's numbers are sums over its own rows in their order, whoever else is in its block.
     """
-    n, width = len(portfolios.account), len(SHOCKS) * len(moves)
-    of, price = portfolios.instruments, (-moves * market.spot).T[:, None, :]
+    width, feeds = len(SHOCKS) * len(moves), len(market.feeds)
+    of = portfolios.instruments
+    prices = np.repeat((-moves * market.spot).T[:, None, :], len(SHOCKS), axis=1)
     units = np.where(is_option(of)[portfolios.instrument], portfolios.size, linear_units(portfolios))
     held, index = np.unique(portfolios.instrument, return_inverse=True)
-    shared = len(held) * width <= 4 * CELLS  # else account by account, so that memory stays bounded
-    every = _unit_losses(_some(of, held), market, shock, moves) if shared else None
-    of_spot = np.broadcast_to(price, (len(market.feeds), len(SHOCKS), len(moves)))
+    shared = len(held) * width <= 4 * CELLS  # else block by block, so that memory stays bounded
+    every = _unit_losses(_some(of, held), market, shock, moves) if shared else np.zeros((0, len(SHOCKS), len(moves)))
     bounds = np.searchsorted(portfolios.account, np.arange(portfolios.accounts + 1))
-    for account in range(portfolios.accounts):
-        rows = np.arange(bounds[account], bounds[account + 1])
-        hedges = np.flatnonzero(portfolios.spot[account])
-        if not len(rows) and not len(hedges):
-            continue
-        if every is None:
-            mine, place = np.unique(portfolios.instrument[rows], return_inverse=True)
-            unit = _unit_losses(_some(of, mine), market, shock, moves)[place]
+    # Rows count as numbers too where each may hold an instrument of its own.
+    load = np.arange(portfolios.accounts + 1) + (0 if shared else bounds)
+    most = max(1, CELLS // width)
+    start = 0
+    while start < portfolios.accounts:
+        stop = max(start + 1, int(np.searchsorted(load, load[start] + most, side="right")) - 1)
+        rows = slice(int(bounds[start]), int(bounds[stop]))
+        if shared:
+            unit, column = every, index[rows]
         else:
-            unit = every[index[rows]]
-        spot = of_spot[hedges] * portfolios.spot[account, hedges, None, None]
-        columns = np.concatenate([rows, n + account * len(market.feeds) + hedges])
-        yield account, columns, np.concatenate([unit * units[rows, None, None], spot])
+            mine, column = np.unique(portfolios.instrument[rows], return_inverse=True)
+            unit = _unit_losses(_some(of, mine), market, shock, moves)
+        ends = bounds[start : stop + 1] - bounds[start]
+        owner = np.repeat(np.arange(stop - start), np.diff(ends))
+        by_row = csr_array((units[rows], column, ends), shape=(stop - start, len(unit)))
+        spot = portfolios.spot[start:stop]
+        by_spot = csr_array(
+            (spot.ravel(), np.tile(np.arange(feeds), stop - start), np.arange(stop - start + 1) * feeds),
+            shape=(stop - start, feeds),
+        )
+        losses = by_row @ unit.reshape(len(unit), width) + by_spot @ prices.reshape(feeds, width)
+        losses = losses.reshape(stop - start, len(SHOCKS), len(moves))
+        worst, which = losses.max(axis=1), losses.argmax(axis=1)
+        yield _Block(slice(start, stop), rows, unit, prices, column, units[rows], owner, worst, which)
+        start = stop
 
 
 def _some(instruments: Instruments, which: Ints) -> Instruments:
@@ -197,7 +275,80 @@ def _some(instruments: Instruments, which: Ints) -> Instruments:
     )
 
 
-# --- the parametric view ----------------------------------------------------------------------------------------------
+# --- the parametric method --------------------------------------------------------------------------------------------
+
+
+def parametric_requirement(
+    portfolios: Portfolios, market: Market, policy: PolicyRow, moves: Floats, alpha: float
+) -> Requirement:
+    """Compute f_k·max(VaR by Cornish-Fisher, ES with the worst 5% priced in full).
+
+    Rows share the ES by their mean loss over its tail, and what VaR asks for beyond it by their part in the normal VaR
+    of delta, ``e_i'Σw``; where that is nothing, by size.
+
+    Args:
+        moves: relative, shape (H, U); only their second moments ``Σ = mean of mm'`` count.
+        alpha: confidence of both, at least 1 − WORST.
+
+    Raises:
+        ValueError: an argument is out of its range; the message names it.
+    """
+    verify_portfolios(portfolios, market)
+    given = _require_moves(moves, len(market.feeds))
+    shock, feeds, n = policy.scenario.volatility, len(market.feeds), len(portfolios.account)
+    covariance = given.T @ given / len(given)
+    drawn = simulate_normal(covariance, policy.var.draws, policy.var.seed)
+    greeks = sensitivities(portfolios, market)
+    vega = _vega_of_shock(portfolios, market, shock) / normal_var(1.0, alpha)
+    factors = np.zeros((feeds + 1, feeds + 1))
+    factors[:feeds, :feeds], factors[-1, -1] = covariance, 1.0
+    exposed = np.zeros((n + portfolios.spot.size, feeds))  # of every row, USD per 100% move
+    exposed[np.arange(n), portfolios.instruments.underlying[portfolios.instrument]] = _row_deltas(portfolios, market)
+    exposed[n + np.arange(portfolios.spot.size), np.tile(np.arange(feeds), portfolios.accounts)] = (
+        portfolios.spot * market.spot
+    ).ravel()
+    bounds = np.searchsorted(portfolios.account, np.arange(portfolios.accounts + 1))
+    need, share = np.zeros(portfolios.accounts), np.zeros(n + portfolios.spot.size)
+    binding = np.full(portfolios.accounts, "", dtype=object)
+    for account in range(portfolios.accounts):
+        rows = np.concatenate([np.arange(bounds[account], bounds[account + 1]), n + account * feeds + np.arange(feeds)])
+        law = delta_gamma(
+            np.append(greeks.delta[account], vega[account]), np.append(greeks.gamma[account], 0.0), factors, alpha
+        )
+        part = _worst_of(portfolios, market, shock, drawn, alpha, account, greeks)
+        need[account] = max(0.0, law.var, part.es)
+        share[rows] = part.share
+        if (rest := need[account] - part.es) > 0:
+            w = exposed[rows] @ covariance @ greeks.delta[account]
+            if abs(w.sum()) <= 1e-9 * np.abs(w).sum() or not w.any():
+                w = np.abs(exposed[rows]).sum(axis=1)
+            if not w.any():  # nothing but vega, which no delta tells: by rows alike
+                w = np.append(np.ones(len(rows) - feeds), np.zeros(feeds))
+            share[rows] += rest * w / w.sum()
+        if need[account] > 0:
+            binding[account] = "delta-gamma-vega" if rest > 0 else part.binding
+    return _required(policy, need, share, binding)
+
+
+def _vega_of_shock(portfolios: Portfolios, market: Market, shock: VolatilityShockRow) -> Floats:
+    """Return what every portfolio gains if all volatility is shocked up, to first order, USD, shape (A,)."""
+    vols, up, _ = _shocked(portfolios.instruments, market, shock)
+    unit = _unit_greeks(portfolios.instruments, market)[2] * (up - vols)
+    return sum_by(portfolios.account, unit[portfolios.instrument] * portfolios.size, portfolios.accounts)
+
+
+def _row_deltas(portfolios: Portfolios, market: Market) -> Floats:
+    """Return delta of every row, USD per 100% move, shape (N,)."""
+    row, of = portfolios.instrument, portfolios.instruments
+    unit = _unit_greeks(of, market)[0]
+    deltas: Floats = unit[row] * portfolios.size + linear_units(portfolios) * market.spot[of.underlying[row]]
+    return deltas
+
+
+class _WorstPart(NamedTuple):
+    es: float
+    share: Floats  # (N of the account + U,) adds up to it
+    binding: str
 
 
 class Sensitivities(NamedTuple):
@@ -219,6 +370,18 @@ def sensitivities(portfolios: Portfolios, market: Market) -> Sensitivities:
     """
     verify_portfolios(portfolios, market)
     of = portfolios.instruments
+    spot, unit = market.spot[of.underlying], _unit_greeks(of, market)
+    row = portfolios.instrument
+    by_row = unit[:, row] * portfolios.size
+    by_row[0] += linear_units(portfolios) * spot[row]
+    place = portfolios.account * len(market.feeds) + of.underlying[row]
+    shape = portfolios.spot.shape
+    delta, gamma, vega = (sum_by(place, part, shape[0] * shape[1]).reshape(shape) for part in by_row)
+    return Sensitivities(delta + portfolios.spot * market.spot, gamma, vega)
+
+
+def _unit_greeks(of: Instruments, market: Market) -> Floats:
+    """Return (delta, gamma, vega) of one option of each instrument by relative moves, shape (3, I); 0 for perps."""
     growth, discount = carry_factors(of, market)
     where = np.flatnonzero(is_option(of))
     spot = market.spot[of.underlying]
@@ -234,13 +397,7 @@ def sensitivities(portfolios: Portfolios, market: Market) -> Sensitivities:
     unit[0, where] = g.delta * (growth * spot)[where]
     unit[1, where] = np.where(np.isfinite(g.gamma), g.gamma, 0.0) * (growth * spot)[where] ** 2
     unit[2, where] = g.vega
-    row = portfolios.instrument
-    by_row = unit[:, row] * portfolios.size
-    by_row[0] += linear_units(portfolios) * spot[row]
-    place = portfolios.account * len(market.feeds) + of.underlying[row]
-    shape = portfolios.spot.shape
-    delta, gamma, vega = (sum_by(place, part, shape[0] * shape[1]).reshape(shape) for part in by_row)
-    return Sensitivities(delta + portfolios.spot * market.spot, gamma, vega)
+    return unit
 
 
 class DeltaGamma(NamedTuple):
@@ -333,29 +490,47 @@ def revalue_worst(
     Returns:
         Shape (A,), USD, not negative.
     """
-    if require_confidence(alpha) < 1 - WORST:
-        raise ValueError(f"alpha: {alpha:g} reaches beyond the worst {WORST:g} that are revalued")
     given = _require_moves(moves, len(market.feeds))
     greeks = sensitivities(portfolios, market)
-    mass = tail_of(len(given), alpha)
-    count = min(len(given), max(mass.whole + 1, math.ceil(WORST * len(given))))
-    result = np.zeros(portfolios.accounts)
-    bounds = np.searchsorted(portfolios.account, np.arange(portfolios.accounts + 1))
-    for account in range(portfolios.accounts):
-        rough = -(given @ greeks.delta[account] + given**2 @ greeks.gamma[account] / 2)
-        worst = np.argpartition(-rough, count - 1)[:count]
-        part = slice(bounds[account], bounds[account + 1])
-        alone = Portfolios(
-            1,
-            np.zeros(part.stop - part.start, dtype=np.int64),
-            portfolios.instrument[part],
-            portfolios.size[part],
-            portfolios.entry[part],
-            portfolios.funding[part],
-            portfolios.spot[account : account + 1],
-            portfolios.instruments,
-        )
-        exact = -np.sort(-account_losses(alone, market, shock, given[worst])[0])
-        total = float(exact[: mass.whole].sum()) + (mass.part * float(exact[mass.whole]) if mass.part else 0.0)
-        result[account] = max(0.0, total / mass.mass)
-    return result
+    parts = (_worst_of(portfolios, market, shock, given, alpha, a, greeks) for a in range(portfolios.accounts))
+    return np.array([part.es for part in parts])
+
+
+def _worst_of(
+    portfolios: Portfolios,
+    market: Market,
+    shock: VolatilityShockRow,
+    moves: Floats,
+    alpha: float,
+    account: int,
+    greeks: Sensitivities,
+) -> _WorstPart:
+    if require_confidence(alpha) < 1 - WORST - 1e-12:
+        raise ValueError(f"alpha: {alpha:g} reaches beyond the worst {WORST:g} that are revalued")
+    tail = tail_of(len(moves), alpha)
+    count = min(len(moves), max(tail.whole + 1, math.ceil(WORST * len(moves))))
+    rough = -(moves @ greeks.delta[account] + moves**2 @ greeks.gamma[account] / 2)
+    chosen = np.sort(np.argsort(-rough, kind="stable")[:count])
+    first, stop = (int(np.searchsorted(portfolios.account, account + i)) for i in (0, 1))
+    alone = Portfolios(
+        1,
+        np.zeros(stop - first, dtype=np.int64),
+        portfolios.instrument[first:stop],
+        portfolios.size[first:stop],
+        portfolios.entry[first:stop],
+        portfolios.funding[first:stop],
+        portfolios.spot[account : account + 1],
+        portfolios.instruments,
+    )
+    (block,) = _blocks(alone, market, shock, moves[chosen])
+    at, weights = _tail_of_each(block.worst, tail)
+    es = float((np.take_along_axis(block.worst, at, axis=1) * weights).sum())
+    if es <= 0:
+        return _WorstPart(0.0, np.zeros(stop - first + len(market.feeds)), "")
+    by_shock, own = np.take_along_axis(block.shock, at, axis=1), np.zeros(len(market.feeds), dtype=np.int64)
+    columns = np.arange(len(market.feeds))
+    rows = _tail_means(block.unit, block.column, block.amount, block.owner, by_shock, at, weights)
+    spot = _tail_means(block.prices, columns, portfolios.spot[account], own, by_shock, at, weights)
+    worst = int(block.worst[0].argmax())
+    name = f"draw {int(chosen[worst]) + 1} of {len(moves)}{SHOCKS[int(block.shock[0, worst])]}"
+    return _WorstPart(es, np.concatenate([rows, spot]), name)

@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import bdtr, chdtrc, chdtri, xlogy
 
 from aggregator.core.risk.tails import expected_shortfall, normal_es, normal_var, require_confidence, value_at_risk
-from aggregator.core.risk.volatility import ewma_variance
+from aggregator.core.risk.volatility import SEED, ewma_variance
 from aggregator.domain.units import Floats
 
 Zone = Literal["green", "yellow", "red"]
@@ -225,6 +225,13 @@ class Backtest:
         return self.breaches < self.region[1]
 
 
+def _require_window(model: Model, window: int) -> None:
+    # The first variance of EWMA is that of its first SEED returns: a forecast for one of these would know it.
+    least = 0 if model == "haircut" else SEED
+    if window < least:
+        raise ValueError(f"window: {window!r} periods; at least {least} are needed, which EWMA starts from")
+
+
 def forecast(
     returns: Floats, model: Model, alpha: float, window: int, charge: tuple[float, float] | None = None
 ) -> Forecasts:
@@ -239,7 +246,11 @@ def forecast(
 
     Returns:
         Each of shape (m − window,).
+
+    Raises:
+        ValueError: the window is shorter than what EWMA starts from, or ``charge`` is missing.
     """
+    _require_window(model, window)
     count = len(returns) - window
     if model == "haircut":
         if charge is None:
@@ -293,8 +304,7 @@ def run_backtest(
     if when.shape != seen.shape or realised.shape != seen.shape or not np.isfinite(realised).all():
         raise ValueError("times, losses: one finite value for each of returns is expected")
     require_confidence(alpha)
-    if window < (0 if model == "haircut" else 20):
-        raise ValueError(f"window: {window!r} periods tell too little; give 20 or more")
+    _require_window(model, window)
     if len(seen) <= window + 1:
         raise ValueError(f"window: {window} periods leave {max(0, len(seen) - window)} of {len(seen)} to test")
     var, es = forecast(seen, model, alpha, window, charge)

@@ -6,7 +6,7 @@ observations, (c) no less than volatility over ten years gives; Murphy, Vasios a
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.ndimage import minimum_filter1d
@@ -40,6 +40,45 @@ def buffered(margin: Floats | float, slow: Floats | float) -> Floats:
     """
     m, mean = _margins("margin", margin), _margins("slow", slow)
     return m + BUFFER * np.minimum(mean, m)
+
+
+Rule = Literal["as it is", "floor", "buffer", "floor and buffer"]
+YEAR, LONG, LEAST = 365, 3_650, 30
+"""Days: of stress and of the slow mean; of the floor's memory; before which no stress is told from a single day."""
+
+
+def apply_rules(margins: Floats, per_day: int = 1) -> dict[Rule, Floats]:
+    """Return a series of margins as it is, after the floor, with the buffer, and with both.
+
+    All is out of sample, from margins until now. Margins stand for volatility, so that their means are of squares:
+    m_stress is the highest √mean m² of any year so far (of what there is of it, but 30 days at least), m_10y that of
+    the ten years to now; m̄_slow is the plain mean of the last year.
+
+    Args:
+        margins: shape (n,), in time order, not negative.
+        per_day: values per day.
+    """
+    given = _margins("margins", margins)
+    if given.ndim != 1 or not len(given):
+        raise ValueError("margins: one series is expected")
+    if per_day < 1:
+        raise ValueError(f"per_day: {per_day!r}; at least one value a day is expected")
+    year = np.sqrt(_trailing_mean(given**2, YEAR * per_day))
+    told = np.arange(len(given)) + 1 >= min(len(given), LEAST * per_day)
+    stress = np.maximum.accumulate(np.where(told, year, 0.0))
+    floor = floored(given, stress, np.sqrt(_trailing_mean(given**2, LONG * per_day)))
+    both: dict[Rule, Floats] = {"as it is": given, "floor": floor}
+    for name, series in (("buffer", given), ("floor and buffer", floor)):
+        both[name] = buffered(series, _trailing_mean(series, YEAR * per_day))  # type: ignore[index]
+    return both
+
+
+def _trailing_mean(values: Floats, length: int) -> Floats:
+    """Return the mean of the last ``length`` values to each, of fewer where there are not as many."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(end - length, 0)
+    return np.maximum(total[end] - total[start], 0.0) / (end - start)
 
 
 class ProcyclicalityReport(NamedTuple):

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from aggregator.core.margin import health
-from aggregator.core.pipeline import compute_report
+from aggregator.core.pipeline import compute_report, fuse_prices, revalue, tables_of
 from aggregator.core.tables import Legs, World
+from aggregator.domain.book import view_axis
 from aggregator.domain.policy import AssetPolicyRow, PolicyRow, UnderlyingRow
 from aggregator.domain.price import Quote
 from aggregator.domain.report import HIGH, INITIAL, LOW, MAINTENANCE, MID, STATUSES, Flag, Interval, MarginReport
@@ -75,6 +76,27 @@ def apply(scenario: Scenario, snapshot: Snapshot, quotes: Sequence[Quote], world
         scale_quotes(quotes, shocks),
         replace(world, policy=policy),
     )
+
+
+def valued_in(
+    inputs: Inputs, base: MarginReport, snapshot: Snapshot, world: World, latency: Legs | None
+) -> MarginReport:
+    """Value what :func:`apply` gives as :func:`aggregator.core.pipeline.compute_report` does, from a report without it.
+
+    What a scenario leaves alone is used again: the book where no position changes, and the haircut tables too where
+    neither views nor policy do. The report lists no cells, and findings of the valuation alone.
+
+    Args:
+        base: of ``snapshot`` and ``world``, as they are without the scenario.
+    """
+    seen, said, shocked = inputs
+    if seen.positions is not snapshot.positions:
+        return compute_report(seen, said, shocked, latency)
+    views = view_axis(seen, base.book.chains[: base.book.touches.shape[1] - 1])
+    same = shocked.policy is world.policy and views == base.chains
+    tables = base.tables if same else tables_of(base.book, views, shocked, seen.valid_until, latency)
+    prices = fuse_prices(said, shocked, seen.cut_time)
+    return revalue(base, prices, shocked.policy, tables=tables, views=views)
 
 
 def multiplier(feed: str, prices: Mapping[str, float]) -> float:
@@ -223,11 +245,12 @@ def stress_report(
     scenarios: Sequence[Scenario],
 ) -> StressReport:
     """Value every account of ``snapshot`` as it is and in every scenario."""
-    before = standings(compute_report(snapshot, quotes, world, latency))
+    base = compute_report(snapshot, quotes, world, latency)
+    before = standings(base)
     rows: list[StressRow] = []
     for scenario in scenarios:
-        seen, said, configured = apply(scenario, snapshot, quotes, world)
-        after = standings(compute_report(seen, said, configured, latency))
+        inputs = apply(scenario, snapshot, quotes, world)
+        after = standings(valued_in(inputs, base, snapshot, world, latency))
         rows += [StressRow(scenario.name, was, now) for was, now in zip(before, after, strict=True)]
     return StressReport(
         epoch=snapshot.epoch,
@@ -291,11 +314,13 @@ def replay(
     """
     if not snapshot.accounts:
         raise ValueError("snapshot holds no account")
+    base = compute_report(snapshot, quotes, world, latency)
     moments: list[Moment] = []
     for hour in hours:
         prices = multipliers_at(scenario, hour)
         shocks = {feed: multiplier(feed, prices) for feed in {quote.feed for quote in quotes}}
-        report = compute_report(snapshot, scale_quotes(quotes, shocks), world, latency)
+        said = scale_quotes(quotes, shocks)
+        report = revalue(base, fuse_prices(said, world, snapshot.cut_time), world.policy)
         moments.append(Moment(hour, prices, standings(report)[0]))
     return tuple(moments)
 

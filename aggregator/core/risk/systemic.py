@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from aggregator.core import valuation
-from aggregator.core.pipeline import compute_report, value_report
+from aggregator.core.fusion import rank_ratios
+from aggregator.core.pipeline import compute_report, revalue
 from aggregator.core.risk.impact import BETA, DELTA, ETA, GAMMA, almgren
-from aggregator.core.risk.stress import apply, multiplier
+from aggregator.core.risk.stress import apply, multiplier, valued_in
 from aggregator.core.tables import Legs, World
 from aggregator.domain.book import ASSET
 from aggregator.domain.price import PriceBand, Quote
@@ -70,11 +71,11 @@ def systemic_report(
     fallen: dict[str, list[str]] = {}
     cascades: list[Cascade] = []
     for scenario in scenarios:
-        seen, said, configured = apply(scenario, snapshot, quotes, world)
-        shocked = compute_report(seen, said, configured, latency)
+        inputs = apply(scenario, snapshot, quotes, world)
+        shocked = valued_in(inputs, base, snapshot, world, latency)
         for account in falls(shocked) - already:
             fallen.setdefault(account, []).append(scenario.name)
-        cascades.append(cascade(shocked, configured, scenario, mids, depth))
+        cascades.append(cascade(shocked, inputs.world, scenario, mids, depth))
     return SystemicReport(
         epoch=snapshot.epoch,
         cut_time=snapshot.cut_time,
@@ -157,9 +158,9 @@ def cascade(
     if rounds < 1:
         raise ValueError("rounds must be positive")
     markets = _markets(world, mids, depth)
-    bases = {row.feed: row.base for row in world.ratios}
     sold: dict[str, float] = {}
-    left = dict.fromkeys(markets, 1.0)  # by feed: what sales of it leave of the scenario's price
+    own = dict.fromkeys(markets, 1.0)  # by feed: what sales of it leave of the scenario's price
+    left = _left(own, world)  # and sales of what it is priced through, too
     ended: list[Closed] = []
     history: list[tuple[Sale, ...]] = []
     report, gone = shocked, frozenset[str]()
@@ -171,20 +172,17 @@ def cascade(
         gone |= down
         for sale in sales:
             sold[sale.feed] = sold.get(sale.feed, 0.0) + sale.units
-            left[sale.feed] = markets[sale.feed].kept(sold[sale.feed])
-        report = _revalue(
-            shocked, world, {f: left.get(f, 1.0) * left.get(bases.get(f, ""), 1.0) for f in shocked.book.feeds}
-        )
+            own[sale.feed] = markets[sale.feed].kept(sold[sale.feed])
+        left = _left(own, world)
+        prices = tuple(_scaled(band, left.get(band.feed, 1.0)) for band in shocked.prices)
+        report = revalue(shocked, prices, world.policy)
         down = falls(report) - gone
     proceeds = math.fsum(c.proceeds for c in ended)
     return Cascade(
         scenario=scenario.name,
         rounds=tuple(history),
         closed=tuple(ended),
-        prices={
-            feed: multiplier(feed, scenario.prices) * left[feed] * left.get(bases.get(feed, ""), 1.0)
-            for feed in sorted(left)
-        },
+        prices={feed: multiplier(feed, scenario.prices) * left[feed] for feed in sorted(markets)},
         settled=not down,
         liquidated=len(ended),
         proceeds=proceeds,
@@ -193,26 +191,40 @@ def cascade(
     )
 
 
-def _revalue(report: MarginReport, world: World, by: Mapping[str, float]) -> MarginReport:
-    """Value a report's book again with every band of prices times a number; all else is as it was."""
+def _left(own: Mapping[str, float], world: World) -> dict[str, float]:
+    """Return what sales leave of every feed's price: its own, and those of all that it is priced through.
 
-    def scaled(band: PriceBand) -> PriceBand:
-        x = by[band.feed]
-        low, mid, high, worst = band.low * x, band.mid * x, band.high * x, band.worst * x
-        if x == 0:  # nothing is left of it: 0 times infinity is still unknown
-            high = 0.0 if band.known else band.high
-        initial = band.low_initial * x, (band.high_initial * x if x else high)
-        return band._replace(low=low, mid=mid, high=high, low_initial=initial[0], high_initial=initial[1], worst=worst)
+    Args:
+        own: what sales of each feed leave of its price by themselves.
+    """
+    left = dict(own)
+    for row in rank_ratios(world.ratios):  # a base that is derived itself comes before what rests on it
+        left[row.feed] = left.get(row.feed, 1.0) * left.get(row.base, 1.0)
+    return left
 
-    return value_report(
-        report.book,
-        tuple(scaled(band) for band in report.prices),
-        report.tables,
-        report.chains,
-        times=(report.epoch, report.cut_time, report.valid_until),
-        destinations=report.destinations,
-        policy=world.policy,
-    )
+
+def _scaled(band: PriceBand, x: float) -> PriceBand:
+    """Return a band of prices times a number."""
+    low, mid, high, worst = band.low * x, band.mid * x, band.high * x, band.worst * x
+    if x == 0:  # nothing is left of it: 0 times infinity is still unknown
+        high = 0.0 if band.known else band.high
+    initial = band.low_initial * x, (band.high_initial * x if x else high)
+    return band._replace(low=low, mid=mid, high=high, low_initial=initial[0], high_initial=initial[1], worst=worst)
+
+
+def _lost(report: MarginReport) -> Floats:
+    """Return what each account owes for contracts at p̂, USD, shape (A,): losses, settlement by settlement.
+
+    What one venue owes the account is that venue's to pay, and pays nobody else: gains are not counted on.
+    """
+    lost = np.zeros(len(report.book.accounts))
+    of, derived = report.book.contracts, report.derivatives
+    if of is None or derived is None:
+        return lost
+    mid = valuation.price_columns(report.prices)[0][MID, MAINTENANCE]
+    nets = valuation.sum_by(of.settlement, derived.values[MID, MAINTENANCE], len(of.settlement_account))
+    owed = np.maximum(-nets, 0.0) * mid[report.book.kinds.feed[of.gain_kind]]
+    return valuation.sum_by(of.settlement_account, owed, len(lost))
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,10 +286,6 @@ def _close_out(
     stale = report.tables.stale[book.kinds.view[book.kind]]  # what is on a chain that stands still cannot be sold
     seized = closing & asset & book.seizable & (book.netting < 0) & tradable & ~stale
     recourse = closing & ~asset & (book.netting < 0)
-    # What contracts have lost is owed like any debt; what they have gained is the venue's to pay, and not counted on.
-    lost = np.zeros(len(book.accounts))
-    if report.derivatives is not None:
-        lost[report.derivatives.accounts] = np.maximum(-report.derivatives.worth, 0.0)
     units = np.bincount(feed[seized], book.amount[seized], width)
     cost = np.zeros(width)
     sales: list[Sale] = []
@@ -298,7 +306,7 @@ def _close_out(
     value = book.amount * mid[feed]
     collateral = np.bincount(book.account[seized], value[seized], count)
     proceeds = np.bincount(book.account[seized], (value * (1 - cost[feed]))[seized], count)
-    owed = np.bincount(book.account[recourse], value[recourse], count) + lost
+    owed = np.bincount(book.account[recourse], value[recourse], count) + _lost(report)
     closed = []
     for i in sorted(i for i, account in enumerate(book.accounts) if account.id in down):
         repaid = min(float(owed[i]), float(proceeds[i]))

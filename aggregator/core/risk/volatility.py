@@ -1,7 +1,8 @@
 """Volatility by EWMA and GARCH(1,1), and returns filtered by it (risk.md §5).
 
 Returns are per period, whatever the period is; so are variances. A variance at index t is the forecast for return t
-from those before it; the one after the last return is the forecast for the period to come.
+from those before it; the one after the last return is the forecast for the period to come. The first :data:`SEED` are
+no forecasts: their start is the mean square of as many returns, their own and later ones among them.
 
 Sources: J.P. Morgan/Reuters, *RiskMetrics* (1996), λ = 0.94 for daily data; Bollerslev (1986); Barone-Adesi, Bourgoin
 and Giannopoulos (1998) and Hull and White (1998) for filtered historical simulation.

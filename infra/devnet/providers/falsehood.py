@@ -9,21 +9,29 @@ from typing import Any
 from eth_abi.abi import decode, encode
 
 Lie = Callable[[int], int]
+WORD = 32
 TOKEN_ACCOUNT = 165  # bytes of an SPL token account; its amount is at 64
 
 
 def falsify_multicall(returned: str, lie: Lie) -> str:
-    """Change every plain amount in the answers of an aggregate3, but not the block number it is anchored by."""
+    """Change the plain amounts and the sizes of positions in the answers of an aggregate3, but not its block number."""
     (rows,) = decode(["(bool,bytes)[]"], bytes.fromhex(returned[2:]))
     anchor, *answers = rows
-    false = [
-        (ok, lie(int.from_bytes(data, "big")).to_bytes(32, "big"))
-        # wider words are addresses and the like; a lie about them would not pass for a balance
-        if len(data) == 32 and 0 < int.from_bytes(data, "big") < 2**127
-        else (ok, data)
-        for ok, data in answers
-    ]
-    return "0x" + encode(["(bool,bytes)[]"], [[anchor, *false]]).hex()
+    return "0x" + encode(["(bool,bytes)[]"], [[anchor, *((ok, _falsify(data, lie)) for ok, data in answers)]]).hex()
+
+
+def _falsify(data: bytes, lie: Lie) -> bytes:
+    words = [int.from_bytes(data[at : at + WORD], "big") for at in range(0, len(data), WORD)]
+    if len(data) == WORD:
+        # wider words are addresses and the like, 1 is true or a version; a lie about them would not pass for a balance
+        return (lie(words[0]) % 2**256).to_bytes(WORD, "big") if 1 < words[0] < 2**127 else data
+    if len(data) >= 3 * WORD and words[1] == 2 * WORD and len(data) == WORD * (3 + 4 * words[2]):
+        # what positionsOf of IMarginVenue.sol answers: a total, and rows of instrument, size, entry and funding
+        for at in range(4, len(words), 4):
+            size = words[at] - (words[at] >> 255 << 256)
+            words[at] = lie(size) % 2**256
+        return b"".join(word.to_bytes(WORD, "big") for word in words)
+    return data
 
 
 def falsify_account(row: dict[str, Any] | None, lie: Lie) -> dict[str, Any] | None:

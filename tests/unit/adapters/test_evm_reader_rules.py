@@ -18,7 +18,17 @@ from adapters.evm.abi import Answer, Call
 from adapters.evm.reader import CALLS_PER_BATCH, DESCRIBED_FOR, HEAD_AHEAD, HEX_PER_BATCH, EvmReader
 from aggregator.domain.errors import Garbage, NodeRefused, Unavailable, Unreachable
 from aggregator.domain.rows import AssetRow, ChainRow, FinalityRow
-from aggregator.domain.snapshot import Block, Finding, Position, Subject
+from aggregator.domain.snapshot import (
+    DEBT_UNREADABLE,
+    HOLDING,
+    Block,
+    Contract,
+    Finding,
+    Position,
+    Reading,
+    Side,
+    Subject,
+)
 from aggregator.ports import HEADERS_LIMIT
 from tests.chain.evm_venues import CHAIN, NAME, chain_row
 
@@ -327,6 +337,45 @@ def test_a_token_is_asked_for_its_decimals_until_they_are_right_and_again_after_
     assert not counted(4, 18)  # it changed
     assert not counted(5, None)
     assert counted(6, 6)
+
+
+def test_what_is_in_terms_of_a_misdescribed_token_counts_nothing_and_may_owe_anything() -> None:
+    """A contract that settles in it is neither a zero nor a position, long or short: either may hedge, or lose."""
+    weth = f"{CHAIN}/erc20:0x{'e1' * 20}"
+    venue = f"{CHAIN}/contract:0x{'77' * 20}"
+    terms = Contract("perp", "ETH/USD", entry=3_000 * 10**8)
+
+    def position(asset: str, unit: str, side: Side = "asset", contract: Contract = HOLDING) -> Position:
+        amount = 0 if contract.kind else 5
+        return Position(ACCOUNT, CHAIN, "v", asset, 5, unit, amount, side, contract=contract)
+
+    long, short = position(f"{venue}/1", TOKEN.id, "asset", terms), position(f"{venue}/2", TOKEN.id, "debt", terms)
+    other = position(f"{venue}/3", weth, "debt", terms._replace(kind="inverse"))
+    shares = position(f"{CHAIN}/erc20:0x{'ab' * 20}", TOKEN.id)
+    rows = (position(TOKEN.id, TOKEN.id), shares, position(TOKEN.id, TOKEN.id, "debt"), long, short, other)
+
+    class Holds(Holding):
+        def flow(self, subjects: Sequence[Subject]) -> Generator[Sequence[Call], Sequence[Answer], Any]:
+            yield from ()
+            return rows, ()
+
+    def read(decimals: int | None) -> Reading:
+        reader = EvmReader(chain_row("http://unused"), Token(decimals=decimals), [Holds()], [], [TOKEN])
+        block = Block(CHAIN, 7, f"0x{8:064x}", "", 70)
+        return asyncio.run(reader.read(block, [Subject(ACCOUNT, "0x" + "22" * 20)]))
+
+    assert read(6).positions == rows
+    assert read(6).findings == ()
+    for decimals, lie in (
+        (18, "decimals() is 18, configured are 6"),
+        (None, "decimals() is unreadable, configured are 6"),
+    ):
+        reading = read(decimals)
+        assert reading.positions == (other,)
+        codes = ("unreadable", "unreadable", DEBT_UNREADABLE, DEBT_UNREADABLE, DEBT_UNREADABLE)
+        assert reading.findings == tuple(
+            Finding(code, ACCOUNT, f"{row.asset}: {lie}") for code, row in zip(codes, rows[:5], strict=True)
+        )
 
 
 @pytest.mark.parametrize("silent", ["eth_chainId", "eth_getBlockByNumber", "eth_call", "eth_getLogs"])

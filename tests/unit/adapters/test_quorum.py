@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from adapters.quorum import Disputed, NoQuorum, QuorumReader
 from aggregator.domain.errors import Garbage, SourceError, Unreachable, WrongChain
-from aggregator.domain.snapshot import INFORMATIONAL, Reading
+from aggregator.domain.snapshot import DEBT_UNREADABLE, INFORMATIONAL, Contract, Position, Reading
 from tests.unit.adapters.quorum_world import (
     ACCOUNTS,
+    CHAIN,
     CUT,
     FAULTS,
     FINDINGS,
@@ -150,6 +151,56 @@ async def test_a_debt_in_dispute_counts_at_the_highest_claim() -> None:
         (debt,) = [p for p in reading.positions if p.side == "debt" and p.venue == "lender" and p.asset != USDC]
         assert debt.amount == 7 + faults.index("invents-debt")
         assert {f.scope for f in reading.findings if f.code == "disputed"} == {debt.account}
+
+
+PERP = held(ACCOUNTS[0], f"{CHAIN}/contract:0x{'77' * 20}/1", 0, "debt", "margin-venue")._replace(
+    quantity=3, unit=USDC, address="", contract=Contract("perp", "ETH/USD", entry=3_000 * 10**8, funding=-7)
+)
+SAID_OF_PERP = {
+    "another size": PERP._replace(quantity=4),
+    "the other side": PERP._replace(side="asset"),
+    "another entry": PERP._replace(contract=PERP.contract._replace(entry=1)),
+    "another funding": PERP._replace(contract=PERP.contract._replace(funding=7)),
+    "nothing": None,
+}
+"""What a provider may say of a short perp; none of it is the safe end of the other."""
+
+
+def with_perps(quorum: Quorum, *told: Position | None) -> Quorum:
+    """Let every provider tell of one more position, or of none."""
+    for provider, perp in zip(quorum.providers, told, strict=True):
+        provider.positions = (*POSITIONS, perp) if perp else POSITIONS
+    return quorum
+
+
+@pytest.mark.parametrize("how", SAID_OF_PERP)
+async def test_a_contract_that_enough_agree_on_stands(how: str) -> None:
+    quorum = with_perps(make("", "", ""), PERP, SAID_OF_PERP[how], PERP)
+    reading = await quorum.observe()
+    assert (PERP in reading.positions, reading.findings) == (True, FINDINGS)
+    assert len(reading.positions) == len(POSITIONS) + 1
+    assert {(d.provider, d.agreed) for d in quorum.disputes} == {("alpha[1]", True)}
+
+
+@pytest.mark.parametrize("how", SAID_OF_PERP)
+@pytest.mark.parametrize("lying", [0, 1])
+async def test_a_contract_in_dispute_is_none_and_its_account_may_owe_anything(how: str, lying: int) -> None:
+    told = [PERP, PERP, None]
+    told[lying] = SAID_OF_PERP[how]
+    quorum = with_perps(make("", "", "dead"), *told)
+    reading = await quorum.observe()
+    assert reading.positions == tuple(sorted(POSITIONS))
+    (disputed,) = [f for f in reading.findings if f.code == "disputed"]
+    assert disputed.scope == PERP.account
+    assert "the account opens no risk meanwhile" in disputed.detail
+    blind = [f for f in reading.findings if f.code == DEBT_UNREADABLE]
+    assert {f.scope for f in blind} == {PERP.account}
+    assert all(PERP.asset in f.detail for f in blind)
+    assert len(blind) == (2 if how == "the other side" else 1)
+    assert {d.agreed for d in quorum.disputes} == {False}
+    if how == "another size":
+        sizes = ["alpha[0] says 3", "alpha[1] says 4"] if lying else ["alpha[0] says 4", "alpha[1] says 3"]
+        assert ", ".join(sizes) in blind[0].detail
 
 
 async def test_what_one_provider_cannot_read_stays_marked_when_they_differ_on_why() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import math
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Literal
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from aggregator.cli.history import read_history, returns_over
@@ -19,10 +23,12 @@ from aggregator.core.risk import calibration
 from aggregator.core.risk.backtest import run_backtest
 from aggregator.core.risk.calibration import Estimate, Sample
 from aggregator.domain.policy import (
+    MOST_JUMPS,
     AssetPolicyRow,
     JumpRow,
     OffsetGroupRow,
     PolicyRow,
+    SviRow,
     policy_digest,
 )
 from aggregator.domain.report import AccountMargin, Component, Flag, Haircuts, Interval
@@ -121,6 +127,46 @@ def test_a_fall_within_a_day_is_found_across_bars() -> None:
     assert calibration.deepest_fall(sample(returns, HOUR)) == pytest.approx(1 - 0.98**24)
 
 
+def with_outage(crash: float, hours: int, at: int = 300, n: int = 600) -> Sample:
+    """Return hours that stand still but for a crash while ``hours`` bars are missing, and a slow fall the day after."""
+    returns, gaps = np.zeros(n), np.zeros(n)
+    gaps[at] = -crash
+    returns[at + 30 : at + 40] = -0.01
+    times = HOUR * np.arange(1, n + 1, dtype=np.int64)
+    times[at:] += hours * HOUR
+    return Sample("x", "0x" + "11" * 32, HOUR, times, returns, hours, gaps)
+
+
+@pytest.mark.parametrize("hours", [1, 5, 23, 24, 100])
+def test_a_crash_while_bars_are_missing_counts(hours: int) -> None:
+    assert calibration.deepest_fall(with_outage(0.4, hours)) == pytest.approx(0.4)
+    assert calibration.deepest_fall(with_outage(0.05, hours)) == pytest.approx(1 - 0.99**10)
+    noisy = with_outage(0.4, hours)
+    noisy = noisy._replace(returns=noisy.returns + np.resize([0.001, -0.001], len(noisy.returns)))
+    rows = calibration.estimate_jumps(noisy)
+    assert min(row.recovery for row in rows) == pytest.approx(0.6, abs=5e-3)
+    assert len(rows) > len(calibration.estimate_jumps(noisy._replace(gaps=None)))
+
+
+def test_hours_that_an_outage_lies_between_are_not_one_day() -> None:
+    """20 hours down, 10 missing, 20 hours down: no day holds both."""
+    returns = np.zeros(200)
+    returns[80:100] = returns[100:120] = -0.01
+    times = HOUR * np.arange(1, 201, dtype=np.int64)
+    times[100:] += 10 * HOUR
+    fall = calibration.deepest_fall(Sample("x", "0x" + "11" * 32, HOUR, times, returns, 10, np.zeros(200)))
+    assert fall == pytest.approx(1 - 0.99**20)
+
+
+def test_moves_over_missing_bars_are_cut_out_of_a_history_with_the_price_they_made(tmp_path: Path) -> None:
+    rows = [f"{3600 * i},{p},{p},{p},{p}" for i, p in enumerate((100, 110, 50, 60)) for i in ((i if i < 2 else i + 3),)]
+    path = tmp_path / "x_usd_1h.csv.gz"
+    path.write_bytes(gzip.compress("\n".join(["unix_time_utc,open,high,low,close", *rows]).encode()))
+    cut = returns_over(read_history(path), HOUR)
+    np.testing.assert_allclose(cut.close, [0.1, 0.2])
+    np.testing.assert_allclose(cut.gap, [0.0, 50 / 110 - 1])
+
+
 def test_on_real_prices_the_law_estimated_covers_what_was_lost() -> None:
     hourly = of_file("sol_usdt_1h_binance", HOUR)
     found = calibration.estimate(of_file("sol_usdt_1d_binance", DAY), hourly)
@@ -203,7 +249,8 @@ def test_with_all_underlyings_known_there_is_a_joint_history() -> None:
     moves = np.array(history.moves)
     assert moves.shape == (calibration.HISTORY_DAYS, 2)
     assert np.corrcoef(moves.T)[0, 1] == pytest.approx(0.9, abs=0.05)  # joint by date
-    assert ("history.moves", None, "500 dates") in made.changes
+    (told,) = [change for change in made.changes if change.path == "history.moves"]
+    assert (told.old, str(told.new).partition(",")[0], told.initial) == (None, "500 dates", "higher")
 
 
 def test_other_causes_and_deeper_fears_stay() -> None:
@@ -219,6 +266,117 @@ def test_other_causes_and_deeper_fears_stay() -> None:
     assert jumps[1] in new
     assert jumps[2] in new
     assert jumps[0] not in new
+
+
+def test_jumps_that_are_too_many_become_fewer_and_no_milder() -> None:
+    first, _ = pair(0.9)
+    row, policy = next(iter(POLICY.assets.items()))
+    deep = [JumpRow(rate=0.01 * (i + 1), recovery=0.1 + 0.05 * i) for i in range(4)]
+    other = [JumpRow(rate=0.1, recovery=0.9, cause="bridge"), JumpRow(rate=0.2, recovery=0.8, cause="depeg")]
+    base = POLICY.model_copy(update={"assets": {row: policy.model_copy(update={"jumps": (*deep, *other)})}})
+    made = calibration.recalibrate(base, {row: [first]}, {})
+    jumps = made.policy.assets[row].jumps
+    assert len(jumps) == MOST_JUMPS
+    assert set(other) <= set(jumps)
+    again = calibration.recalibrate(made.policy, {row: [first]}, {})
+    assert again.policy.assets[row].jumps == jumps  # and there it ends
+
+
+jump_lists = st.lists(
+    st.builds(
+        JumpRow,
+        rate=st.floats(0, 50),
+        recovery=st.floats(0, 1),
+        cause=st.sampled_from(["market", "depeg", "wrapper", "bridge"]),
+    ),
+    max_size=9,
+)
+
+
+@given(jump_lists, st.integers(4, 6), st.randoms())
+def test_merged_jumps_lose_at_least_as_much_in_any_order(jumps: list[JumpRow], most: int, random: Random) -> None:
+    merged = calibration.merge_jumps(jumps, most)
+    assert len(merged) <= max(most, 0)
+    shuffled = random.sample(jumps, len(jumps))
+    assert calibration.merge_jumps(shuffled, most) == merged
+    assert sum(j.rate for j in merged) >= sum(j.rate for j in jumps) * (1 - 1e-12)
+    for level in {j.recovery for j in jumps}:  # of every depth there are at least as many, of every cause
+        for cause in {j.cause for j in jumps}:
+            before, after = (
+                sum(j.rate for j in x if j.cause == cause and j.recovery <= level) for x in (jumps, merged)
+            )
+            assert after >= before * (1 - 1e-12)
+
+
+def test_what_lowers_a_requirement_is_marked() -> None:
+    first, second = pair(0.9)
+    row, policy = next(iter(POLICY.assets.items()))
+    made = calibration.recalibrate(POLICY, {row: [first, second]}, {"ETH/USD": first, "BTC/USD": second})
+    assert first.volatility < policy.volatility
+    assert first.range < POLICY.underlyings["ETH/USD"].range
+    assert made.policy.groups["majors"].offset > POLICY.groups["majors"].offset
+    assert {f"assets.{row}.volatility", "groups.majors.offset", "underlyings.ETH/USD.range"} <= set(made.looser)
+    back = {c.path: c for c in calibration.compare_policies(made.policy, POLICY)}
+    assert back["groups.majors.offset"].initial == back["underlyings.ETH/USD.range"].maintenance == "higher"
+    assert not back["version"].loosens
+
+
+def looser(**changes: object) -> tuple[str, ...]:
+    row, policy = next(iter(POLICY.assets.items()))
+    other = PolicyRow.model_validate(
+        POLICY.model_dump() | {"assets": {row: policy.model_copy(update=changes).model_dump()}}
+    )
+    return tuple(c.path for c in calibration.compare_policies(POLICY, other) if c.loosens)
+
+
+def test_the_parameters_of_a_class_are_judged_together() -> None:
+    row, policy = next(iter(POLICY.assets.items()))
+    assert looser(volatility=policy.volatility * 1.1) == ()
+    assert looser(volatility=policy.volatility * 0.99) == (f"assets.{row}.volatility",)
+    mild = tuple(j.model_copy(update={"rate": j.rate / 2}) for j in policy.jumps)
+    assert mild
+    assert looser(jumps=mild) == (f"assets.{row}.jumps",)
+    assert looser(jumps=mild, volatility=10.0) == ()  # what the jumps let go the diffusion takes, at every horizon
+    cut = policy.initial.model_copy(update={"haircut": policy.initial.haircut + 0.01})
+    assert looser(initial=cut) == ()
+
+
+def test_a_milder_history_is_looser_and_its_change_is_seen() -> None:
+    first, second = pair(0.9)
+    rows = {"ETH/USD": underlying(), "BTC/USD": underlying()}
+    one = calibration.recalibrate(risk_policy(rows), {}, {"ETH/USD": first, "BTC/USD": second}).policy
+    assert one.history is not None
+    milder = tuple(tuple(x / 2 for x in move) for move in one.history.moves)
+    two = one.model_copy(update={"history": one.history.model_copy(update={"moves": milder})})
+    (change,) = calibration.compare_policies(one, two)
+    assert change.path == "history.moves"
+    assert change.loosens
+    assert not calibration.compare_policies(two, one)[0].loosens
+    assert calibration.compare_policies(one, one.model_copy(update={"history": None}))[0].loosens
+
+
+def test_joint_moves_by_copula_reach_farther_and_are_the_same_for_the_same_seed() -> None:
+    first, second = pair(0.9)
+    rows = {"ETH/USD": underlying(), "BTC/USD": underlying()}
+    both = {"ETH/USD": first, "BTC/USD": second}
+
+    def drawn(seed: int) -> PolicyRow:
+        return calibration.recalibrate(risk_policy(rows), {}, both, moves="copula", seed=seed).policy
+
+    made = drawn(7)
+    plain = calibration.recalibrate(risk_policy(rows), {}, both).policy
+    assert made.history is not None
+    assert plain.history is not None
+    moves, dates = np.array(made.history.moves), np.array(plain.history.moves)
+    assert moves.shape == (calibration.DRAWS, 2)
+    assert np.corrcoef(moves.T)[0, 1] == pytest.approx(0.9, abs=0.05)
+    assert moves.std(axis=0) == pytest.approx(dates.std(axis=0), rel=0.15)
+    assert np.abs(moves).max() > np.abs(dates).max()
+    assert drawn(7).history == made.history
+    assert drawn(8).history != made.history
+    told = {(p.target, p.series, p.method, p.seed) for p in made.provenance if p.target == "history"}
+    assert told == {("history", "a", "copula", 7), ("history", "b", "copula", 7)}
+    assert {(p.method, p.seed) for p in plain.provenance if p.target == "history"} == {("fhs", None)}
 
 
 def test_a_parameter_set_that_does_not_hold_together_is_refused() -> None:
@@ -262,6 +420,34 @@ def test_a_digest_moves_with_every_parameter_and_not_with_the_order_of_keys() ->
     for changes in ({"version": "z"}, {"lifetime": 59}, {"exit_epsilon": 2e-4}, {"min_sources": 1}):
         seen.add(policy_digest(POLICY.model_copy(update=changes)))
     assert len(seen) == 5
+
+
+# --- surfaces ---------------------------------------------------------------------------------------------------------
+
+
+def test_slices_that_cross_between_wide_samples_are_refused() -> None:
+    near = SviRow(tenor=DAY, a=0.001, b=0.0, rho=0.0, m=0.0, sigma=0.01)
+    far = SviRow(tenor=7 * DAY, a=0.0005, b=0.1, rho=0.0, m=0.1, sigma=0.001)  # dips below only about k = 0.1
+    with pytest.raises(ValidationError, match=r"total variance falls from tenor 86400 to 604800 at k=0\.1"):
+        underlying(surface=(near, far))
+    assert underlying(surface=(near, far.model_copy(update={"a": 0.0011}))).surface
+
+
+def test_slices_that_cross_where_one_is_held_flat_are_refused() -> None:
+    near = SviRow(tenor=DAY, a=0.04, b=0.10, rho=0.0, m=0.0, sigma=0.05)  # rises up to |k| = 0.85
+    far = SviRow(tenor=7 * DAY, a=0.0001, b=0.45, rho=0.0, m=0.0, sigma=0.1)  # ends before
+    narrow = far.model_copy(update={"a": 0.0, "b": 0.5, "sigma": 0.09})
+    for row in (far, narrow):
+        raw = [
+            row.a + row.b * math.hypot(k, row.sigma) - near.a - near.b * math.hypot(k, near.sigma) for k in (0.0, 2.0)
+        ]
+        assert raw[0] > 0 or raw[1] > 0
+    wide = SviRow(tenor=DAY, a=0.05, b=0.2, rho=0.0, m=0.0, sigma=0.05)  # flat from 0.98 on, at 0.25
+    short = SviRow(tenor=7 * DAY, a=0.0, b=0.5, rho=0.0, m=0.0, sigma=0.04 * 3)  # flat from 0.98 on, at 0.49
+    early = SviRow(tenor=7 * DAY, a=0.0, b=0.21, rho=0.9, m=0.0, sigma=0.3)
+    assert underlying(surface=(wide, short)).surface
+    with pytest.raises(ValidationError, match="total variance falls"):
+        underlying(surface=(wide, early))
 
 
 # --- accounts ---------------------------------------------------------------------------------------------------------

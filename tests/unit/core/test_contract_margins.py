@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from aggregator.core.explain import explain
+from aggregator.core.margin import scenario
 from aggregator.core.pipeline import compute_report
 from aggregator.core.reconcile import reconcile
 from aggregator.core.tables import World
@@ -145,6 +147,36 @@ def test_a_dollar_token_pays_one_for_one_as_long_as_it_is_one(dollar: float, cou
     assert (found.leaves[0].assets_maintenance > 0) == counts
 
 
+def test_contracts_settle_in_underlyings_and_declared_dollars_alone() -> None:
+    """A token worth a dollar today that nobody has called one: it may owe any amount, and says which and why."""
+    undeclared = world({"risky": FLAT, "stable": FLAT}, **(DERIVATIVES | {"dollars": ()}))
+    for kind, unit, of, fine in (
+        ("perp", USDC, STILL, True),
+        ("perp", USDC, undeclared, False),
+        ("inverse", ETH, undeclared, True),
+        ("call", SUSDC, undeclared, False),
+    ):
+        row = contract(1, kind, 5.0, entry=1_900.0, unit=unit)  # type: ignore[arg-type]
+        report = report_of([position(1, ETH, 50.0), position(2, ETH, 1.0), row], of)
+        found = explain(report, 0, of)
+        assert [f.code for f in found.findings] == ([] if fine else ["unknown-settlement"])
+        assert (max(leaf.budget for leaf in found.leaves) > 0) == fine
+        assert (found.leaves[0].assets_maintenance > 0) == fine
+        assert explain(report, 1, of).leaves == explain(report_of([position(2, ETH, 1.0)], of), 0, of).leaves
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"dollars": ("ETH/USD",)}, "dollars: ETH/USD is a row of underlyings"),
+        ({"dollars": ("USDC/USD", "USDC/USD")}, "given twice"),
+    ],
+)
+def test_dollars_are_no_underlyings_and_told_once(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        world(**(DERIVATIVES | changes))
+
+
 @pytest.mark.parametrize("unsure", ["SOL/USD", "USDC/USD"])
 def test_a_price_that_sources_disagree_on_opens_no_risk_with_contracts(unsure: str) -> None:
     said = [q._replace(conf=round(q.price * 0.05)) if q.feed == unsure else q for q in EXACT]
@@ -173,24 +205,64 @@ def test_the_model_is_that_of_the_class_of_the_account(kind: str) -> None:
         assert found.requirement.initial == near(0.10 * 10_000)
 
 
+SLOW = replace(world(**DERIVATIVES), chains=tuple(chain_row(c, max_age=40 * 86_400) for c in (EVM, SOLANA)))
+"""Blocks a month old are nothing unusual here, and count."""
+
+
 def test_the_range_of_the_grid_is_no_less_than_what_latency_implies() -> None:
-    of = world(**DERIVATIVES)
-    rows = [position(1, USDC, 1e5), contract(1, "perp", 5.0)]
-    assert margin_of(rows, of).greeks[0].range == 0.18
-    old = [view(EVM), view(SOLANA, 30 * 86_400, status="stale", cause="down")]
-    late = margin_of(rows, of, views=old)
-    # No asset on the chain that is down is priced by ETH/USD.
-    assert late.greeks[0].range == 0.18
-    swapped = [view(EVM, 30 * 86_400, status="stale", cause="down"), view(SOLANA)]
-    old_perp = [position(1, SOL, 1e4), contract(1, "perp", 5.0, unit=SUSDC)]
-    late = margin_of(old_perp, of, views=swapped)
-    report = report_of(old_perp, of, views=swapped)
+    rows = [position(1, SOL, 1e4), contract(1, "perp", 5.0, unit=SUSDC)]
+    fresh = margin_of(rows, SLOW)
+    assert fresh.greeks[0].range == 0.18
+    # No asset of the other chain is priced by ETH/USD.
+    assert margin_of(rows, SLOW, views=[view(EVM), view(SOLANA, 30 * 86_400)]).greeks[0].range == 0.18
+    report = report_of(rows, SLOW, views=[view(EVM, 30 * 86_400), view(SOLANA)])
     cells = [float(c.asset) for c in report.cells if c.policy in ("risky", "wrapped") and c.level == "initial"]
+    late = explain(report, 0, SLOW)
     assert late.greeks[0].range == pytest.approx(max(cells))
     assert late.greeks[0].range > 0.3
+    assert late.requirement.maintenance > fresh.requirement.maintenance
     assert report.derivatives is not None
     low, mid, high = report.derivatives.requirement[0, :, MAINTENANCE, 0]
-    assert low == mid > high == pytest.approx(margin_of(old_perp, of).requirement.maintenance / 1e8)
+    assert low == mid > high == pytest.approx(fresh.requirement.maintenance / 1e8)
+
+
+@pytest.mark.parametrize("dark", [{"status": "stale", "cause": "down"}, {"status": "missing", "block": None}, {}])
+def test_a_chain_that_is_dark_widens_nobodys_grid(dark: dict[str, object]) -> None:
+    """Contracts elsewhere are required what they were; the last case is older than the chain's max_age alone."""
+    rows = [position(1, SOL, 1e4), contract(1, "perp", -5.0, unit=SUSDC), contract(1, "call", -2.0, unit=SUSDC)]
+    of = world(**DERIVATIVES)
+    lit, late = (margin_of(rows, of, views=[v, view(SOLANA)]) for v in (view(EVM), view(EVM, 30 * 86_400, **dark)))
+    assert late.greeks == lit.greeks
+    assert late.requirement == lit.requirement
+    assert late.maintenance_excess == lit.maintenance_excess
+
+
+def test_collateral_leaves_no_more_of_its_haircut_than_the_grid_takes_back() -> None:
+    """What is carried from an older block has a greater haircut than the range that newer ones imply."""
+    older = older_view(EVM, 20 * 86_400)
+    assert older.block is not None
+    held = position(1, ETH, 10.0, seen=older.block.height, removal_delay=60 * 86_400)
+    report = compute_report(snapshot([held, contract(1, "perp", -5.0)], carried=(older,)), EXACT, SLOW)
+    found = explain(report, 0, SLOW)
+    assert found.hedged == (True, True)
+    (reach,) = {x.range for x in found.greeks}
+    (whole,) = {c.initial.market for c in explain(report_of([held], SLOW, carried=(older,)), 0, SLOW).components}
+    (left,) = {c.initial.market for c in found.components if c.contract is None}
+    assert whole > reach
+    assert 1 - left <= (1 - whole) / (1 - reach) * (1 + 1e-12)
+    assert left < whole
+
+
+def test_the_grid_is_prepared_once_with_hedges_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[float] = []
+    prepare = scenario.prepare
+    monkeypatch.setattr(
+        scenario, "prepare", lambda of, market, policy: made.append(market.stable) or prepare(of, market, policy)
+    )
+    rows = [position(n, ETH, 5.0) for n in (1, 2)]
+    rows += [contract(1, "perp", -3.0), contract(2, "call", -1.0, unit=SUSDC), contract(2, "perp", -2.0)]
+    assert report_of(rows, world(**DERIVATIVES), kinds={2: "monitored"}).derivatives.hedged.any()  # type: ignore[union-attr]
+    assert len(made) == 1
 
 
 def test_a_contract_makes_its_chain_matter() -> None:

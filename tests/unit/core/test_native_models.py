@@ -16,7 +16,7 @@ from aggregator.core.contracts import (
     short_option_charges,
     unpriceable,
 )
-from aggregator.core.greeks import account_greeks
+from aggregator.core.greeks import Greeks, row_greeks
 from aggregator.core.instruments.option import bsm
 from aggregator.core.margin import cross, isolated, tiered, unhedged
 from aggregator.domain.contracts import CALL, INVERSE, LAYERS, PERP, PUT
@@ -178,17 +178,18 @@ def test_rows_share_the_instruments_they_agree_on() -> None:
     assert index.tolist() == [1, 0, 1, 2]
 
 
-def test_account_greeks_are_the_derivatives_of_what_the_account_holds() -> None:
+def test_greeks_add_up_to_the_derivatives_of_what_the_account_holds() -> None:
     far = np.flatnonzero((LISTED.kind < CALL) | (LISTED.expiry == CUT_TIME + 60 * DAY))
-    given = hold([(n % 2, int(i), 1e4 * (-1) ** n) for n, i in enumerate(far)], spot=np.array([[1.0, 0, 2], [0, 0, 0]]))
+    given = hold([(n % 2, int(i), 1e4 * (-1) ** n) for n, i in enumerate(far)])
     of = market()
-    got = account_greeks(given, of)
+    place = given.account * 3 + LISTED.underlying[given.instrument]
+    got = Greeks(*(np.bincount(place, column, 6).reshape(2, 3) for column in row_greeks(given, of)))
     vols = implied_vols(given.instruments, of)
 
     def worth(u: int, shift: float) -> np.ndarray:
         """Return each account's worth with the price of u moved, volatilities held."""
         price = of.spot + shift * (np.arange(3) == u)
-        total = given.spot @ price
+        total = np.zeros(2)
         for n, i in enumerate(given.instrument):
             v, entry = LISTED.underlying[i], given.entry[n]
             if LISTED.kind[i] in (CALL, PUT):
@@ -211,6 +212,7 @@ def test_account_greeks_are_the_derivatives_of_what_the_account_holds() -> None:
 
 def test_an_overdue_option_has_a_delta_and_nothing_else() -> None:
     late = listing((CALL, 0, 1_900.0, -5), (CALL, 0, 2_100.0, 0))
-    got = account_greeks(hold([(0, 0, 2_000.0), (0, 1, 2_000.0)], instruments=late), market())
-    assert got.delta[0].tolist() == [1, 0, 0]
-    assert not any(column.any() for column in got[1:])
+    got = row_greeks(hold([(0, 0, 2_000.0), (0, 1, 2_000.0)], instruments=late), market())
+    assert got.delta.tolist() == [1, 0]
+    assert not any(column.any() for column in (got.gamma, got.vega, got.theta, got.rho, got.volatility))
+    assert got.mark.tolist() == [100, 0]

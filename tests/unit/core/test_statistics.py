@@ -193,6 +193,36 @@ def test_filtering_scales_each_column_by_its_own_volatility_and_keeps_dates_toge
 
 # --- procyclicality ---------------------------------------------------------------------------------------------------
 
+
+@given(hs.lists(hs.floats(0.001, 10), min_size=2, max_size=80), hs.integers(1, 79), hs.floats(0.001, 10))
+def test_rules_are_never_below_the_margin_and_know_nothing_of_later_ones(
+    margins: list[float], at: int, later: float
+) -> None:
+    assume(at < len(margins))
+    given_ = np.array(margins)
+    other = given_.copy()
+    other[at:] = later
+    rules = procyclicality.apply_rules(given_)
+    for rule, series in rules.items():
+        assert np.array_equal(series[:at], procyclicality.apply_rules(other)[rule][:at])
+        assert (series >= given_ * (1 - 1e-12)).all()
+    assert (rules["floor"] >= np.sqrt(np.cumsum(given_**2) / np.arange(1, len(given_) + 1)) * (1 - 1e-9)).all()
+    assert (rules["floor and buffer"] >= rules["floor"]).all()
+
+
+def test_a_calm_after_a_storm_keeps_a_quarter_of_the_storm() -> None:
+    margins = np.concatenate([np.full(400, 0.3), np.full(800, 0.1)])
+    rules = procyclicality.apply_rules(margins)
+    assert rules["floor"][-1] == pytest.approx(
+        max(0.75 * 0.1 + 0.25 * 0.3, math.sqrt((400 * 0.09 + 800 * 0.01) / 1200))
+    )
+    assert rules["buffer"][-1] == pytest.approx(0.125)  # a year of 0.1 behind it: all of the 25%
+    assert rules["buffer"][0] == pytest.approx(0.375)
+    plain, floor = (procyclicality.measure(rules[rule]).peak_to_trough for rule in ("as it is", "floor"))
+    assert plain == pytest.approx(3)
+    assert floor < 1.6
+
+
 MARGINS = hs.floats(0, 1e6)
 
 
@@ -338,7 +368,8 @@ def test_fhs_is_its_definition() -> None:
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"window": 19}, "window"),
+        ({"window": 29}, "window: 29 periods; at least 30"),
+        ({"window": 29, "model": "normal"}, "window"),
         ({"window": 2000}, "window"),
         ({"alpha": 1.0}, "alpha"),
         ({"returns": np.full(2000, -1.5)}, "returns"),

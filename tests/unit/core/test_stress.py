@@ -8,15 +8,19 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from aggregator.core.pipeline import compute_report
+from aggregator.core import pipeline
+from aggregator.core.explain import explain
+from aggregator.core.pipeline import compute_report, leaves
 from aggregator.core.risk import stress
 from aggregator.core.risk.impact import almgren
+from aggregator.domain.book import build_book
 from aggregator.domain.policy import JumpRow, SviRow, UnderlyingRow
 from aggregator.domain.report import INITIAL, LOW
 from aggregator.domain.stress import Scenario
 from aggregator.domain.units import USD
 from aggregator.service.desk import load_scenarios
 from tests.strategies import (
+    DERIVATIVES,
     ETH,
     EVM,
     FLAT,
@@ -27,6 +31,7 @@ from tests.strategies import (
     USDC,
     WRAPPED,
     account_id,
+    contract,
     debt,
     position,
     quotes,
@@ -130,6 +135,68 @@ def test_implied_volatility_is_multiplied_at_every_strike() -> None:
     for k in (-0.7, 0.0, 0.4):
         before, now = (s.a + s.b * (s.rho * (k - s.m) + math.hypot(k - s.m, s.sigma)) for s in (slice_, after))
         assert math.sqrt(now / before) == pytest.approx(1.5)
+
+
+DERIVED = world(**DERIVATIVES)
+MIXED = (
+    position(1, ETH, 10.0),
+    position(1, STETH, 2.0),
+    position(2, SOL, 40.0),
+    debt(1, USDC, 4_000.0),
+    contract(1, "perp", -4.0),
+    contract(1, "call", 2.0),
+    contract(2, "put", -3.0, underlying="SOL/USD", strike=140.0),
+)
+
+
+@pytest.mark.parametrize("dollar", [1.0, 0.45])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"prices": {"ETH/USD": 0.4, "SOL/USD": 0.3}},
+        {"prices": {"USDC/USD": 2.0}},
+        {"prices": {"ETH/USD": 0.0}},
+        {"volatility": 2.5},
+        {"volume": 0.05, "prices": {"ETH/USD": 0.7}},
+        {"recovery": {"bridge": 0.1}},
+        {"halted": (EVM,)},
+        {"halted": (SOLANA,), "volatility": 1.5, "prices": {"SOL/USD": 1.6}},
+    ],
+)
+def test_what_is_used_again_changes_no_number(changes: dict[str, object], dollar: float) -> None:
+    """Also where contracts blind an account in the report before, as their dollar is none, and not in the scenario."""
+    jumps = {"wrapped": WRAPPED.model_copy(update={"jumps": (JumpRow(rate=0.1, recovery=0.2, cause="bridge"),)})}
+    of = world(jumps, **DERIVATIVES)
+    seen, said = snapshot(MIXED), quotes(PRICES | {"USDC/USD": dollar})
+    base = compute_report(seen, said, of)
+    inputs = stress.apply(scenario(**changes), seen, said, of)
+    found, afresh = stress.valued_in(inputs, base, seen, of, None), compute_report(*inputs)
+    assert leaves(found) == leaves(afresh)
+    assert stress.standings(found) == stress.standings(afresh)
+    assert [explain(found, i, inputs.world).status for i in range(2)] == [
+        explain(afresh, i, inputs.world).status for i in range(2)
+    ]
+
+
+def test_the_book_is_made_once_however_many_scenarios_and_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(pipeline, "build_book", lambda *args: made.append(1) or build_book(*args))
+    seen = snapshot(MIXED)
+    shocks = [scenario(name=f"s{i}", prices={"ETH/USD": 0.9 - i / 10}, volatility=1.0 + i) for i in range(4)]
+    stress.stress_report(seen, quotes(), DERIVED, None, [*shocks, scenario(halted=(EVM,))])
+    assert len(made) == 1
+    event = scenario(prices={"ETH/USD": 0.5}, paths={"ETH/USD": (100, 80, 50, 70)})
+    stress.replay(event, seen, quotes(), DERIVED, None, range(4))
+    assert len(made) == 2
+
+
+def test_a_replay_gives_what_every_hour_gives_by_itself() -> None:
+    event = scenario(prices={"ETH/USD": 0.5}, paths={"ETH/USD": (100, 80, 50, 70)})
+    seen = snapshot(MIXED)
+    for moment in stress.replay(event, seen, quotes(), DERIVED, None, range(4)):
+        hour = compute_report(seen, stress.scale_quotes(quotes(), moment.prices), DERIVED)
+        assert moment.standing == stress.standings(hour)[0]
 
 
 def test_standings_are_what_the_report_says() -> None:

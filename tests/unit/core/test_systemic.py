@@ -16,6 +16,7 @@ from aggregator.domain.rows import RatioRow, SourceRow
 from aggregator.domain.snapshot import Position, Snapshot
 from aggregator.domain.stress import Cascade, Scenario
 from tests.strategies import (
+    DERIVATIVES,
     ETH,
     EVM,
     SOL,
@@ -25,6 +26,7 @@ from tests.strategies import (
     account_id,
     asset_policy,
     borrowed,
+    contract,
     debt,
     lent,
     position,
@@ -195,6 +197,40 @@ def test_what_is_priced_through_another_feed_falls_with_it_and_not_the_other_way
     assert ether["STETH/USD"] == ether["ETH/USD"] < 1
     staked_ether = prices_after(position(1, STETH, 100.0), debt(1, USDC, 250_000.0))
     assert staked_ether["STETH/USD"] < staked_ether["ETH/USD"] == 1
+
+
+def test_sales_reach_what_is_priced_through_two_others() -> None:
+    """Wrapped stETH is priced in stETH, and that in ETH: what falls at the bottom falls at the top."""
+    staked = RatioRow(feed="STETH/USD", ratio="STETH/ETH", base="ETH/USD", volatility=0.05)
+    wrapped = RatioRow(feed="WSTETH/USD", ratio="WSTETH/STETH", base=staked.feed, volatility=0.01)
+    feeds = {STETH: staked.feed, SOL: wrapped.feed}
+    assets = {id: row.model_copy(update={"feed": feeds.get(id, row.feed)}) for id, row in WORLD.assets.items()}
+    told = tuple(
+        SourceRow(name=name, feed=row.ratio, kind="pyth", id="0x00") for row in (staked, wrapped) for name in SOURCES
+    )
+    configured = replace(WORLD, assets=assets, sources=(*WORLD.sources, *told), ratios=(wrapped, staked))
+    said = [*quotes(), *quotes({staked.ratio: 0.99, wrapped.ratio: 1.2})]
+    rows = [position(1, ETH, 200.0), debt(1, USDC, 500_000.0)]
+    report = compute_report(snapshot(rows), said, configured)
+    found = systemic.cascade(report, configured, shock(1.0), {band.feed: band.mid for band in report.prices})
+    assert found.liquidated == 1
+    assert found.prices["WSTETH/USD"] == found.prices["STETH/USD"] == found.prices["ETH/USD"] < 1
+
+
+def test_what_one_venue_owes_an_account_pays_no_other() -> None:
+    """10,000 lost at one venue and 10,000 gained at another: the loss is owed, and the collateral pays some of it."""
+    derived = world({"risky": THIN, "wrapped": THIN}, **DERIVATIVES)
+    won = contract(1, "perp", 10.0, entry=1_000.0, control="none")
+    lost = contract(1, "perp", -10.0, entry=1_000.0, venue="other", origin="other", asset=f"{EVM}/contract:other/1")
+    (end,) = run_in(derived, snapshot([position(1, ETH, 1.0), won, lost]), shock(1.0)).closed
+    assert end.owed == pytest.approx(10_000.0)
+    assert end.bad_debt == pytest.approx(10_000.0 - end.proceeds)
+    # At one venue they are one amount.
+    rows = [position(1, ETH, 1.0), debt(1, USDC, 5_000.0), won, lost._replace(venue=won.venue, origin=won.origin)]
+    (end,) = run_in(
+        derived, snapshot([p._replace(control="none") if p.contract.kind else p for p in rows]), shock(1.0)
+    ).closed
+    assert end.owed == pytest.approx(5_000.0)
 
 
 def test_depth_out_of_range_is_refused() -> None:

@@ -14,9 +14,11 @@ from prometheus_client import REGISTRY
 from aggregator.core.reconcile import reconcile
 from aggregator.domain.certificate import EpochRecord, State
 from aggregator.domain.errors import RefusedError
+from aggregator.domain.policy import canonical_policy
 from aggregator.domain.report import AccountMargin, Flag, LeafValues
 from aggregator.domain.snapshot import Account, ChainView, Cut, Reading
 from aggregator.service.collect import lag_allowed
+from proofs.hashing import keccak256
 from tests.worlds.chains import inflated, unreadable
 from tests.worlds.documents import ALPHA, BETA, BETA_USDC, EPOCH_SECONDS, RPC_SECRET, SOL, WETH
 from tests.worlds.world import FIRST_EPOCH, EvmPerson, SimulatedWorld
@@ -215,6 +217,31 @@ async def test_a_lying_coordinator_finds_no_quorum(world: SimulatedWorld, accoun
     assert world.offered == []
     assert await world.store.epoch() is None, "what is not certified is nobody's newest"
     assert (await world.store.epoch(FIRST_EPOCH, certified=False)) == record
+
+
+async def test_only_of_a_certified_epoch_is_told_what_it_was_computed_from(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    """What answers questions about the newest epoch must not know one that nobody signed."""
+    told: list[int] = []
+    world.cycle.on_computed = lambda computed, quotes, latency: told.append(computed.report.epoch)
+    world.readers["coordinator"][ALPHA].lie = inflated(2)
+    assert (await world.epoch(FIRST_EPOCH)).certificate is None
+    assert told == []
+    world.readers["coordinator"][ALPHA].lie = None
+    assert (await world.epoch(FIRST_EPOCH + 1)).certificate is not None
+    assert told == [FIRST_EPOCH + 1]
+
+
+async def test_the_policy_is_committed_as_it_is_in_every_epoch(
+    world: SimulatedWorld, accounts: dict[str, Account]
+) -> None:
+    first, second = await world.epoch(FIRST_EPOCH), await world.epoch(FIRST_EPOCH + 1)
+    text = first.preimages["policy"]
+    assert keccak256(text.encode()) == first.body.policy_digest == second.body.policy_digest
+    assert second.preimages["policy"] == text
+    assert json.loads(text)["policy"] == json.loads(canonical_policy(world.settings.policy))
+    assert list(first.preimages) == ["cut", "prices", "policy", "risk", "state"]
 
 
 async def test_a_cut_without_a_visible_chain_is_refused(world: SimulatedWorld, accounts: dict[str, Account]) -> None:
