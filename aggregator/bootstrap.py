@@ -1,4 +1,7 @@
-"""Composition root: the only module that names adapters and the store."""
+"""Composition root: the only module that names adapters and the store.
+
+What builds a part imports it: a command that only reads the store does not wait for readers of chains to load.
+"""
 
 from __future__ import annotations
 
@@ -19,43 +22,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
 from pydantic import SecretStr
 
-from adapters.destinations.evm import EvmRegistryDestination
-from adapters.destinations.solana import SolanaRegistryDestination
-from adapters.disputes import Dispute, DisputeFile, DisputeLog, Entry, read_disputes
-from adapters.evm.aave_v3 import AaveV3
-from adapters.evm.lender import Lender
-from adapters.evm.margin_venue import MarginVenue
-from adapters.evm.reader import EvmAdapter, EvmReader
-from adapters.evm.vault import Vault
-from adapters.evm.wallet import Wallet
-from adapters.evm.watch import EvmWatcher
-from adapters.keys import KeySigner, create_key, create_solana_key, load_key, load_solana_key, show_key
 from adapters.members import MEMBER_UNVERIFIED
-from adapters.prices.pyth import PythSource
-from adapters.quorum import QuorumReader
-from adapters.rpc import EvmEndpoint, SolanaEndpoint
-from adapters.solana.members import Members
-from adapters.solana.native import NativeWallet
-from adapters.solana.reader import SolanaAdapter, SolanaReader
-from adapters.solana.spl_token import SplTokenWallet
-from adapters.solana.vault import CollateralVault as SolanaVault
-from adapters.solana.watch import SolanaWatcher
-from adapters.ws import WsEndpoint
 from aggregator.config import Settings
-from aggregator.core.tables import World
 from aggregator.domain.certificate import EpochRecord, Posting
 from aggregator.domain.errors import ConfigError, CrossmarginError, InputError, SourceError, Unreachable
 from aggregator.domain.latency import LatencyReport, Leg
 from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, PythRow, VenueRow
 from aggregator.domain.snapshot import ChainView, Finding, Reading, Subject
 from aggregator.ports import ChainReader, Destination, Halts, Store, Watcher
-from aggregator.service.accounts import Witness
-from aggregator.service.bundle import export_bundle, leaf_proof
-from aggregator.service.collect import Observer, Rereading
-from aggregator.service.latency import report_latency
 from aggregator.store.halts import SqlHalts
 from aggregator.store.latencies import SqlLatencies
 from aggregator.store.sql import SqlStore as SqlStore
@@ -64,6 +40,13 @@ from proofs.statement import DEVNET, Deployment
 if TYPE_CHECKING:
     import uvicorn
 
+    from adapters.disputes import Dispute, DisputeLog, Entry
+    from adapters.evm.reader import EvmAdapter
+    from adapters.keys import KeySigner
+    from adapters.solana.reader import SolanaAdapter
+    from aggregator.core.tables import World
+    from aggregator.service.accounts import Witness
+    from aggregator.service.collect import Observer
     from aggregator.service.cycle import Cycle
     from aggregator.service.relayer import Relayer
 
@@ -119,6 +102,8 @@ def deployment_of(settings: Settings) -> Deployment:
 
 def world_of(settings: Settings) -> World:
     """Return what valuation depends on besides what was seen."""
+    from aggregator.core.tables import World
+
     return World(
         chains=tuple(sorted(settings.chains, key=lambda c: c.id)),
         assets={a.id: a for a in settings.assets},
@@ -162,6 +147,8 @@ def evidence_signer(settings: Settings) -> KeySigner:
 
 @functools.cache  # decrypting takes a third of a second, and every reader of the process signs with it
 def _evidence_signer(path: Path, passphrase: str) -> KeySigner:
+    from adapters.keys import create_key, load_key
+
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         create_key(path, passphrase)
@@ -174,6 +161,9 @@ def list_disputes(settings: Settings) -> list[Entry]:
     Raises:
         InputError: the log or the key file cannot be read.
     """
+    from adapters.disputes import read_disputes
+    from adapters.keys import show_key
+
     path, key = Path(settings.service.data) / DISPUTES, key_path(settings, EVIDENCE_KEY)
     try:
         return read_disputes(path, show_key(key) if key.exists() else None)
@@ -215,6 +205,8 @@ async def measured_latency(
     Raises:
         UnknownError: names ``chain``.
     """
+    from aggregator.service.latency import report_latency
+
     return await report_latency(
         SqlLatencies(store),
         settings.chains,
@@ -241,6 +233,12 @@ def _required(venue: VenueRow, name: str) -> str:
 
 
 def _evm_adapter(row: ChainRow, venue: VenueRow, assets: dict[str, AssetRow]) -> EvmAdapter:
+    from adapters.evm.aave_v3 import AaveV3
+    from adapters.evm.lender import Lender
+    from adapters.evm.margin_venue import MarginVenue
+    from adapters.evm.vault import Vault
+    from adapters.evm.wallet import Wallet
+
     match venue.kind:
         case "wallet":
             return Wallet(row.id, assets, row.multicall)
@@ -259,6 +257,10 @@ def _evm_adapter(row: ChainRow, venue: VenueRow, assets: dict[str, AssetRow]) ->
 
 def dispute_log(settings: Settings) -> DisputeLog:
     """Return the log of disputes that every reader of this process writes to."""
+    import structlog
+
+    from adapters.disputes import DisputeFile, DisputeLog
+
     path = Path(settings.service.data).resolve() / DISPUTES
 
     def failed(seen: Dispute, error: Exception) -> None:  # metric and line tell of what the file does not
@@ -275,6 +277,8 @@ def build_reader(settings: Settings, row: ChainRow, party: str = "") -> ChainRea
     Several providers in ``rpc`` make a quorum. What they dispute, and where one's own state proof gives it the lie,
     goes, signed, to ``<data>/disputes.jsonl`` and to a metric; ``party`` is named there as who saw it.
     """
+    from adapters.quorum import QuorumReader
+
     parent = _build_parent(settings, row, party)
     readers = [_build_provider(settings, row, url, parent) for url in row.rpc]
     if len(readers) == 1 and not row.prove:
@@ -299,9 +303,13 @@ def _build_parent(settings: Settings, row: ChainRow, party: str) -> ChainReader 
 
 
 def _build_provider(settings: Settings, row: ChainRow, url: SecretStr, parent: ChainReader | None) -> ChainReader:
+    from adapters.rpc import EvmEndpoint, SolanaEndpoint
+
     assets = {a.id: a for a in settings.assets if a.id.startswith(f"{row.id}/")}
     venues = [v for v in settings.venues if v.chain == row.id]
     if row.family == "evm":
+        from adapters.evm.reader import EvmReader
+
         adapters = [_evm_adapter(row, venue, assets) for venue in venues]
         feeds = [s for s in settings.sources if s.kind == "chainlink" and s.id.startswith(f"{row.id}:")]
         return EvmReader(
@@ -313,6 +321,12 @@ def _build_provider(settings: Settings, row: ChainRow, url: SecretStr, parent: C
             parent=parent,
             secret=secrets.token_bytes(32),
         )
+    from adapters.solana.members import Members
+    from adapters.solana.native import NativeWallet
+    from adapters.solana.reader import SolanaReader
+    from adapters.solana.spl_token import SplTokenWallet
+    from adapters.solana.vault import CollateralVault as SolanaVault
+
     solana: list[SolanaAdapter] = []
     members = Members(None)
     for venue in venues:
@@ -331,6 +345,10 @@ def _build_provider(settings: Settings, row: ChainRow, url: SecretStr, parent: C
 
 def build_watchers(settings: Settings) -> dict[str, Watcher]:
     """Return a listener per chain that has websockets; what it misses costs freshness, so one at a time is enough."""
+    from adapters.evm.watch import EvmWatcher
+    from adapters.solana.watch import SolanaWatcher
+    from adapters.ws import WsEndpoint
+
     watchers: dict[str, Watcher] = {}
     for row in settings.chains:
         if not row.ws:
@@ -366,6 +384,8 @@ def build_observer(
         watching: listen to the chains for hints about who changed; only a proposer needs them.
         certified: the newest certified epoch, and the chains as it names them.
     """
+    from aggregator.service.collect import Observer, Rereading
+
     service = settings.service
     return Observer(
         name,
@@ -408,6 +428,11 @@ def chain_witness(settings: Settings) -> Witness:
 
 def build_destination(settings: Settings, row: DestinationRow) -> Destination:
     """Return one destination with its payer's key."""
+    from adapters.destinations.evm import EvmRegistryDestination
+    from adapters.destinations.solana import SolanaRegistryDestination
+    from adapters.keys import load_key, load_solana_key
+    from adapters.rpc import EvmEndpoint, SolanaEndpoint
+
     chain = settings.chain(row.chain)
     if chain is None:
         raise ConfigError("configuration", "destinations.chain", f"{row.chain!r} is not configured")
@@ -496,11 +521,14 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
     # Imported here: a command that only reads the store should not wait for servers and workflow engines to load.
     import uvicorn
 
+    from adapters.keys import load_key
+    from adapters.prices.pyth import PythSource
     from adapters.watermark import SqliteWatermark
     from aggregator.api.app import ApiService, create_app
     from aggregator.service import telemetry
     from aggregator.service.accounts import AccountBook, LinkEnder
     from aggregator.service.attest import Attestor, Rules
+    from aggregator.service.bundle import leaf_proof
     from aggregator.service.cycle import Cycle
     from aggregator.service.desk import Desk
     from aggregator.service.examine import Examiner
@@ -655,6 +683,8 @@ async def _highest_on_chain(destinations: Iterable[Destination]) -> int:
 
 async def build_bundle(store: Store, deployment: Deployment, record: EpochRecord, account: str) -> str:
     """Return the audit bundle of one account at one epoch."""
+    from aggregator.service.bundle import export_bundle
+
     links, salt = await store.links(account), await store.salt(account)
     # In a thread: it builds both trees of the epoch, and requests and epochs share the loop.
     return await asyncio.to_thread(export_bundle, record, account, deployment, links, {account: salt})
@@ -703,10 +733,14 @@ async def _probe_chain(settings: Settings, row: ChainRow) -> Sequence[Finding]:
 
 
 async def _probe_websocket(row: ChainRow, url: SecretStr, name: str) -> Sequence[Finding]:
+    from adapters.ws import WsEndpoint
+
     return [Finding("ok", name, await WsEndpoint(row, [url]).probe())]
 
 
 async def _probe_pyth(row: PythRow, settings: Settings) -> Sequence[Finding]:
+    from adapters.prices.pyth import PythSource
+
     source = PythSource(row, settings.sources)
     cut_time = int(time.time()) - settings.service.epoch_seconds
     try:
@@ -743,6 +777,8 @@ def _probe_data(settings: Settings) -> Sequence[Finding]:
 
 def _probe_keys(settings: Settings) -> Sequence[Finding]:
     """Decrypt the attestors' keys and the evidence key, which the first run makes."""
+    from adapters.keys import load_key
+
     findings: list[Finding] = []
     for i, name in enumerate(settings.service.attestor_keys):
         try:
@@ -784,9 +820,13 @@ async def stored_roots(settings: Settings, epoch: int) -> dict[str, bytes]:
 
 def create_key_file(path: Path, passphrase: str, *, solana: bool) -> str:
     """Create an encrypted key file and return its address."""
+    from adapters.keys import create_key, create_solana_key
+
     return create_solana_key(path, passphrase) if solana else create_key(path, passphrase)
 
 
 def show_key_file(path: Path) -> str:
     """Return the address of a key file."""
+    from adapters.keys import show_key
+
     return show_key(path)

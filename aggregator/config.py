@@ -230,6 +230,10 @@ EXAMPLES: Mapping[str, str] = {
     "policy.scenario.confidence_threshold": "0.55",
     "policy.scenario.confidence_margin": "1.0",
     "policy.scenario.concentration": "1.0",
+    "policy.var": '{method = "historical"}',
+    "policy.var.method": '"historical"',
+    "policy.var.draws": "4096",
+    "policy.var.seed": "1",
     "policy.history": "{confidence = 0.975, underlyings = [...], moves = [...]}, as `crossmargin recalibrate` makes it",
     "policy.history.confidence": "0.975",
     "policy.history.underlyings": '"ETH/USD"',
@@ -242,6 +246,8 @@ EXAMPLES: Mapping[str, str] = {
     "policy.provenance.last": "1735686000",
     "policy.provenance.bars": "17544",
     "policy.provenance.missing": "0",
+    "policy.provenance.method": '"fhs"',
+    "policy.provenance.seed": "1",
 }
 """An example for every key; of a list, one element."""
 LISTS = frozenset(

@@ -26,7 +26,7 @@ from aggregator.domain.price import Quote
 from aggregator.domain.report import AccountMargin, LeafValues
 from aggregator.domain.rows import ChainRow, DestinationRow
 from aggregator.domain.snapshot import Account, Block, Finding, Reading, Subject
-from aggregator.domain.stress import Change, Moment, Scenario, StressReport, SystemicReport, WhatIf
+from aggregator.domain.stress import Change, Replay, Scenario, StressReport, SystemicReport, WhatIf
 
 HEADERS_LIMIT = 256
 """Blocks whose parents are followed one by one; a longer gap is compared at its ends."""
@@ -82,8 +82,9 @@ class ChainReader(Protocol):
     async def changes(self, first: int, last: int) -> frozenset[str] | None:
         """Return every 32-byte word (0x, lower case) in logs of watched contracts from ``first`` to ``last``.
 
-        A hint about who changed: addresses are padded to 32 bytes on the left. None where it cannot be told, so that
-        everybody must be read.
+        A hint about who changed: addresses are padded to 32 bytes on the left. Where a log concerns everybody with
+        anything at its contract, the contract's own address is there too, not padded. None where it cannot be told, so
+        that everybody must be read.
         """
         ...
 
@@ -113,7 +114,8 @@ class ChainReader(Protocol):
 class Watcher(Protocol):
     """Hints from a subscription about who changed. A wrong hint costs a read or freshness, never a number.
 
-    Words are account ids, and the bytes of linked addresses padded to 32 on the left: 0x, lower case.
+    Words are account ids, and the bytes of linked addresses padded to 32 on the left: 0x, lower case. A contract's own
+    address, not padded, stands for everybody with anything there.
     """
 
     async def start(self) -> None: ...
@@ -439,6 +441,6 @@ class RiskDesk(Protocol):
         """Return who falls together in the scenarios named, or in all, and what liquidating them leads to."""
         ...
 
-    async def replay(self, name: str, account: str) -> Sequence[Moment]:
+    async def replay(self, name: str, account: str) -> Replay:
         """Value one account hour by hour along a scenario's path."""
         ...

@@ -316,7 +316,9 @@ def contracts(draw: st.DrawFn, accounts: int = 3, most: int = 5) -> list[Positio
             days=draw(st.sampled_from((0.5, 20, 200))),
             entry=round(price * draw(st.sampled_from((0.8, 1.0, 1.1))), 2),
             funding=draw(st.sampled_from((0.0, 12.5, -40.0))),
-            unit=draw(st.sampled_from((USDC, USDC, SUSDC, ETH))),
+            unit=(ETH if underlying == "ETH/USD" else SOL)
+            if kind == "inverse"
+            else draw(st.sampled_from((USDC, SUSDC))),
         )._replace(control=draw(st.sampled_from(("seizable", "seizable", "none"))))
         rows[row.account, row.asset] = row
     return list(rows.values())

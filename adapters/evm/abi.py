@@ -34,6 +34,11 @@ def selector(signature: str) -> str:
     return keccak256(signature.encode())[:4].hex()
 
 
+def topic(signature: str) -> str:
+    """Return the first topic of an event, 0x and 64 hex digits, e.g. of ``Transfer(address,address,uint256)``."""
+    return "0x" + keccak256(signature.encode()).hex()
+
+
 def word_of_address(address: str) -> str:
     """Return an address (with or without 0x) as one ABI word in hex."""
     return address[-40:].rjust(64, "0")

@@ -15,7 +15,7 @@ import re
 from collections.abc import Generator, Mapping, Sequence
 from typing import NamedTuple
 
-from adapters.evm.abi import WORD, Answer, Call, Flow, decode_address, decode_uint, selector, word_of_hex
+from adapters.evm.abi import WORD, Answer, Call, Flow, decode_address, decode_uint, selector, topic, word_of_hex
 from adapters.evm.erc4626 import convert
 from adapters.evm.wallet import unreadable
 from aggregator.domain.rows import AssetRow
@@ -37,6 +37,11 @@ MAX_POSITIONS = selector("maxPositions()")
 POSITIONS = selector("positionsOf(bytes32,uint256,uint256)")
 BALANCES = selector("balancesOf(bytes32)")
 INSTRUMENT = selector("instrument(uint256)")
+
+CONCERNS_ALL = frozenset(
+    topic(event) for event in ("InstrumentSettled(uint256,uint256)", "FundingChanged(uint256)", "Paused(bool)")
+)
+"""First topics of the logs that change what accounts have at a venue and name none of them."""
 
 SPOKEN = 1  # the version of the interface
 PAGE = 32  # positions asked for at once

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from adapters.evm.abi import WORD, Answer, Call, Flow, Result, decode_uint, pack_multicall, selector, unpack_multicall
 from adapters.evm.chainlink import quotes_flow, sequencer_flow
+from adapters.evm.margin_venue import CONCERNS_ALL
 from adapters.evm.members import MAGIC, members_flow
 from adapters.evm.proof import Unprovable, choose_address, read_balance, verify_balance
 from adapters.evm.wallet import Wallet
@@ -117,6 +118,8 @@ def decode_block(caip2: str, name: str, body: Any) -> Block:
 def decode_log_words(name: str, logs: Any, watched: frozenset[str], first: int, last: int) -> set[str]:
     """Decode an ``eth_getLogs`` result strictly; return every 32-byte word (0x, lower case) of topics and data.
 
+    A log that concerns whoever has anything at its contract, and names nobody, adds that contract's address (20 bytes).
+
     Args:
         name: what errors call the chain. watched: the contracts asked about. first, last: the heights asked about.
 
@@ -145,6 +148,8 @@ def decode_log_words(name: str, logs: Any, watched: frozenset[str], first: int, 
         except (KeyError, TypeError, AttributeError):
             raise Garbage(name, "eth_getLogs has a log without its fields") from None
         words.update(t.lower() for t in topics)
+        if topics and topics[0].lower() in CONCERNS_ALL:
+            words.add(address)
         words.update("0x" + body[i : i + WORD].hex() for i in range(0, len(body) - WORD + 1, WORD))
     return words
 
@@ -363,6 +368,8 @@ class EvmReader:
 
     async def changes(self, first: int, last: int) -> frozenset[str] | None:
         """Return every word in logs of watched contracts from ``first`` to ``last``, None where there are too many.
+
+        The address of a contract (20 bytes) stands for everybody with anything there.
 
         Native coins move without logs: that they did shows when their holder is read anew for another reason.
 

@@ -67,7 +67,11 @@ def install(app: FastAPI) -> None:
     async def _malformed(request: Request, error: RequestValidationError) -> Response:
         # The offending input is not repeated: it can be long, and it is the client's own.
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part not in ("body", "path", "query"))
+        if first["type"] == "json_invalid":  # its place is a number of letters, which names no field
+            why = first.get("ctx", {}).get("error", "")
+            return _answer(request, 422, "body", f"is no JSON: {why} at character {first['loc'][-1]}", "send JSON")
+        parts = [part for part in first["loc"] if part not in ("body", "path", "query")]
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
         return _answer(request, 422, place or "body", first["msg"], "the schema is at /docs")
 
     @app.exception_handler(HTTPException)

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
 from aggregator.api.views import Band, HealthBand, Usd, build_usd
+from aggregator.core.risk.stress import multiplier
 from aggregator.domain.report import Status
+from aggregator.domain.rows import AssetRow
+from aggregator.domain.snapshot import CONTRACT_DECIMALS, HOLDING
 from aggregator.domain.stress import (
     Cascade,
+    Change,
     Cluster,
-    Moment,
+    Replay,
     Scenario,
     Standing,
     StressReport,
     SystemicReport,
     WhatIf,
 )
-from aggregator.domain.units import usd_down, usd_up
+from aggregator.domain.units import format_amount, format_usd, usd_down, usd_up
+
+HOUR = 3_600
 
 
 class ScenarioView(BaseModel):
@@ -47,10 +54,13 @@ class StandingView(BaseModel):
     liquidatable: bool
     equity: Usd
     free_collateral: Usd = Field(description="FC: initial margin, everything uncertain against the account")
-    requirement: Usd = Field(description="What initial margin holds against the account")
+    requirement: Usd = Field(description="Owed and required: all that initial margin holds against the account, W-")
     maintenance_excess: Band = Field(description="ME")
     health: HealthBand
-    budget: Usd
+    budget: Usd = Field(description="The most that may be owed at home in total, what is owed there already included")
+
+
+Labels = Annotated[dict[str, str], Field(description="By account id: its label; accounts without one are not in it")]
 
 
 class StressRowView(BaseModel):
@@ -69,26 +79,35 @@ class StressView(BaseModel):
     cut_time: int
     scenarios: list[str]
     accounts: list[str]
+    labels: Labels
     rows: list[StressRowView]
     heat: list[list[float | None]] = Field(
         description="Health at low, by scenario (rows) and account (columns) in the order above; null = owes nothing"
     )
-    unshocked: dict[str, list[str]] = Field(description="By scenario: feeds whose price it leaves alone")
+    unshocked: dict[str, list[str]] = Field(description="By scenario that names prices: feeds it leaves alone")
 
 
 class MomentView(BaseModel):
     """One hour of a scenario's path."""
 
     hour: int
-    prices: dict[str, float]
+    time: int | None = Field(description="Unix seconds of that hour; null = the scenario is hypothetical")
+    prices: dict[str, float] = Field(description="By feed: price over the price before")
     standing: StandingView
 
 
 class ReplayView(BaseModel):
-    """An account's margin through a stress. Prices alone move."""
+    """An account's margin through a stress.
 
+    Prices alone move: volatility, volume, time and the age of what was seen stay. The scenario itself is harsher: it
+    has every feed at its own low at once, and the event's volatility and volume too.
+    """
+
+    epoch: int
+    cut_time: int
     scenario: str
     account: str
+    label: str = Field(description="Of the account; may be empty")
     moments: list[MomentView]
 
 
@@ -96,8 +115,10 @@ class WhatIfView(BaseModel):
     """An account's margin as it is, and after the changes."""
 
     account: str
+    label: str = Field(description="Of the account; may be empty")
     epoch: int
     cut_time: int
+    changes: list[str] = Field(description="What was asked, for people", examples=[["borrow 500 USDC on alpha"]])
     accepted: bool
     reason: str
     notes: list[str]
@@ -125,7 +146,7 @@ class ClosedView(BaseModel):
     proceeds: Usd
     owed: Usd
     repaid: Usd
-    bad_debt: Usd
+    bad_debt: Usd = Field(description="Owed and not repaid; where a chain is halted, some may be once it goes on")
     surplus: Usd
 
 
@@ -133,14 +154,17 @@ class CascadeView(BaseModel):
     """Rounds of forced sales after a scenario."""
 
     scenario: str
+    halted: list[str] = Field(description="CAIP-2: what lies there cannot be sold now")
+    recovery: dict[str, float] = Field(description="By cause: what exposed assets keep of their amount")
     rounds: list[list[SaleView]]
     closed: list[ClosedView]
     prices: dict[str, float] = Field(description="By feed: price at the end over the price before the scenario")
+    kept: dict[str, float] = Field(description="By feed: the part of the scenario's price that the sales leave")
     settled: bool = Field(description="False: the limit of rounds came first")
     liquidated: int
     proceeds: Usd
     impact: Usd = Field(description="Lost to the market by selling")
-    bad_debt: Usd
+    bad_debt: Usd = Field(description="Owed and not repaid; where ``halted`` names chains, not repaid now")
 
 
 class ClusterView(BaseModel):
@@ -157,6 +181,7 @@ class SystemicView(BaseModel):
     epoch: int
     cut_time: int
     accounts: int
+    labels: Labels
     already: list[str] = Field(description="Liquidatable without any scenario")
     clusters: list[ClusterView]
     cascades: list[CascadeView]
@@ -221,27 +246,69 @@ def build_stress(report: StressReport) -> StressView:
         cut_time=report.cut_time,
         scenarios=names,
         accounts=accounts,
+        labels=dict(report.labels),
         rows=rows,
         heat=heat,
-        unshocked={name: list(feeds) for name, feeds in report.unshocked.items()},
+        unshocked={s.name: list(report.unshocked[s.name]) for s in report.scenarios if s.prices},
     )
 
 
-def build_replay(scenario: str, account: str, moments: tuple[Moment, ...]) -> ReplayView:
+def build_replay(replay: Replay, label: str) -> ReplayView:
     """Show an account's margin along a path."""
+    since = replay.scenario.since
     return ReplayView(
-        scenario=scenario,
-        account=account,
-        moments=[MomentView(hour=m.hour, prices=dict(m.prices), standing=build_standing(m.standing)) for m in moments],
+        epoch=replay.epoch,
+        cut_time=replay.cut_time,
+        scenario=replay.scenario.name,
+        account=replay.account,
+        label=label,
+        moments=[
+            MomentView(
+                hour=m.hour,
+                time=since + m.hour * HOUR if since else None,
+                prices=dict(m.prices),
+                standing=build_standing(m.standing),
+            )
+            for m in replay.moments
+        ],
     )
 
 
-def build_whatif(answer: WhatIf) -> WhatIfView:
-    """Show the answer to a what-if question."""
+def describe(change: Change, assets: Mapping[str, AssetRow], chains: Mapping[str, str]) -> str:
+    """Say a change as a person would: ``borrow 500 USDC on alpha``.
+
+    Args:
+        assets: rows by CAIP-19 id. chains: names by CAIP-2 id.
+    """
+
+    def place(id: str) -> str:
+        chain = id.partition("/")[0]
+        return f"{assets[id].symbol if id in assets else id} on {chains.get(chain, chain)}"
+
+    if change.action in ("open", "close"):
+        size = format_amount(change.amount, CONTRACT_DECIMALS)
+        terms = change.contract if change.action == "open" else HOLDING
+        of = f"{terms.underlying} {terms.kind} " if terms.kind else ""
+        of += f"{format_usd(terms.strike)} exp {utc(terms.expiry)} " if terms.strike else ""
+        return f"{change.action} {change.side} {size} {of}({change.asset})"
+    decimals = assets[change.asset].decimals if change.asset in assets else 0
+    arriving = f" to {place(change.to)}" if change.to else ""
+    return f"{change.action} {format_amount(change.amount, decimals)} {place(change.asset)}{arriving}"
+
+
+def utc(time: int) -> str:
+    """Return a time in Unix seconds for people: ``2026-12-31 08:00 UTC``."""
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def build_whatif(answer: WhatIf, label: str, changes: Sequence[str]) -> WhatIfView:
+    """Show the answer to a what-if question, and what was asked as :func:`describe` says it."""
     return WhatIfView(
         account=answer.before.account,
+        label=label,
         epoch=answer.epoch,
         cut_time=answer.cut_time,
+        changes=list(changes),
         accepted=answer.accepted,
         reason=answer.reason,
         notes=list(answer.notes),
@@ -250,15 +317,16 @@ def build_whatif(answer: WhatIf) -> WhatIfView:
     )
 
 
-def build_systemic(report: SystemicReport) -> SystemicView:
-    """Show a report on systemic risk."""
+def build_systemic(report: SystemicReport, scenarios: Mapping[str, Scenario]) -> SystemicView:
+    """Show a report on systemic risk, of scenarios by name."""
     return SystemicView(
         epoch=report.epoch,
         cut_time=report.cut_time,
         accounts=report.accounts,
+        labels=dict(report.labels),
         already=list(report.already),
         clusters=[_cluster(cluster) for cluster in report.clusters],
-        cascades=[_cascade(cascade) for cascade in report.cascades],
+        cascades=[_cascade(cascade, scenarios[cascade.scenario]) for cascade in report.cascades],
     )
 
 
@@ -270,9 +338,12 @@ def _cluster(cluster: Cluster) -> ClusterView:
     )
 
 
-def _cascade(cascade: Cascade) -> CascadeView:
+def _cascade(cascade: Cascade, scenario: Scenario) -> CascadeView:
+    first = {feed: multiplier(feed, scenario.prices) for feed in cascade.prices}
     return CascadeView(
         scenario=cascade.scenario,
+        halted=list(scenario.halted),
+        recovery=dict(scenario.recovery),
         rounds=[
             [
                 SaleView(
@@ -301,6 +372,7 @@ def _cascade(cascade: Cascade) -> CascadeView:
             for end in cascade.closed
         ],
         prices=dict(cascade.prices),
+        kept={feed: by / first[feed] if first[feed] else 1.0 for feed, by in cascade.prices.items()},
         settled=cascade.settled,
         liquidated=cascade.liquidated,
         proceeds=_gain(cascade.proceeds),

@@ -18,6 +18,7 @@ from aggregator.domain.certificate import EpochRecord, EpochSummary, LinkRecord,
 from aggregator.domain.errors import UnknownError
 from aggregator.domain.links import LinkMessage
 from aggregator.domain.report import (
+    LAYER_MEANINGS,
     AccountMargin,
     Component,
     ContractPart,
@@ -26,6 +27,7 @@ from aggregator.domain.report import (
     Flag,
     Haircuts,
     LeafValues,
+    Settled,
     Settlement,
     contract_text,
 )
@@ -201,10 +203,25 @@ class LevelUsd(BaseModel):
     maintenance: Usd
 
 
+class UnitPrice(BaseModel):
+    """The price of an underlying that decides what a contract counts, which is the worse one for it."""
+
+    price: str | None = Field(description="USD; null = none is known", examples=["4195.8"])
+    bound: Literal["lower", "upper", "EMA", ""] = Field(description="EMA: initial margin's guard is beyond the bound")
+
+
+class LevelPrice(BaseModel):
+    """One price at both margin levels."""
+
+    initial: UnitPrice
+    maintenance: UnitPrice
+
+
 class ContractView(BaseModel):
     """A perp or option: its terms, what it is worth, how it moves, and its parts of the account's margin."""
 
-    text: str = Field(description="For people", examples=["long 2.5 ETH-call 3500 exp 2026-12-25 08:00"])
+    side: Literal["long", "short"]
+    text: str = Field(description="For people", examples=["long 2.5 ETH-call 3500 exp 2026-12-25 08:00 UTC"])
     kind: Literal["perp", "inverse", "call", "put"]
     underlying: str = Field(examples=["ETH/USD"])
     strike: str | None = Field(description="USD; null for perps", examples=["3500"])
@@ -212,6 +229,8 @@ class ContractView(BaseModel):
     entry: str | None = Field(description="USD that a perp was opened at; null for options")
     size: str = Field(description="Signed whole units of the underlying, of USD for inverse perps", examples=["2.5"])
     mark: str | None = Field(description="USD: of one option, or of a perp's underlying")
+    priced: LevelPrice = Field(description="Of the underlying: at which price it counts")
+    worst: LevelUsd = Field(description="What it is worth at that price")
     volatility: float = Field(description="That an option is marked at, per sqrt(year); 0 for perps")
     delta: float = Field(description="Of the whole position, units of the underlying")
     gamma: float = Field(description="Units of the underlying per USD")
@@ -227,6 +246,7 @@ class StepView(BaseModel):
     """One layer of the walk from equity to what is left; negative = it takes away."""
 
     layer: str = Field(examples=["latency"])
+    meaning: str = Field(description="For people", examples=["what being seen late adds"])
     initial: Usd = Field(description="On the way to free collateral")
     maintenance: Usd = Field(description="On the way to maintenance excess, low")
 
@@ -246,6 +266,20 @@ class ExposureView(BaseModel):
     requirement: LevelUsd = Field(description="What that collateral adds to the requirement; negative where it saves")
 
 
+class SettledView(BaseModel):
+    """How a settlement's net amount counts at one level.
+
+    A gain: amount · price · (1-market) · (1-policy) · weight · share. A loss: -amount · price · (1+market) · weight.
+    """
+
+    amount: float = Field(description="Units of what it settles in, each contract at its worse price")
+    price: str | None = Field(description="USD per unit: the lower bound for gains, the upper one for losses")
+    market: float
+    policy: float
+    weight: float = Field(description="Of gains, or of liabilities")
+    share: float = Field(description="0 for gains that count nothing, as `reason` says; else 1")
+
+
 class SettlementView(BaseModel):
     """What an account's contracts at one venue come to, in what they settle in."""
 
@@ -258,6 +292,8 @@ class SettlementView(BaseModel):
     low: LevelUsd = Field(description="Each contract at its worse price")
     gain: LevelUsd = Field(description="Counted as an asset")
     loss: LevelUsd = Field(description="Counted as a debt")
+    initial: SettledView
+    maintenance: SettledView
     reason: str
 
 
@@ -739,7 +775,12 @@ def build_margin(
         leaves=[build_leaf(values) for values in margin.leaves],
         findings=[build_finding(finding) for finding in margin.findings],
         layers=[
-            StepView(layer=s.layer, initial=build_usd(s.initial), maintenance=build_usd(s.maintenance))
+            StepView(
+                layer=s.layer,
+                meaning=LAYER_MEANINGS.get(s.layer, ""),
+                initial=build_usd(s.initial),
+                maintenance=build_usd(s.maintenance),
+            )
             for s in margin.layers
         ],
         model=margin.model,
@@ -1067,6 +1108,7 @@ def _build_contract(position: Position, part: ContractPart) -> ContractView:
     option = terms.kind in ("call", "put")
     size = format_amount(position.quantity, CONTRACT_DECIMALS)
     return ContractView(
+        side="long" if position.side == "asset" else "short",
         text=contract_text(position),
         kind=terms.kind or "perp",
         underlying=terms.underlying,
@@ -1075,6 +1117,13 @@ def _build_contract(position: Position, part: ContractPart) -> ContractView:
         entry=None if option else format_amount(terms.entry, USD_DECIMALS),
         size=size if position.side == "asset" else f"-{size}",
         mark=_decimal(part.mark),
+        priced=LevelPrice(
+            **{
+                level: UnitPrice(price=_decimal(price) if bound else None, bound=bound)
+                for level, price, bound in zip(_LEVELS, part.price, part.bound, strict=True)
+            }
+        ),
+        worst=_build_levels(part.worst),
         **{name: getattr(part, name) for name in ("volatility", "delta", "gamma", "vega", "theta", "rho")},
         gain=_build_levels(part.gain),
         loss=_build_levels(part.loss),
@@ -1096,7 +1145,13 @@ def _build_settlement(service: ApiService, settled: Settlement) -> SettlementVie
         low=_build_levels((settled.low_initial, settled.low_maintenance)),
         gain=_build_levels((settled.gain_initial, settled.gain_maintenance)),
         loss=_build_levels((settled.loss_initial, settled.loss_maintenance)),
+        initial=_build_settled(settled.initial),
+        maintenance=_build_settled(settled.maintenance),
     )
+
+
+def _build_settled(settled: Settled) -> SettledView:
+    return SettledView(**settled._asdict() | {"price": _decimal(settled.price) if settled.price else None})
 
 
 def _build_levels(amounts: tuple[int, int]) -> LevelUsd:

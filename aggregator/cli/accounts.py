@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,10 +24,12 @@ from aggregator.cli.frame import (
     table,
 )
 from aggregator.cli.margin import flag_names, fraction, margin_json
-from aggregator.config import Settings
-from aggregator.domain.certificate import LinkRecord
 from aggregator.domain.units import format_usd
-from aggregator.service.accounts import AccountBook
+
+if TYPE_CHECKING:
+    from aggregator.config import Settings
+    from aggregator.domain.certificate import LinkRecord
+    from aggregator.service.accounts import AccountBook
 
 accounts_app = typer.Typer(help="Open, list and link margin accounts.", rich_markup_mode=None)
 app.add_typer(accounts_app, name="accounts")
@@ -101,6 +103,8 @@ def accounts_open(
 
 
 def _book(settings: Settings, store: Any) -> AccountBook:
+    from aggregator.service.accounts import AccountBook
+
     deployment = bootstrap.deployment_of(settings)
     return AccountBook(
         store,

@@ -44,7 +44,13 @@ if TYPE_CHECKING:
 
 DAY = 86_400
 USUAL = ("BTC/USD", "ETH/USD", "SOL/USD", "stETH/ETH", "USDC/USD")
-ROWS = {"usdc": ("stable",), "dai": ("stable",), "ust": ("stable",), "steth": ("receipt",), "wbtc_btc": ("receipt",)}
+ROWS: dict[str, tuple[str, ...]] = {
+    "usdc": ("stable",),
+    "dai": ("stable",),
+    "ust": ("stable",),
+    "steth": ("receipt",),
+    "wbtc_btc": ("receipt",),
+}
 ROWS |= {"sol": ("alt", "major"), "luna": ("alt", "major")}
 """Rows of ``policy.assets`` by the beginning of a series' name, the first there is; all others are ``major``."""
 COLOURS = {"green": "green", "yellow": "yellow", "red": "bold red"}

@@ -6,14 +6,16 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from aggregator.cli.frame import JsonOption, app, fail, out, print_json, read_file, table
-from aggregator.core.cases import Outcome, evaluate_all, summarise
 from proofs.document import MAX_DEPTH, measure_depth
+
+if TYPE_CHECKING:
+    from aggregator.core.cases import Outcome
 
 _SHOWN = 160  # characters of a number or list that a line shows
 
@@ -61,6 +63,8 @@ def cases(
     json_output: JsonOption = False,
 ) -> None:
     """Compute published cases of prices, margins and tests, and compare; leaves with 1 if one differs."""
+    from aggregator.core.cases import evaluate_all, summarise
+
     outcomes = evaluate_all(read_cases(file))
     summary = summarise(outcomes)
     if json_output:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,10 +24,12 @@ from aggregator.cli.frame import (
     styled,
     table,
 )
-from aggregator.config import Settings
 from aggregator.domain.errors import ConflictError, UnknownError
-from aggregator.domain.rows import ChainRow
-from aggregator.ports import Halt
+
+if TYPE_CHECKING:
+    from aggregator.config import Settings
+    from aggregator.domain.rows import ChainRow
+    from aggregator.ports import Halt
 
 LOG_LIMIT = 1_000  # newest entries looked through for standing halts
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aggregator.config import Settings, load_settings
+from aggregator.cli.group import Commands
 from aggregator.domain.errors import CrossmarginError, InputError
 from proofs.errors import ProofError
 
@@ -28,12 +28,18 @@ CONFIG_PLACES = ("crossmargin.toml", ".run/devnet.toml")
 BUNDLE_LIMIT = 8 << 20
 
 app = typer.Typer(
+    cls=Commands,
     help="Cross-chain collateral, one attested margin account.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _any() -> None:
+    """Make it a group before any command is imported."""
 
 
 def _named(context: typer.Context, config: Path | None) -> Path | None:
@@ -63,6 +69,7 @@ AccountArgument = Annotated[str, typer.Argument(help="Account id, its beginning 
 
 if TYPE_CHECKING:
     from aggregator import bootstrap as bootstrap
+    from aggregator.config import Settings
 else:
 
     class _Lazy:
@@ -103,6 +110,8 @@ def run_async(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 def settings_of(config: Path | None) -> Settings:
     """Load the configuration named, or the first found in the usual places."""
+    from aggregator.config import load_settings  # not for --help
+
     path = config or next((Path(p) for p in CONFIG_PLACES if Path(p).is_file()), Path(CONFIG_PLACES[0]))
     return load_settings(path)
 

@@ -214,8 +214,12 @@ def _print(cells: Sequence[Cell], names: Mapping[str, str], title: str) -> None:
         return
     columns = ("policy", "on", "seen by", ">horizon p50 s", ">p90", ">p99", ">longest")
     shown = table(f"market haircuts, {title}", *columns, "level", ">haircut", *(f">{cause}" for cause in CAUSES))
-    for cell in cells:
-        key = [cell.policy, names.get(cell.chain, cell.chain), names.get(cell.destination, cell.destination)]
+    for alike in _alike(cells):
+        cell = alike[0]
+        key = [_listed([c.policy for c in alike], [])]
+        key.append(_listed([names.get(c.chain, c.chain) for c in alike], [names.get(c.chain, c.chain) for c in cells]))
+        seen, all_seen = ([names.get(c.destination, c.destination) for c in some] for some in (alike, cells))
+        key.append(_listed(seen, all_seen))
         key += [f"{horizon_quantile(cell.nodes, level):.0f}" for level in QUANTILES]
         for short, level in zip(("IM", "MM"), LEVELS, strict=True):
             shares = [f"{share:.3%}" if share else "–" for share in cell.causes[level].values()]
@@ -229,15 +233,63 @@ def _print(cells: Sequence[Cell], names: Mapping[str, str], title: str) -> None:
     )
 
 
+def _alike(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Gather the cells that a reader could not tell apart but by name: those that show the same numbers.
+
+    Destinations that see a policy on a chain alike share a row, then policies and then chains whose rows are alike.
+    """
+
+    def numbers(cell: Cell) -> tuple[str, ...]:
+        horizon = (f"{horizon_quantile(cell.nodes, level):.0f}" for level in QUANTILES)
+        return *horizon, *(f"{value:.3%}" for level in LEVELS for value in _values(cell, level))
+
+    groups: dict[object, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.policy, cell.chain, numbers(cell)), []).append(cell)
+    for axis in ("policy", "chain"):
+        # Rows join along one axis if they agree in all others, so that every row is a full rectangle of names.
+        joined: dict[object, list[Cell]] = {}
+        for group in groups.values():
+            others = {
+                name: frozenset(getattr(cell, name) for cell in group)
+                for name in ("policy", "chain", "destination")
+                if name != axis
+            }
+            joined.setdefault((numbers(group[0]), *others.items()), []).extend(group)
+        groups = joined
+    return list(groups.values())
+
+
+def _values(cell: Cell, level: str) -> tuple[float, ...]:
+    return cell.haircuts[level], *cell.causes[level].values()
+
+
+def _listed(names: Sequence[str], every: Sequence[str]) -> str:
+    """Return names for people, once each; ``all`` where several are all that there are."""
+    mine = list(dict.fromkeys(names))
+    return "all" if len(mine) > 1 and set(mine) == set(every) else ", ".join(mine)
+
+
 def _draw(path: Path, cells: Sequence[Cell], rows: Mapping[str, AssetPolicyRow]) -> None:
     fig, axes = figure("Market haircut against horizon", "horizon", "haircut, %")
     horizon = np.geomspace(SHORTEST, LONGEST, 120)
-    for i, name in enumerate(sorted({cell.policy for cell in cells})):
+    curves = {
+        name: haircut_table([rows[name]], horizon[None, :, None], np.ones(1)).assets[0]
+        for name in sorted({cell.policy for cell in cells})
+    }
+    merged: list[list[str]] = []  # policies of one curve
+    for name, found in curves.items():
+        alike = next((names for names in merged if np.allclose(curves[names[0]], found, rtol=1e-9, atol=1e-12)), None)
+        if alike is None:
+            merged.append([name])
+        else:
+            alike.append(name)
+    for i, names in enumerate(merged):
         colour = COLOURS[i % len(COLOURS)]
-        found = haircut_table([rows[name]], horizon[None, :, None], np.ones(1)).assets[0]
         for level, (style, short) in enumerate((("-", "IM"), ("--", "MM"))):
-            axes.plot(horizon, 100 * found[:, level], style, color=colour, label=f"{name}, {short}")
-            mine = [cell for cell in cells if cell.policy == name]
+            label = f"{', '.join(names)}, {short}"
+            axes.plot(horizon, 100 * curves[names[0]][:, level], style, color=colour, label=label)
+            mine = [cell for cell in cells if cell.policy in names]
             at = [cell.haircuts[LEVELS[level]] * 100 for cell in mine]
             axes.plot([cell.mean for cell in mine], at, "o", color=colour, markersize=4)
     axes.set_xscale("log")

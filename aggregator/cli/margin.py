@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.text import Text
@@ -22,13 +24,26 @@ from aggregator.cli.frame import (
     run_async,
     table,
 )
-from aggregator.cli.plot import COLOURS, figure, save
-from aggregator.config import Settings
-from aggregator.domain.certificate import EpochRecord
+from aggregator.cli.plot import COLOURS, panels, save
 from aggregator.domain.errors import UnknownError
-from aggregator.domain.report import AccountMargin, Component, ContractPart, Flag, contract_text
+from aggregator.domain.report import (
+    LAYER_MEANINGS,
+    AccountMargin,
+    Component,
+    ContractPart,
+    Flag,
+    Settlement,
+    contract_text,
+)
 from aggregator.domain.snapshot import Account
 from aggregator.domain.units import USD, format_amount, format_usd
+from proofs.hashing import keccak256
+
+if TYPE_CHECKING:
+    from aggregator.config import Settings
+    from aggregator.domain.certificate import EpochRecord
+
+T = TypeVar("T")
 
 EpochOption = Annotated[int | None, typer.Option(help="Epoch number; default: the newest certified.")]
 
@@ -69,10 +84,14 @@ def margin_json(margin: AccountMargin, epoch: int, valid_until: int, now: int) -
         "requirement": {k: str(v) for k, v in margin.requirement._asdict().items()},
         "model": margin.model,
         "binding": margin.binding,
-        "hedged": dict(zip(("initial", "maintenance"), margin.hedged, strict=True)),
+        "hedged": _levels(margin.hedged),
         "layers": [_money(step._asdict(), "initial", "maintenance") for step in margin.layers],
         "greeks": [_money(x._asdict(), "requirement_initial", "requirement_maintenance") for x in margin.greeks],
-        "settlements": [_money(s._asdict(), *_SETTLED) for s in margin.settlements],
+        "settlements": [
+            _money(s._asdict(), *_SETTLED)
+            | {"initial": s.initial._asdict(), "maintenance": s.maintenance._asdict()}
+            for s in margin.settlements
+        ],
     }  # fmt: skip
 
 
@@ -85,6 +104,11 @@ def _money(document: dict[str, Any], *names: str) -> dict[str, Any]:
     return document | {name: str(document[name]) for name in names}
 
 
+def _levels(pair: Iterable[T]) -> dict[str, T]:
+    """Return an initial and a maintenance value by name."""
+    return dict(zip(("initial", "maintenance"), pair, strict=True))
+
+
 def _component_json(c: Component) -> dict[str, Any]:
     document = c._asdict()
     document["position"] = {
@@ -95,8 +119,12 @@ def _component_json(c: Component) -> dict[str, Any]:
     document["explained_initial"] = c.explained_initial._asdict()
     document["explained_maintenance"] = c.explained_maintenance._asdict()
     if c.contract is not None:
-        parts = {k: [str(x) for x in getattr(c.contract, k)] for k in ("gain", "loss", "requirement")}
-        document["contract"] = _money(c.contract._asdict(), "value") | parts | {"text": contract_text(c.position)}
+        document["contract"] = (
+            {"text": contract_text(c.position), "side": "long" if c.position.side == "asset" else "short"}
+            | _money(c.contract._asdict(), "value")
+            | {k: _levels(map(str, getattr(c.contract, k))) for k in ("gain", "loss", "requirement", "worst")}
+            | {k: _levels(getattr(c.contract, k)) for k in ("price", "bound")}
+        )
     for key in ("value", "counted_initial", "counted_maintenance"):
         document[key] = str(document[key])
     return document
@@ -130,7 +158,7 @@ def margin(
         if json_output:
             print_json(margin_json(explained, record.header.epoch, record.header.valid_until, now))
             return
-        _print_margin(settings, found.label or found.id, found.kind, explained, record.header, now)
+        _print_margin(settings, found, explained, record.header, now)
 
     run_async(work)
 
@@ -156,7 +184,7 @@ def explain(
             document = margin_json(explained, record.header.epoch, record.header.valid_until, now)
             print_json(document | {"policy": _policy_of(record)})
             return
-        _print_margin(settings, name, found.kind, explained, record.header, now)
+        _print_margin(settings, found, explained, record.header, now)
         _print_explained(explained, record)
         if plot is not None:
             out.print(f"walk drawn: {plot}")
@@ -165,15 +193,25 @@ def explain(
 
 
 def _policy_of(record: EpochRecord) -> dict[str, Any]:
-    """Return the name of the policy that an epoch was valued by, where it is still kept, and its digest."""
+    """Return by which policy an epoch was valued.
+
+    Version and digest of the document are those that ``crossmargin policy`` tells, None where its text is pruned; the
+    statement's digest commits to all that decides a number.
+    """
     text = record.preimages.get("policy")
-    version = json.loads(text)["policy"]["version"] if text else None
-    return {"version": version, "digest": "0x" + record.body.policy_digest.hex()}
+    committed = json.loads(text) if text else {}
+    return {
+        "version": committed.get("policy", {}).get("version"),
+        "document_digest": committed.get("document"),
+        "statement_digest": "0x" + record.body.policy_digest.hex(),
+    }
 
 
-def _print_margin(settings: Settings, name: str, kind: str, m: AccountMargin, header: Any, now: int) -> None:
+def _print_margin(settings: Settings, account: Account, m: AccountMargin, header: Any, now: int) -> None:
+    name, kind = account.label or account.id, account.kind
     stale = now >= header.valid_until or bool(m.flags & Flag.STALE)
-    home = max(m.leaves, key=lambda leaf: leaf.budget)
+    own = "0x" + keccak256(account.home.encode()).hex()
+    home = max(m.leaves, key=lambda leaf: (leaf.destination == own, leaf.budget))
     out.print(Text.assemble((name, "bold"), f"  {kind}  ", (m.status, STYLES[m.status]), "  ", (
         "STALE: usable 0" if stale else "", "bold yellow")))  # fmt: skip
     out.print(f"epoch {header.epoch}, as of {now - m.as_of} s ago, valid for {max(0, header.valid_until - now)} s more")
@@ -188,11 +226,20 @@ def _print_margin(settings: Settings, name: str, kind: str, m: AccountMargin, he
     )
     if m.flags:
         out.print("flags: " + ", ".join(flag_names(m.flags)))
+    weighed = table(
+        "", "", ">W⁺, assets after haircuts", ">W⁻, required", *([">of it for contracts"] if m.model else [])
+    )
+    for level, assets, owed, required in (
+        ("IM", home.assets_initial, home.requirement_initial, m.requirement.initial),
+        ("MM", home.assets_maintenance, home.requirement_maintenance, m.requirement.maintenance),
+    ):
+        weighed.add_row(level, *map(format_usd, (assets, owed, required) if m.model else (assets, owed)))
+    out.print(weighed)
     if m.model:
         hedged = ", ".join(k for k, h in zip(("IM", "MM"), m.hedged, strict=True) if h)
         out.print(
-            f"contracts require IM {format_usd(m.requirement.initial)}, MM {format_usd(m.requirement.maintenance)} "
-            f"({m.model} model{', worst at ' + m.binding if m.binding else ''}"
+            f"contracts require IM {format_usd(m.requirement.initial)}, MM {format_usd(m.requirement.maintenance)}, "
+            f"within W⁻ ({m.model} model{', worst at ' + m.binding if m.binding else ''}"
             f"{'; collateral hedges at ' + hedged if hedged else ''})",
             soft_wrap=True,
         )
@@ -204,14 +251,7 @@ def _print_margin(settings: Settings, name: str, kind: str, m: AccountMargin, he
         else:
             _print_component(i, chain, c)
     for s in m.settlements:
-        counted = s.gain_initial - s.loss_initial, s.gain_maintenance - s.loss_maintenance
-        out.print(
-            f"\n    {names.get(s.chain, s.chain)} {s.venue}: contracts net {format_usd(s.net)} in {s.unit_symbol}, "
-            f"at worse prices IM {format_usd(s.low_initial)} MM {format_usd(s.low_maintenance)}; counted "
-            f"IM {format_usd(counted[0])} MM {format_usd(counted[1])}",
-            soft_wrap=True,
-        )
-        out.print(Text(f"    {s.reason}", style="dim"))
+        _print_settlement(names.get(s.chain, s.chain), s)
     if m.layers:
         _print_walk(m)
     for f in m.findings:
@@ -258,23 +298,63 @@ def _print_contract(number: int, chain: str, c: Component, part: ContractPart) -
         ),
         soft_wrap=True,
     )  # fmt: skip
+    out.print(Text(f"    {c.position.asset}", style="dim"), soft_wrap=True)
     for level, i, counted in (("IM", 0, c.counted_initial), ("MM", 1, c.counted_maintenance)):
+        at = f"at {_price(part.price[i])} ({part.bound[i]} bound)" if part.bound[i] else "at no known price"
         out.print(
-            f"    {level}  of the settlement {format_usd(part.gain[i] - part.loss[i])}, share of the requirement "
-            f"{format_usd(part.requirement[i])}: counts {format_usd(counted)}",
+            f"    {level}  {at} worth {format_usd(part.worst[i])}; of the settlement "
+            f"{format_usd(part.gain[i] - part.loss[i])}, share of the requirement {format_usd(part.requirement[i])}: "
+            f"counts {format_usd(counted)}",
             soft_wrap=True,
         )
     out.print(Text(f"    {c.reason}", style="dim"))
 
 
+def _price(value: float) -> str:
+    """Return a price with as many decimals as its size deserves."""
+    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:,.6g}"
+
+
+def _print_settlement(chain: str, s: Settlement) -> None:
+    """Print what the contracts of one venue come to, for a pocket calculator like a component."""
+    worse = ", ".join(
+        f"{level} {format_usd(low)} USD" + (f" = {of.amount:,.8g} {s.unit_symbol}" if of.price else "")
+        for level, low, of in (("IM", s.low_initial, s.initial), ("MM", s.low_maintenance, s.maintenance))
+    )
+    out.print(
+        f"\n    {chain} {s.venue}: contracts net {format_usd(s.net)} USD at mid prices, in {s.unit_symbol}; each at "
+        f"its worse price {worse}",
+        soft_wrap=True,
+    )
+    for level, of, gain, loss in (
+        ("IM", s.initial, s.gain_initial, s.loss_initial),
+        ("MM", s.maintenance, s.gain_maintenance, s.loss_maintenance),
+    ):
+        if of.price == 0:  # stored before its factors were
+            formula = f"counts {format_usd(gain - loss)}"
+        elif of.amount < 0:
+            formula = (
+                f"owed {-of.amount:.8f} × {of.price:.8f} × (1+{of.market:.8f} market) × {of.weight:g} weight"
+                f" = {format_usd(loss)}"
+            )
+        else:
+            formula = (
+                f"{of.amount:.8f} × {of.price:.8f} × (1−{of.market:.8f} market)(1−{of.policy:g} policy) × "
+                f"{of.weight:g} gain weight{'' if of.share == 1 else f' × {of.share:g} share'} = {format_usd(gain)}"
+            )
+        out.print(f"    {level}  {formula}", soft_wrap=True)
+    out.print(Text(f"    {s.reason}", style="dim"))
+
+
 def _print_walk(m: AccountMargin) -> None:
     """Print by which layers of risk equity becomes free collateral and maintenance excess."""
-    walk = table("\nFrom equity to what is left, USD", "layer", ">initial", ">maintenance")
-    walk.add_row("equity, at mid prices", *2 * (format_usd(m.equity),))
+    walk = table("\nFrom equity to what is left, USD", "layer", ">initial", ">maintenance", "what it is")
+    walk.add_row("equity, at mid prices", *2 * (format_usd(m.equity),), "")
     for step in m.layers:
         if step.layer == "rounding" and abs(step.initial) + abs(step.maintenance) < USD // 100:
             continue
-        walk.add_row(step.layer, format_usd(step.initial), format_usd(step.maintenance))
+        meaning = Text(LAYER_MEANINGS.get(step.layer, ""), style="dim")
+        walk.add_row(step.layer, format_usd(step.initial), format_usd(step.maintenance), meaning)
     walk.add_row(
         Text("free collateral | maintenance excess", style="bold"),
         format_usd(m.free_collateral),
@@ -285,54 +365,96 @@ def _print_walk(m: AccountMargin) -> None:
 
 def _print_explained(m: AccountMargin, record: EpochRecord) -> None:
     """Print what ``explain`` tells beyond ``margin``."""
-    if assets := [c for c in m.components if c.contract is None and c.position.side == "asset"]:
-        names = [name for name in assets[0].explained_initial._fields if name != "zeros"]
+    if assets := [
+        (number, c)
+        for number, c in enumerate(m.components, start=1)
+        if c.contract is None and c.position.side == "asset"
+    ]:
+        names = [name for name in assets[0][1].explained_initial._fields if name != "zeros"]
         shares = table(
-            "\nWhat haircuts are made of, on log(1−h)", "asset", "", ">kept", *(f">{n}" for n in names), "not at all"
-        )
-        for c in assets:
+            "\nWhat haircuts are made of: share of each cause in what does not count, %",
+            ">", "asset", "venue", "", ">haircut", *(f">{n}" for n in names), "zeroed by",
+        )  # fmt: skip
+        for number, c in assets:
             for level, cut, part in (
                 ("IM", c.initial, c.explained_initial),
                 ("MM", c.maintenance, c.explained_maintenance),
             ):
                 kept = (1 - cut.market) * (1 - cut.liquidity) * (1 - cut.exit) * (1 - cut.policy)
-                cells = (f"{getattr(part, name):.1%}" for name in names)
-                shares.add_row(c.symbol if level == "IM" else "", level, f"{kept:.4%}", *cells, ", ".join(part.zeros))
+                cells = (f"{100 * getattr(part, name):.1f}" for name in names)
+                row = (str(number), c.symbol, c.position.venue) if level == "IM" else ("", "", "")
+                shares.add_row(*row, level, f"{1 - kept:.4%}", *cells, ", ".join(part.zeros))
         out.print(shares)
+        out.print(Text("Shares are of log(1−h); what is zeroed leaves them to the other causes.", style="dim"))
     if m.greeks:
         greeks = table(
             "\nGreeks of the contracts", "underlying", ">spot", ">range", ">delta", ">gamma", ">vega per 1%",
-            ">theta per day", ">rho per 1%", ">hedge", ">hedge IM", ">hedge MM",
+            ">theta per day", ">rho per 1%", ">hedged by collateral",
         )  # fmt: skip
         for x in m.greeks:
             greeks.add_row(
                 x.underlying, f"{x.spot:,.2f}", f"±{x.range:.1%}", f"{x.delta:,.4g}", f"{x.gamma:,.4g}",
-                f"{x.vega / 100:,.2f}", f"{x.theta / 365:,.2f}", f"{x.rho / 100:,.2f}", f"{x.hedge:,.4g}",
-                format_usd(x.requirement_initial), format_usd(x.requirement_maintenance),
+                f"{x.vega / 100:,.2f}", f"{x.theta / 365:,.2f}", f"{x.rho / 100:,.2f}",
+                f"{x.hedge:,.4g} {x.underlying.partition('/')[0]}",
             )  # fmt: skip
         out.print(greeks)
     policy = _policy_of(record)
-    out.print(f"\npolicy {policy['version'] or '(text pruned)'}, digest {policy['digest']}", soft_wrap=True)
+    out.print(
+        f"\npolicy {policy['version'] or '(text pruned)'}, policy document digest "
+        f"{policy['document_digest'] or '(text pruned)'}",
+        soft_wrap=True,
+    )
+    out.print(
+        f"statement policyDigest (with chains, assets, sources and code) {policy['statement_digest']}", soft_wrap=True
+    )
 
 
 def _draw_walk(name: str, epoch: int, m: AccountMargin) -> Any:
-    """Return a waterfall from equity to free collateral, with the walk to maintenance excess beside it."""
-    drawn, axes = figure(f"{name}, epoch {epoch}: from equity to free collateral", "", "USD")
+    """Return the walks from equity to free collateral and to maintenance excess, side by side.
+
+    The axes are cut to what the walk passes: from zero, equity would dwarf every layer.
+    """
+    drawn, axes = panels(f"{name}, epoch {epoch}: from equity to free collateral and maintenance excess", "USD, axis cut", 2)
     steps = [step for step in m.layers if step.layer != "rounding"]
-    labels = ["equity", *(step.layer for step in steps), "left"]
-    for place, (level, left) in enumerate((("initial", m.free_collateral), ("maintenance", m.maintenance_excess.low))):
-        base = m.equity / USD
-        bottoms, heights = [0.0], [base]
-        for step in steps:
-            change = getattr(step, level) / USD
-            bottoms.append(base)
-            heights.append(change)
-            base += change
-        bottoms.append(0.0)
-        heights.append(left / USD)
-        where = [i + 0.4 * (place - 0.5) for i in range(len(labels))]
-        axes.bar(where, heights, 0.38, bottom=bottoms, color=COLOURS[place], label=level)
-    axes.set_xticks(range(len(labels)), labels, rotation=35, ha="right")
-    axes.axhline(0.0, color="#24292f", linewidth=0.8)
-    axes.legend(frameon=False)
+    ends = (
+        ("initial", "free collateral", m.free_collateral),
+        ("maintenance", "maintenance excess", m.maintenance_excess.low),
+    )
+    for panel, (level, end, left) in zip(axes, ends, strict=True):
+        changes = [getattr(step, level) for step in steps]
+        marks = list(accumulate(changes, initial=m.equity))
+        last = len(steps) + 1
+        panel.plot(
+            [x / USD for x in (marks[0], left)], [0, last], "|", color="#24292f", markersize=16, markeredgewidth=3
+        )
+        panel.barh(
+            range(1, last),
+            [change / USD for change in changes],
+            0.6,
+            left=[mark / USD for mark in marks[:-1]],
+            color=[COLOURS[1] if change < 0 else COLOURS[2] for change in changes],
+        )
+        spread = (max(*marks, left) - min(*marks, left)) / USD or 1.0
+        lowest, highest = min(*marks, left) / USD, max(*marks, left) / USD
+        panel.set_xlim(lowest - 0.08 * spread, highest + 0.45 * spread)
+        texts = [(max(a, b), b - a) for a, b in pairwise(marks)]
+        for row, (at, text) in enumerate(
+            [
+                (m.equity, format_usd(m.equity)),
+                *((at, format_usd(change).replace("-", "−")) for at, change in texts),
+                (left, format_usd(left).replace("-", "−")),
+            ]
+        ):
+            panel.text(at / USD + 0.03 * spread, row, text, va="center", fontsize=9)
+        panel.set_yticks(range(last + 1), ["equity", *(step.layer for step in steps), "left"])
+        panel.set_ylim(last + 0.6, -0.6)
+        panel.xaxis.set_major_locator(_ticks())
+        panel.xaxis.set_major_formatter("{x:,.0f}")
+        panel.set_title(f"{level}: to {end}", loc="left", fontsize=10)
     return drawn
+
+
+def _ticks() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=4)

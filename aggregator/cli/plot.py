@@ -37,18 +37,42 @@ _STYLE: dict[Any, Any] = {
 def figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """Return an empty figure with one pair of axes. It belongs to no display and needs no closing."""
     import matplotlib
-    from cycler import cycler
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}):
-        made = Figure()
-        FigureCanvasAgg(made)
+    with matplotlib.rc_context(_style()):
+        made = _empty()
         axes = made.add_subplot()
         axes.set_title(title, loc="left", fontweight="bold")
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
     return made, axes
+
+
+def panels(title: str, xlabel: str, count: int) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure with pairs of axes side by side that share the vertical one."""
+    import matplotlib
+
+    with matplotlib.rc_context(_style()):
+        made = _empty()
+        made.suptitle(title, x=0.01, ha="left", fontsize="large", fontweight="bold")
+        axes = list(made.subplots(1, count, sharey=True))
+        for one in axes:
+            one.set_xlabel(xlabel)
+    return made, axes
+
+
+def _style() -> dict[Any, Any]:
+    from cycler import cycler
+
+    return {**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}
+
+
+def _empty() -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure()
+    FigureCanvasAgg(made)
+    return made
 
 
 def save(fig: Figure, path: Path | str) -> None:

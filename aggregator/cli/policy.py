@@ -94,7 +94,7 @@ def _percent(value: float) -> str:
 
 
 def _print(shown: PolicyRow) -> None:
-    out.print(Text.assemble("policy ", (shown.version, "bold"), f"  digest {policy_digest(shown)}"))
+    out.print(Text.assemble("policy ", (shown.version, "bold"), f"  policy document digest {policy_digest(shown)}"))
     rules = (
         f"statements live {shown.lifetime} s; prices: p ± {shown.confidence_multiple:g}·c, staleness × "
         f"{shown.staleness_multiple:g}, at least {shown.min_sources} sources, no new risk above "

@@ -41,10 +41,10 @@ from aggregator.domain.policy import PolicyRow, policy_digest
 from aggregator.domain.units import format_usd
 
 if TYPE_CHECKING:
-    from aggregator.core.risk.calibration import Change, Effect, Estimate, Recalibration
+    from aggregator.core.risk.calibration import Change, Effect, Estimate, Moves, Recalibration
 
 DAY = 86_400
-MOVES = ("fhs", "copula")
+MOVES: tuple[Moves, ...] = ("fhs", "copula")
 HORIZONS = (900, 3_600, 4 * 3_600, DAY)
 """Seconds at which haircuts are compared."""
 
@@ -90,7 +90,8 @@ def recalibrate(
             problem = "is a table inside the configuration, which is not rewritten"
             remedy = 'write it out with crossmargin policy --write policy.toml, and say policy = "policy.toml" there'
             raise InputError("policy", problem, remedy)
-        if moves not in MOVES:
+        way = next((name for name in MOVES if name == moves), None)
+        if way is None:
             raise InputError("--moves", f"{moves!r} is not known", f"one of {', '.join(MOVES)}")
         folder = find_folder(prices)
         notes = [folder.note] if folder.note else []
@@ -98,7 +99,7 @@ def recalibrate(
         if not assets and not underlyings:
             raise InputError("--prices", f"nothing in {folder.path} fits a parameter", "; ".join(notes) or "see --use")
         try:
-            made = compute(old, assets, underlyings, version, moves=moves, seed=seed)
+            made = compute(old, assets, underlyings, version, moves=way, seed=seed)
         except ValueError as error:
             problem = f"the new parameters are refused, nothing was changed: {_reason(error)}"
             raise InputError("policy", problem) from None

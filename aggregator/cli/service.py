@@ -23,7 +23,6 @@ from aggregator.cli.frame import (
     styled,
     table,
 )
-from aggregator.service.telemetry import configure_logging
 
 PATIENCE = 2.0  # seconds after which a terminal is told what a check still waits for
 
@@ -34,6 +33,8 @@ def run(
     json_output: Annotated[bool, typer.Option("--json", help="Log JSON lines instead of text, to stderr.")] = False,
 ) -> None:
     """Run the service: epochs, attestors, relayer and API, until interrupted."""
+    from aggregator.service.telemetry import configure_logging
+
     configure_logging(json_lines=json_output)
 
     async def work() -> None:

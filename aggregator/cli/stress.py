@@ -6,10 +6,10 @@ Stress is computed by the running service, which has the newest epoch whole; the
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -27,10 +27,13 @@ from aggregator.cli.frame import (
     styled,
     table,
 )
-from aggregator.cli.plot import ENDINGS, figure, save
-from aggregator.config import Settings
+from aggregator.cli.plot import COLOURS, ENDINGS, figure, save
 from aggregator.domain.errors import InputError
+from aggregator.domain.units import USD, format_usd
 from proofs.document import MAX_DEPTH, measure_depth
+
+if TYPE_CHECKING:
+    from aggregator.config import Settings
 
 SECONDS = 120.0
 """How long the service may take to answer."""
@@ -39,6 +42,19 @@ SHOWN = 40
 """Rows of a table on a screen; --json has them all."""
 WARMEST = 2.0
 """Health at and above which a cell of the heat map is as good as can be."""
+WHEN = ("before", "after")
+MOVING = 4
+"""Feeds whose price multipliers a replay shows."""
+ALONE = (
+    "Prices alone move: volatility, volume, time and the age of what was seen stay. The scenario itself (--scenario)\n"
+    "is harsher: every feed at its own low at once, with the volatility and volume of the event."
+)
+ROOM, SHORT, LONG, DARK = (
+    12,
+    10,
+    1_000,
+    0.6,
+)  # columns whose names need no turn, limits of decimals, shade of white text
 EVERYWHERE = ("0.0.0.0", "::", "[::]")  # what a service listens on to be reached at every address
 
 
@@ -84,6 +100,9 @@ AccountOption = Annotated[str | None, typer.Option(help="Only this account: id, 
 def stress(
     scenario: ScenarioOption = None,
     account: AccountOption = None,
+    worst: Annotated[
+        int, typer.Option(min=1, help="Show so many accounts of each scenario, those worst off in it.")
+    ] = 0,
     replay: Annotated[
         str | None, typer.Option(help="Follow --account hour by hour through this scenario, e.g. march-2020.")
     ] = None,
@@ -91,7 +110,10 @@ def stress(
     config: ConfigOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Value accounts under stress: named scenarios, all accounts or one, or one along a scenario's hours."""
+    """Value accounts under stress: named scenarios, all accounts or one, or one along a scenario's hours.
+
+    --scenario all shows one line per scenario; --account or --worst N shows what it does to accounts.
+    """
 
     def work() -> None:
         settings = settings_of(config)
@@ -108,7 +130,12 @@ def stress(
             _print_scenarios(ask(settings, "GET", "/v1/stress"), json_output)
             return
         body = {"scenario": scenario or ALL} | ({} if account is None else {"account": account})
-        _stress(ask(settings, "POST", "/v1/stress", body), plot, json_output)
+        _stress(
+            ask(settings, "POST", "/v1/stress", body),
+            worst or (SHOWN if scenario not in (None, ALL) else 0),
+            plot,
+            json_output,
+        )
 
     guarded(work)
 
@@ -135,44 +162,107 @@ def _print_scenarios(scenarios: Sequence[Mapping[str, Any]], json_output: bool) 
     if json_output:
         print_json(scenarios)
         return
-    shown = table("", "scenario", "what happens", "prices ×", ">vol ×", ">volume ×", ">hours")
+    shown = table("", "scenario", "what happens", "prices ×", "recovered", ">vol ×", ">volume ×", ">hours")
     for s in scenarios:
         prices = ", ".join(f"{feed} {by:.3g}" for feed, by in s["prices"].items())
         hours = str(s["hours"]) if s["hours"] else "-"
-        shown.add_row(s["name"], s["title"], prices, f"{s['volatility']:.3g}", f"{s['volume']:.3g}", hours)
+        kept = _recovered(s["recovery"])
+        shown.add_row(s["name"], s["title"], prices, kept, f"{s['volatility']:.3g}", f"{s['volume']:.3g}", hours)
     out.print(shown)
     out.print("\ncrossmargin stress --scenario NAME (or all), or --replay NAME --account A where hours are given")
 
 
-def _stress(document: Mapping[str, Any], plot: Path | None, json_output: bool) -> None:
+def _stress(document: Mapping[str, Any], worst: int, plot: Path | None, json_output: bool) -> None:
+    """Show accounts under stress.
+
+    Args:
+        worst: how many accounts of each scenario; 0 = one line per scenario, unless there is one account alone.
+    """
     if plot is not None:
-        draw_heat(document, plot)
+        if len(document["accounts"]) == 1:
+            draw_account(document, plot)
+        else:
+            draw_heat(document, plot)
     if json_output:
         print_json(document)
         return
+    rows: dict[str, list[Mapping[str, Any]]] = {name: [] for name in document["scenarios"]}
+    for row in document["rows"]:
+        rows[row["scenario"]].append(row)
+    for found in rows.values():
+        found.sort(key=_excess_after)
+    if worst or len(document["accounts"]) == 1:
+        _print_rows(document, rows, worst or 1)
+    else:
+        _print_sums(document, rows)
+    alone: dict[str, list[str]] = {}
+    for name, feeds in document["unshocked"].items():
+        if feeds:
+            alone.setdefault(", ".join(feeds), []).append(name)
+    for feeds, names in alone.items():
+        out.print(Text(f"the price of {feeds} is left alone by {', '.join(names)}", style="dim"))
+    if plot is not None:
+        out.print(f"\ndrawn to {plot}")
+
+
+def _excess_after(row: Mapping[str, Any]) -> int:
+    return int(row["after"]["maintenance_excess"]["low"]["exact"])
+
+
+def _print_sums(document: Mapping[str, Any], rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Print one line per scenario: who falls, who is worst off, and all together."""
     shown = table(
-        f"epoch {document['epoch']}, under stress",
+        f"epoch {document['epoch']}, {len(document['accounts'])} accounts under stress; USD, ME at low",
+        "scenario", ">fall", "worst account", ">its ME", ">after", ">ME of all", ">after",
+    )  # fmt: skip
+    for name, found in rows.items():
+        if not found:
+            continue
+        fall = sum(row["after"]["liquidatable"] and not row["before"]["liquidatable"] for row in found)
+        worst = found[0]
+        was, now = (worst[when]["maintenance_excess"]["low"]["text"] for when in ("before", "after"))
+        total = [sum(int(row[when]["maintenance_excess"]["low"]["exact"]) for row in found) for when in WHEN]
+        shown.add_row(
+            name, Text(str(fall), style="bold red" if fall else ""), name_of(document, worst["account"]), was, now,
+            *(format_usd(usd) for usd in total),
+        )  # fmt: skip
+    out.print(shown)
+    down = [row["account"] for row in next(iter(rows.values()), ()) if row["before"]["liquidatable"]]
+    if down:
+        out.print("liquidatable already, without any scenario: " + _names(document, down))
+    out.print("--account A or --worst N shows accounts one by one")
+
+
+def _print_rows(document: Mapping[str, Any], rows: Mapping[str, Sequence[Mapping[str, Any]]], worst: int) -> None:
+    shown = table(
+        f"epoch {document['epoch']}, under stress; USD",
         "scenario", "account", "before", "after", ">equity", ">after", ">ME low", ">after", ">FC low", ">after",
         ">health low", ">after",
     )  # fmt: skip
-    rows = document["rows"]
-    for row in rows[:SHOWN]:
+    for row in (row for found in rows.values() for row in found[:worst]):
         was, now = row["before"], row["after"]
         shown.add_row(
-            row["scenario"], row["account"][:10], styled(was["status"]), styled(now["status"]),
+            row["scenario"], name_of(document, row["account"]), styled(was["status"]), styled(now["status"]),
             was["equity"]["text"], now["equity"]["text"],
             was["maintenance_excess"]["low"]["text"], now["maintenance_excess"]["low"]["text"],
             was["free_collateral"]["text"], now["free_collateral"]["text"],
             _ratio(was["health"]["low"]), _ratio(now["health"]["low"]),
         )  # fmt: skip
     out.print(shown)
-    if len(rows) > SHOWN:
-        out.print(f"… and {len(rows) - SHOWN} more; --json has them all")
-    for name, feeds in document["unshocked"].items():
-        if feeds:
-            out.print(Text(f"{name} leaves the price of {', '.join(feeds)} alone", style="dim"))
-    if plot is not None:
-        out.print(f"\ndrawn to {plot}")
+    left = max((len(found) for found in rows.values()), default=0) - worst
+    if left > 0:
+        out.print(f"… and {left} accounts that are better off; --worst N shows more, --json all")
+
+
+def name_of(document: Mapping[str, Any], account: str) -> str:
+    """Return an account's label, or how its id begins."""
+    label: str = document["labels"].get(account, "")
+    return label or account[:10]
+
+
+def _names(document: Mapping[str, Any], accounts: Sequence[str]) -> str:
+    more = f" and {len(accounts) - SHOWN} more" if len(accounts) > SHOWN else ""
+    return ", ".join(name_of(document, account) for account in accounts[:SHOWN]) + more
 
 
 def _replay(document: Mapping[str, Any], plot: Path | None, json_output: bool) -> None:
@@ -184,45 +274,99 @@ def _replay(document: Mapping[str, Any], plot: Path | None, json_output: bool) -
     moments = document["moments"]
     worst = min(moments, key=lambda m: int(m["standing"]["maintenance_excess"]["low"]["exact"]))
     shown = table(
-        f"{document['account'][:10]} through {document['scenario']}",
-        ">hour", "status", ">equity", ">ME low", ">FC low", ">health low", "",
+        f"{_whose(document)} of epoch {document['epoch']} through {document['scenario']}; USD",
+        ">hour", "UTC", "prices ×", "status", ">equity", ">ME low", ">FC low", ">health low", "",
     )  # fmt: skip
     step = max(1, len(moments) // SHOWN)
     for place, moment in enumerate(moments):
         if place % step and moment is not worst and place != len(moments) - 1:
             continue
         s = moment["standing"]
+        prices = ", ".join(f"{feed} {by:.3f}" for feed, by in _moving(document, moment).items())
         shown.add_row(
-            str(moment["hour"]), styled(s["status"]), s["equity"]["text"], s["maintenance_excess"]["low"]["text"],
-            s["free_collateral"]["text"], _ratio(s["health"]["low"]), "lowest" if moment is worst else "",
+            str(moment["hour"]), "-" if moment["time"] is None else _utc(moment["time"]), prices, styled(s["status"]),
+            s["equity"]["text"], s["maintenance_excess"]["low"]["text"], s["free_collateral"]["text"],
+            _ratio(s["health"]["low"]), "lowest" if moment is worst else "",
         )  # fmt: skip
     out.print(shown)
+    out.print(ALONE)
     if plot is not None:
         out.print(f"\ndrawn to {plot}")
 
 
+def _whose(document: Mapping[str, Any]) -> str:
+    label: str = document["label"]
+    return label or document["account"][:10]
+
+
+def _moving(document: Mapping[str, Any], moment: Mapping[str, Any]) -> Mapping[str, float]:
+    """Return the multipliers of the feeds that matter most: the few that fall furthest on the way."""
+    lows = {feed: min(m["prices"][feed] for m in document["moments"]) for feed in moment["prices"]}
+    chosen = sorted(lows, key=lambda feed: (lows[feed], feed))[:MOVING]
+    return {feed: moment["prices"][feed] for feed in moment["prices"] if feed in chosen}
+
+
+def _utc(time: int) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")
+
+
 def _print_systemic(document: Mapping[str, Any]) -> None:
     if document["already"]:
-        err.print(f"already liquidatable, without any scenario: {len(document['already'])}")
-    groups = table(f"epoch {document['epoch']}: who falls together", ">accounts", "scenarios", "net exposure, USD")
+        err.print("already liquidatable, without any scenario: " + _names(document, document["already"]))
+    groups = table(
+        f"epoch {document['epoch']}: who falls together", "accounts", "fall in", "they hold less what they owe, USD"
+    )
     for cluster in document["clusters"][:SHOWN]:
         held = ", ".join(f"{feed} {usd['text']}" for feed, usd in cluster["exposures"].items())
-        groups.add_row(str(len(cluster["accounts"])), ", ".join(cluster["scenarios"]), held)
+        groups.add_row(_names(document, cluster["accounts"]), ", ".join(cluster["scenarios"]), held)
     if document["clusters"]:
         out.print(groups)
     else:
         out.print(f"None of {document['accounts']} accounts becomes liquidatable in any scenario asked for.")
     ends = table(
-        "\nforced sales", "scenario", ">rounds", ">liquidated", ">proceeds", ">lost to impact", ">bad debt", "prices ×"
-    )
+        "\nforced sales, USD",
+        "scenario", ">rounds", ">liquidated", ">proceeds", ">lost to impact", ">bad debt", ">cannot be sold now",
+    )  # fmt: skip
     for cascade in document["cascades"]:
-        moved = ", ".join(f"{feed} {by:.3f}" for feed, by in cascade["prices"].items() if by != 1)
         rounds = str(len(cascade["rounds"])) + ("" if cascade["settled"] else "+")
+        unpaid = cascade["bad_debt"]["text"]
         ends.add_row(
             cascade["scenario"], rounds, str(cascade["liquidated"]), cascade["proceeds"]["text"],
-            cascade["impact"]["text"], cascade["bad_debt"]["text"], moved,
+            cascade["impact"]["text"], *(("-", unpaid) if cascade["halted"] else (unpaid, "-")),
         )  # fmt: skip
     out.print(ends)
+    _print_impact(document["cascades"])
+    for cascade in document["cascades"]:
+        if cascade["recovery"]:
+            kept = _recovered(cascade["recovery"])
+            out.print(Text(f"{cascade['scenario']}: of its amount, what is exposed keeps: {kept}", style="dim"))
+    if any(cascade["halted"] for cascade in document["cascades"]):
+        text = (
+            "cannot be sold now: owed and not repaid while collateral lies on a halted chain; it may be once it goes on"
+        )
+        out.print(Text(text, style="dim"))
+
+
+def _print_impact(cascades: Sequence[Mapping[str, Any]]) -> None:
+    """Print what the sales of each feed do to its price."""
+    moved = table(
+        "\nprice impact of the sales",
+        "scenario", "feed", ">units sold", ">× by the scenario", ">× by the sales", ">× in all",
+    )  # fmt: skip
+    for cascade in cascades:
+        sold: dict[str, float] = {}
+        for sale in (sale for sales in cascade["rounds"] for sale in sales):
+            sold[sale["feed"]] = sold.get(sale["feed"], 0.0) + sale["units"]
+        for feed, units in sorted(sold.items()):
+            end, kept = cascade["prices"][feed], cascade["kept"][feed]
+            first = end / kept if kept else end
+            moved.add_row(cascade["scenario"], feed, f"{units:,.4g}", f"{first:.4f}", f"{kept:.6f}", f"{end:.4f}")
+    if moved.row_count:
+        out.print(moved)
+
+
+def _recovered(recovery: Mapping[str, float]) -> str:
+    return ", ".join(f"{cause} {part:.0%}" for cause, part in recovery.items()) or "-"
 
 
 def _ratio(value: float | None) -> str:
@@ -235,36 +379,86 @@ def draw_heat(document: Mapping[str, Any], path: Path) -> None:
         fail("there is no account, so there is nothing to draw")
     from matplotlib.colors import TwoSlopeNorm
 
-    values = [[WARMEST if cell is None else min(cell, WARMEST) for cell in row] for row in document["heat"]]
-    fig, axes = figure("Health under stress (low end)", "account", "")
-    image = axes.imshow(values, cmap="RdBu", norm=TwoSlopeNorm(1.0, 0.0, WARMEST), aspect="auto")
+    # Of a crowd, those that are worst off somewhere: a picture has room for so many.
+    columns = list(zip(*document["heat"], strict=True))
+    lowest = [min(WARMEST if cell is None else cell for cell in column) for column in columns]
+    chosen = sorted(sorted(range(len(columns)), key=lambda i: lowest[i])[:SHOWN])
+    values = [[row[i] for i in chosen] for row in document["heat"]]
+    shades = [[WARMEST if cell is None else min(cell, WARMEST) for cell in row] for row in values]
+    fig, axes = figure(f"Health under stress (low end), epoch {document['epoch']}", "", "")
+    fig.set_size_inches(max(9.0, 2.5 + 0.55 * len(chosen)), max(5.0, 1.5 + 0.34 * len(values)))
+    image = axes.imshow(shades, cmap="RdBu", norm=TwoSlopeNorm(1.0, 0.0, WARMEST), aspect="auto")
     axes.grid(False)
     axes.set_yticks(range(len(document["scenarios"])), document["scenarios"])
-    names = [account[:8] for account in document["accounts"]]
-    step = math.ceil(len(names) / SHOWN)
-    axes.set_xticks(range(0, len(names), step), names[::step], rotation=90)
-    fig.colorbar(image, ax=axes, label="W+/W- at maintenance")
+    names = [name_of(document, document["accounts"][i]) for i in chosen]
+    crowded = len(names) > ROOM
+    axes.set_xticks(range(len(names)), names, rotation=90 if crowded else 0)
+    for y, row in enumerate(values):
+        for x, cell in enumerate(row):
+            text = "∞" if cell is None else f"{cell:.2f}" if cell < SHORT else f"{cell:.0f}" if cell < LONG else ">999"
+            dark = abs(shades[y][x] - 1) > DARK
+            size = 6 if crowded else 9
+            axes.text(x, y, text, ha="center", va="center", size=size, color="white" if dark else "#1c2128")
+    bar = fig.colorbar(image, ax=axes, label="W+/W- at maintenance; below 1 liquidatable", ticks=[0, 0.5, 1, 1.5, 2])
+    bar.ax.set_yticklabels(["0", "0.5", "1", "1.5", f"≥ {WARMEST:g}"])
     save(fig, path)
 
 
+def draw_account(document: Mapping[str, Any], path: Path) -> None:
+    """Draw one account's maintenance excess and free collateral after each scenario, and before any."""
+    who = name_of(document, document["accounts"][0])
+    fig, axes = figure(f"{who} under stress (low end), epoch {document['epoch']}", "USD", "")
+    rows = document["rows"]
+    fig.set_size_inches(9.0, max(3.0, 1.6 + 0.42 * len(rows)))
+    kinds = (("maintenance excess", ("maintenance_excess", "low")), ("free collateral", ("free_collateral",)))
+    for number, (label, place) in enumerate(kinds):
+        before = _usd(rows[0]["before"], place)
+        after = [_usd(row["after"], place) for row in rows]
+        at = [y + (number - 0.5) * 0.38 for y in range(len(rows))]
+        axes.barh(at, after, height=0.36, color=COLOURS[number], label=f"{label}, after")
+        axes.axvline(before, color=COLOURS[number], linestyle="--", linewidth=1.2, label=f"{label}, before")
+    axes.axvline(0.0, color="#5c6470", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [row["scenario"] for row in rows])
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    fig.legend(loc="outside lower center", ncols=4, frameon=False)
+    save(fig, path)
+
+
+def _usd(standing: Mapping[str, Any], place: Sequence[str]) -> float:
+    found = standing
+    for name in place:
+        found = found[name]
+    return int(found["exact"]) / USD
+
+
 def draw_replay(document: Mapping[str, Any], path: Path) -> None:
-    """Draw free collateral, maintenance excess and equity by hour."""
-    fig, axes = figure(f"{document['account'][:10]} through {document['scenario']}", "hour", "USD")
+    """Draw free collateral, maintenance excess and equity by hour, and the prices that move them below."""
     moments = document["moments"]
-    hours = [moment["hour"] for moment in moments]
-    lines: dict[str, tuple[str, ...]] = {
-        "equity": ("equity",),
-        "maintenance excess, low": ("maintenance_excess", "low"),
-        "free collateral, low": ("free_collateral",),
-    }
-    for label, place in lines.items():
-        values = []
-        for moment in moments:
-            found = moment["standing"]
-            for name in place:
-                found = found[name]
-            values.append(int(found["exact"]) / 1e8)
-        axes.plot(hours, values, label=label)
+    fig, axes = figure(f"{_whose(document)} of epoch {document['epoch']} through {document['scenario']}", "", "USD")
+    fig.set_size_inches(9.0, 6.5)
+    grid = fig.add_gridspec(2, 1, height_ratios=(3, 2))
+    axes.set_subplotspec(grid[0])
+    below = fig.add_subplot(grid[1], sharex=axes)
+    dated = moments[0]["time"] is not None
+    at: Any = [datetime.fromtimestamp(m["time"], UTC) if dated else m["hour"] for m in moments]
+    lines = (
+        ("equity", ("equity",)),
+        ("maintenance excess, low", ("maintenance_excess", "low")),
+        ("free collateral, low", ("free_collateral",)),
+    )
+    for label, place in lines:
+        axes.plot(at, [_usd(moment["standing"], place) for moment in moments], label=label)
     axes.axhline(0.0, color="#5c6470", linewidth=0.8)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.tick_params(labelbottom=False)
     axes.legend(frameon=False)
+    for number, feed in enumerate(_moving(document, moments[0])):
+        below.plot(at, [moment["prices"][feed] for moment in moments], color=COLOURS[3 + number], label=feed)
+    below.set_ylabel("prices ×")
+    below.set_xlabel("UTC; prices alone move" if dated else "hour; prices alone move")
+    below.grid(True, color="#e3e7eb", linewidth=0.8)
+    below.set_axisbelow(True)
+    below.spines[["top", "right"]].set_visible(False)
+    below.legend(frameon=False, ncols=MOVING)
     save(fig, path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -21,13 +24,28 @@ from aggregator.cli.frame import (
     table,
 )
 from aggregator.cli.stress import ask
-from aggregator.config import Settings
-from aggregator.core.whatif import parse_size, parse_units
 from aggregator.domain.errors import InputError, UnknownError
-from aggregator.domain.rows import AssetRow
-from aggregator.domain.units import USD_DECIMALS
+from aggregator.domain.units import USD_DECIMALS, parse_size, parse_units
+
+if TYPE_CHECKING:
+    from aggregator.config import Settings
+    from aggregator.domain.rows import AssetRow
 
 Amounts = list[str] | None
+BUDGET = "budget: the most that may be owed at home in total, what is owed there already included"
+LONGEST_TIME = 14  # digits of Unix seconds
+PARTS = {
+    "side": "SIDE",
+    "amount": "SIZE",
+    "contract": "KIND",
+    "contract.kind": "KIND",
+    "contract.underlying": "FEED",
+    "unit": "UNIT",
+    "asset": "CONTRACT",
+    "contract.strike": "STRIKE",
+    "contract.expiry": "EXPIRY",
+}
+"""What a field of the API is called in the help of --open and --close."""
 _ASSET = "AMOUNT:ASSET@CHAIN, e.g. 10:ETH@alpha, or AMOUNT:CAIP-19"
 _OPEN = "SIDE|SIZE|KIND|FEED|UNIT|CONTRACT, for options with |STRIKE|EXPIRY"
 
@@ -48,30 +66,44 @@ def whatif(
     """Show an account's margin before and after changes, and whether they may be made. Nothing is changed.
 
     Amounts are written 10:ETH@alpha: whole units, symbol, chain's name. Every option may be given again; changes are
-    made in the order of the help: add, remove, transfer, borrow, repay, open, close.
+    made in the order of the help: add, remove, transfer, borrow, repay, open, close. An EXPIRY is a day (00:00 UTC), an
+    ISO time (UTC unless it says otherwise) or Unix seconds.
     """
 
     def work() -> None:
         settings = settings_of(config)
-        changes: list[dict[str, Any]] = []
-        for action, texts in (("add", add), ("remove", remove), ("borrow", borrow), ("repay", repay)):
-            changes += [{"action": action} | _amount(settings, f"--{action}", text) for text in texts or []]
-        order = ("add", "remove", "transfer", "borrow", "repay")
-        changes += [_transfer(settings, text) for text in transfer or []]
-        changes.sort(key=lambda change: order.index(change["action"]))
-        changes += [_open(settings, text) for text in opens or []]
-        changes += [_close(text) for text in closes or []]
-        if not changes:
+        typed: list[tuple[str, str, dict[str, Any]]] = []  # option, text, change
+        for action, texts in (("add", add), ("remove", remove), ("transfer", transfer), ("borrow", borrow)):
+            read = _transfer if action == "transfer" else partial(_amount, action)
+            typed += [(f"--{action}", text, read(settings, text)) for text in texts or []]
+        typed += [("--repay", text, _amount("repay", settings, text)) for text in repay or []]
+        typed += [("--open", text, _open(settings, text)) for text in opens or []]
+        typed += [("--close", text, _close(text)) for text in closes or []]
+        if not typed:
             raise InputError(
                 "ACCOUNT", "nothing is to change", "give --add, --remove, --transfer, --borrow, --repay, …"
             )
-        document = ask(settings, "POST", f"/v1/accounts/{account}/whatif", {"changes": changes})
+        body = {"changes": [change for _, _, change in typed]}
+        try:
+            document = ask(settings, "POST", f"/v1/accounts/{account}/whatif", body)
+        except InputError as error:
+            raise _as_typed(error, [(option, text) for option, text, _ in typed]) from None
         if json_output:
             print_json(document)
             return
         _print(document)
 
     guarded(work)
+
+
+def _as_typed(error: InputError, typed: Sequence[tuple[str, str]]) -> InputError:
+    """Return what the service says about ``changes[0].amount`` as said about the option that it came from."""
+    found = re.fullmatch(r"changes\[([0-9]+)\]\.?(.*)", error.field)
+    if found is None or int(found[1]) >= len(typed):
+        return error
+    option, text = typed[int(found[1])]
+    part = f" ({PARTS[found[2]]})" if option in ("--open", "--close") and found[2] in PARTS else ""
+    return InputError(f"{option} {text}{part}", error.problem, error.remedy)
 
 
 def asset_of(settings: Settings, text: str, field: str) -> AssetRow:
@@ -101,12 +133,13 @@ def asset_of(settings: Settings, text: str, field: str) -> AssetRow:
     raise UnknownError(field, text, "SYMBOL@CHAIN or a CAIP-19 id; `crossmargin assets` lists them")
 
 
-def _amount(settings: Settings, field: str, text: str) -> dict[str, str]:
+def _amount(action: str, settings: Settings, text: str) -> dict[str, Any]:
     amount, colon, name = text.partition(":")
+    field = f"--{action}"
     if not colon:
         raise InputError(field, f"{text!r} must be {_ASSET}")
     asset = asset_of(settings, name, field)
-    return {"asset": asset.id, "amount": str(parse_units(amount, asset.decimals, field))}
+    return {"action": action, "asset": asset.id, "amount": str(parse_units(amount, asset.decimals, field))}
 
 
 def _transfer(settings: Settings, text: str) -> dict[str, Any]:
@@ -127,8 +160,8 @@ def _transfer(settings: Settings, text: str) -> dict[str, Any]:
 
 def _open(settings: Settings, text: str) -> dict[str, Any]:
     side, size, kind, feed, unit, *rest = [*text.split("|"), "", "", "", "", "", ""]
-    name, strike, expiry = (*rest, "", "", "")[:3]
-    if not name:
+    name, strike, expiry, *more = (*rest, "", "", "", "")
+    if not name or any(more) or "/contract:" not in name:
         raise InputError(
             "--open",
             f"{text!r} must be {_OPEN}",
@@ -138,7 +171,7 @@ def _open(settings: Settings, text: str) -> dict[str, Any]:
     if strike:
         terms |= {"strike": str(parse_units(strike, USD_DECIMALS, "--open"))}
     if expiry:
-        terms |= {"expiry": _integer(expiry)}
+        terms |= {"expiry": _time(expiry)}
     return {
         "action": "open",
         "asset": name,
@@ -149,10 +182,16 @@ def _open(settings: Settings, text: str) -> dict[str, Any]:
     }
 
 
-def _integer(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 14):
-        raise InputError("--open", f"{text!r} is no time", "give Unix seconds")
-    return int(text)
+def _time(text: str) -> int:
+    """Return Unix seconds from a day, an ISO time or Unix seconds."""
+    if text.isascii() and text.isdigit() and len(text) < LONGEST_TIME:
+        return int(text)
+    try:
+        found = datetime.fromisoformat(text)
+        return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError):
+        remedy = "give a day like 2026-12-31, an ISO time in UTC, or Unix seconds"
+        raise InputError("--open", f"EXPIRY {text[:40]!r} is no time", remedy) from None
 
 
 def _close(text: str) -> dict[str, Any]:
@@ -166,14 +205,15 @@ def _close(text: str) -> dict[str, Any]:
 
 def _print(document: Mapping[str, Any]) -> None:
     was, now = document["before"], document["after"]
+    out.print(Text(f"{document['label'] or document['account'][:10]}: {', '.join(document['changes'])}"))
     word, style = ("accepted", "bold green") if document["accepted"] else ("refused", "bold red")
     out.print(Text.assemble((word, style), f": {document['reason']}"))
-    shown = table(f"epoch {document['epoch']}", "", ">before", ">after")
+    shown = table(f"epoch {document['epoch']}; USD", "", ">before", ">after")
     shown.add_row("status", styled(was["status"]), styled(now["status"]))
     lines: Sequence[tuple[str, Any, Any]] = (
-        ("equity, USD", was["equity"], now["equity"]),
-        ("free collateral", was["free_collateral"], now["free_collateral"]),
-        ("initial requirement", was["requirement"], now["requirement"]),
+        ("equity", was["equity"], now["equity"]),
+        ("free collateral, IM", was["free_collateral"], now["free_collateral"]),
+        ("owed and required, IM", was["requirement"], now["requirement"]),
         ("maintenance excess, low", was["maintenance_excess"]["low"], now["maintenance_excess"]["low"]),
         ("maintenance excess, high", was["maintenance_excess"]["high"], now["maintenance_excess"]["high"]),
         ("budget", was["budget"], now["budget"]),
@@ -184,5 +224,5 @@ def _print(document: Mapping[str, Any]) -> None:
         "health, low", *("∞" if s["health"]["low"] is None else f"{s['health']['low']:.4f}" for s in (was, now))
     )
     out.print(shown)
-    for note in document["notes"]:
+    for note in (*document["notes"], BUDGET):
         out.print(Text(note, style="dim"))

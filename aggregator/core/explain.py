@@ -17,7 +17,7 @@ from aggregator.core.pipeline import LIMIT, leaves_at
 from aggregator.core.portfolio import portfolio_of, relief
 from aggregator.core.tables import World, horizon_nodes
 from aggregator.domain.book import ASSET, DEBT, Contracts
-from aggregator.domain.contracts import LAYERS
+from aggregator.domain.contracts import LAYERS, PUT
 from aggregator.domain.policy import AssetPolicyRow
 from aggregator.domain.price import PriceBand
 from aggregator.domain.report import (
@@ -38,6 +38,7 @@ from aggregator.domain.report import (
     Interval,
     MarginReport,
     Requirements,
+    Settled,
     Settlement,
     Step,
 )
@@ -45,15 +46,17 @@ from aggregator.domain.snapshot import ChainView, Position
 from aggregator.domain.units import USD, Floats, usd_down, usd_up
 
 WALK = (
-    *("oracle", "market", "depeg", "wrapper", "bridge", "latency", "liquidity", "policy", "exit", "unread", "recourse"),
+    *("price bounds", "EMA guard", "market", "depeg", "wrapper", "bridge", "latency", "liquidity", "policy", "exit"),
+    *("unread", "recourse"),
     *LAYERS,
     "rounding",
 )
-"""Layers of the walk from equity to free collateral. First what holdings and debts may lose: ``oracle`` is the price's
-bound beyond p̂; ``market`` to ``latency`` are what prices may do until the position is closed (``report.Explained``),
-with ``latency`` also what counts nothing as its view is stale; ``policy`` are listing haircuts and weights; ``exit`` is
-what may leave; ``unread`` counts nothing as a debt is unknown or a number out of range; ``recourse`` is what debts of
-netting sets cost less than at p̂. Then what the margin model requires."""
+"""Layers of the walk from equity to free collateral. First what holdings and debts may lose: ``price bounds`` are what
+lies between p̂ and the bounds of the sources, ``EMA guard`` what initial margin goes beyond them; ``market`` to
+``latency`` are what prices may do until the position is closed (``report.Explained``), with ``latency`` also what
+counts nothing as its view is stale; ``policy`` are listing haircuts and weights; ``exit`` is what may leave; ``unread``
+counts nothing as a debt is unknown or a number out of range; ``recourse`` is what debts of netting sets cost less than
+at p̂. Then what the margin model requires."""
 _CAUSES = ("market", "depeg", "wrapper", "bridge", "latency")
 _GREEKS = ("delta", "gamma", "vega", "theta", "rho")
 _NO_PRICE = PriceBand("", 0.0, 0.0, 0.0, 0.0, 0.0, False, False, 0, 0)
@@ -62,8 +65,10 @@ _NO_PRICE = PriceBand("", 0.0, 0.0, 0.0, 0.0, 0.0, False, False, 0, 0)
 def explain(report: MarginReport, index: int, world: World) -> AccountMargin:
     """Unfold one account: every position's part at the account's home destination, and the leaf of every destination.
 
-    The counted numbers of the components add up to the leaf's, but for rounding: never to more assets or fewer debts,
-    except that a debt which could not be read has no component, and adds 1e-8 USD to the leaf's requirement.
+    The counted numbers of the components add up to the leaf's, but for rounding: never to more assets or fewer debts.
+    Two things are no component's: a debt which could not be read adds 1e-8 USD to the leaf's requirement; and where
+    collateral hedges, its part of the margin model's requirement is that of ``greeks``, by underlying
+    (:class:`Exposure`), since it is the units in the grid, and not one holding or another, that the model sees.
 
     Args:
         index: of the account in ``report.accounts``.
@@ -188,6 +193,7 @@ class _Explainer:
         self._place: dict[int, int] = {}  # local row -> place among the account's contracts
         if self.side is not None and book.contracts is not None:
             self._place = {int(row): n for n, row in enumerate(book.contracts.row)}
+        self._may_hedge = np.zeros(len(book.account), dtype=np.bool_)
         self._relief = [self._reliefs(level) for level in (INITIAL, MAINTENANCE)]  # per row: by how much it counts more
         self._value: list[Floats] = []  # per level: what each row counts, before its share
         self._share: list[Floats] = []
@@ -239,10 +245,14 @@ class _Explainer:
             return none
         view, policy, feed = (axis[book.kind] for axis in (book.kinds.view, book.kinds.policy, book.kinds.feed))
         share, reach = np.zeros(len(book.feeds) + 1), np.zeros(len(book.feeds) + 1)
-        share[book.contracts.feed] = side.derived.share[self._bound, side.c]
-        reach[book.contracts.feed] = side.derived.market.range
-        may = (book.kinds.side[book.kind] == ASSET) & (book.netting < 0) & self._counts & ~tables.stale[view]
-        part: Floats = np.where(may, share[feed], 0.0) * relief(tables, policy, view, self._bound, level, reach[feed])
+        share[book.contracts.feed] = side.derived.share[self._bound, level, side.c]
+        reach[book.contracts.feed] = side.derived.reach[level, side.c]
+        hedging = np.isin(feed, book.contracts.feed)
+        hedging &= (book.kinds.side[book.kind] == ASSET) & (book.netting < 0) & self._counts & ~tables.stale[view]
+        self._may_hedge = hedging
+        part: Floats = np.where(hedging, share[feed], 0.0) * relief(
+            tables, policy, view, self._bound, level, reach[feed]
+        )
         return part
 
     def components(self) -> tuple[Component, ...]:
@@ -318,6 +328,7 @@ class _Explainer:
             gain=(gain[0], gain[1]),
             loss=(loss[0], loss[1]),
             requirement=(needed[0], needed[1]),
+            **self._adverse(n, band.mid),
         )
         weights = tables.liability_weight[p]
         cut = [
@@ -350,18 +361,43 @@ class _Explainer:
             contract=made,
         )
 
+    def _adverse(self, n: int, unit: float) -> dict[str, Any]:
+        """Return ``price``, ``bound`` and ``worst`` of a contract's part: at which price of its underlying it counts.
+
+        Args:
+            unit: p̂ of what it settles in, USD.
+        """
+        side, of = self.side, self._book.contracts
+        assert side is not None
+        assert of is not None
+        values = side.values[LOW, :, n].tolist()
+        worst = (_money(values[INITIAL] * unit, up=False), _money(values[MAINTENANCE] * unit, up=False))
+        if not side.derived.priced[side.rows][n]:
+            return {"worst": worst}
+        instrument = int(of.instrument[n])
+        underlying = int(of.instruments.underlying[instrument])
+        falls = (float(of.size[n]) > 0) == (
+            int(of.instruments.kind[instrument]) != PUT
+        )  # whether it loses as price falls
+        f, spot = int(of.feed[underlying]), float(side.derived.market.spot[underlying])
+        column = (self._asset_price if falls else self._debt_price)[:, f].tolist()
+        price = [min(p, spot) if falls else max(p, spot) for p in column]
+        plain = "lower" if falls else "upper"
+        guarded = price[INITIAL] != price[MAINTENANCE]
+        return {"price": tuple(price), "bound": ("EMA" if guarded else plain, plain), "worst": worst}
+
     def _contract_reason(self, n: int, position: Position) -> str:
         side = self.side
         assert side is not None
         terms, now = position.contract, side.derived.market.now
         if not side.derived.priced[side.rows][n]:
             return f"may owe any amount: the price of {terms.underlying} is unknown, so the account can open no risk"
-        words = f"part of what {position.venue} settles in one amount, at its worse price"
+        words = "nets with the account's other contracts of its venue"
         if terms.kind in ("call", "put") and terms.expiry <= now:
             words = "expired and not settled by its venue: at what it would pay now"
             if position.side == "asset":
                 words += ", which counts 0 for the account"
-        return words + f"; the {side.derived.model[side.c]} model requires its part of the whole account"
+        return words
 
     def settlement(self, q: int) -> Settlement:
         """Return what the account's contracts of one settlement come to."""
@@ -398,6 +434,28 @@ class _Explainer:
             loss_initial=_money(float(side.losses[INITIAL, q]), up=True),
             loss_maintenance=_money(float(side.losses[MAINTENANCE, q]), up=True),
             reason=reason,
+            initial=self._settled(q, INITIAL),
+            maintenance=self._settled(q, MAINTENANCE),
+        )
+
+    def _settled(self, q: int, level: int) -> Settled:
+        """Return the factors by which a settlement's net amount counts."""
+        side, of, tables = self.side, self._book.contracts, self._report.tables
+        assert side is not None
+        assert of is not None
+        amount = float(side.nets[LOW, level, q])
+        kind = int((of.gain_kind if amount >= 0 else of.loss_kind)[q])
+        v, f, p = (int(axis[kind]) for axis in (self._book.kinds.view, self._book.kinds.feed, self._book.kinds.policy))
+        if amount < 0:
+            rise, weight = tables.debt_rise[p, v, self._bound, level], tables.liability_weight[p, level]
+            return Settled(amount, float(self._debt_price[level, f]), float(rise), 0.0, float(weight))
+        return Settled(
+            amount,
+            float(self._asset_price[level, f]),
+            float(tables.asset_loss[p, v, self._bound, level]),
+            float(tables.policy_haircut[p, level]),
+            self._world.policy.scenario.gain_weight_initial if level == INITIAL else 1.0,
+            float(side.gains[level, q] > 0 and not self._isolated),
         )
 
     def walk(self, equity: int, ends: tuple[int, int]) -> tuple[Step, ...]:
@@ -432,7 +490,7 @@ class _Explainer:
         if book.kinds.side[kind] != ASSET:
             share, price = float(self._share[level][row]), float(self._debt_price[level, f])
             rise, weight = float(tables.debt_rise[p, v, self._bound, level]), float(tables.liability_weight[p, level])
-            _walk_debt(layers, amount * share, mid, price, rise, weight)
+            _walk_debt(layers, amount * share, (mid, float(self._debt_price[MAINTENANCE, f]), price), rise, weight)
             layers["recourse"] += amount * mid * (float(self._share_mid[row]) - share)
             return
         price = float(self._asset_price[level, f])
@@ -443,7 +501,7 @@ class _Explainer:
         elif tables.stale[v]:
             layers["latency"] -= amount * mid
         else:
-            layers["oracle"] -= amount * (mid - price)
+            _walk_price(layers, amount, mid, float(self._asset_price[MAINTENANCE, f]), price)
             layers["exit"] -= (amount - free) * price
             lost = free * price - float(self._value[level][row])
             for name, share in self._shares(row, level).items():
@@ -464,13 +522,17 @@ class _Explainer:
             )
             mid, stale = self._report.prices[f].mid, bool(tables.stale[v])
             net, middle = float(side.nets[LOW, level, q]), float(side.nets[MID, MAINTENANCE, q])
-            layers["latency" if stale else "oracle"] += (net - middle) * mid
+            if stale or not side.derived.gate[side.settlements][q]:
+                layers["latency" if stale else "exit"] += (net - middle) * mid
+            else:
+                _walk_price(layers, mid, middle, float(side.nets[LOW, MAINTENANCE, q]), net)
             if net < 0:
                 rise, weight = (
                     float(tables.debt_rise[p, v, self._bound, level]),
                     float(tables.liability_weight[p, level]),
                 )
-                _walk_debt(layers, -net, mid, float(self._debt_price[level, f]), rise, weight)
+                prices = mid, float(self._debt_price[MAINTENANCE, f]), float(self._debt_price[level, f])
+                _walk_debt(layers, -net, prices, rise, weight)
                 continue
             counted, price = float(side.gains[level, q]), float(self._asset_price[level, f])
             if not side.derived.gate[side.settlements][q]:
@@ -483,7 +545,7 @@ class _Explainer:
                     "market": float(tables.asset_loss[p, v, self._bound, level]),
                     "policy": 1 - weight * (1 - float(tables.policy_haircut[p, level])),
                 }
-                layers["oracle"] -= net * (mid - price)
+                _walk_price(layers, net, mid, float(self._asset_price[MAINTENANCE, f]), price)
                 for name, share in self._split(parts, p, v, level).items():
                     layers[name] -= (net * price - counted) * share
 
@@ -567,11 +629,32 @@ class _Explainer:
             "; what is under a withdrawal request counts 0, as it may leave at any time" if position.pending else ""
         )
         if self._book.monitored[0]:
+            pending += self._hedging(row)
             return (
                 "counts for information: the account is monitored, so the exit gate is off and it has no budget"
                 + pending
             )
+        pending += self._hedging(row)
         return f"counts: a hold lands before its owner can remove it ({position.removal_delay} s){pending}"
+
+    def _hedging(self, row: int) -> str:
+        """Say how much of a holding stands in the grid against the account's contracts, if any does."""
+        side, of = self.side, self._book.contracts
+        feed = int(self._book.kinds.feed[self._book.kind[row]])
+        if side is None or of is None or not any(side.hedged) or not self._may_hedge[row]:
+            return ""
+        u = int(np.flatnonzero(of.feed == feed)[0])
+        free = float(self._book.free[row])
+        parts = [
+            free * float(side.derived.share[self._bound, level, side.c, u]) * h for level, h in enumerate(side.hedged)
+        ]
+        if not any(parts):
+            return ""
+        names = [f"{part:,.4g}" for part in parts]
+        much = names[INITIAL] if names[INITIAL] == names[MAINTENANCE] else "IM {}, MM {}".format(*names)
+        underlying = of.instruments.underlying[of.instrument]
+        delta = f"{float(side.greeks.delta[underlying == u].sum()):,.4g}".replace("-", "−")
+        return f"; {much} of {free:,.4g} stand against the contracts' delta {delta} and keep only their own jumps"
 
     def _carried(self, v: int) -> str:
         """Say how much older than the newest block of its chain the view is that a row is carried from, if it is."""
@@ -592,9 +675,22 @@ class _Explainer:
         return f"limited recourse: less than what the collateral of {position.venue} counts"
 
 
-def _walk_debt(layers: dict[str, float], amount: float, mid: float, price: float, rise: float, weight: float) -> None:
-    """Add what an amount owed costs beyond p̂: ``amount·price·(1+rise)·weight``."""
-    layers["oracle"] -= amount * (price - mid)
+def _walk_price(layers: dict[str, float], amount: float, mid: float, bound: float, price: float) -> None:
+    """Add what an amount is worth less at ``price`` than at p̂, parted at the bound that maintenance margin uses."""
+    layers["price bounds"] -= amount * (mid - bound)
+    layers["EMA guard"] -= amount * (bound - price)
+
+
+def _walk_debt(
+    layers: dict[str, float], amount: float, prices: tuple[float, float, float], rise: float, weight: float
+) -> None:
+    """Add what an amount owed costs beyond p̂: ``amount·price·(1+rise)·weight``.
+
+    Args:
+        prices: p̂, the bound that maintenance margin uses, and the price that counts, USD.
+    """
+    mid, bound, price = prices
+    _walk_price(layers, -amount, mid, bound, price)
     layers["market"] -= amount * price * rise
     layers["policy"] -= amount * price * (1 + rise) * (weight - 1)
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import get_args
 
+import numpy as np
+
 from aggregator.core.margin import cross, isolated, pmrm1, pmrm2, scenario, span, standard, tiered, unhedged, var
-from aggregator.domain.contracts import Instruments, Market, Portfolios, Requirement
+from aggregator.domain.contracts import CALL, PUT, Bools, Instruments, Ints, Market, Portfolios, Requirement
 from aggregator.domain.policy import ModelName, PolicyRow
+from aggregator.domain.report import INITIAL, MAINTENANCE
 
 Model = Callable[[Portfolios, Market, PolicyRow], Requirement]
-Prepared = Callable[[Portfolios], Requirement]
+Prepared = Callable[[Portfolios, Bools | None], Requirement]
+"""Of portfolios, and of which of their rows may be gone, shape (N,), if any: see :func:`prepare`."""
 MODELS: Mapping[ModelName, Model] = {
     "health": unhedged.requirement,
     "isolated": isolated.requirement,
@@ -51,6 +56,10 @@ def prepare(name: str, instruments: Instruments, market: Market, policy: PolicyR
 
     What does not depend on who holds what is computed here, once, where the model has such a thing.
 
+    Rows that may be gone: R of ``scenario`` is no less than without any of them (:mod:`.margin.scenario`). The others
+    are asked four times, with all of them, with none, without those that gain as a price rises (long perps and calls),
+    and without those that gain as it falls, and the greatest answer counts. Short options stay, whatever is said.
+
     Raises:
         UnknownModelError: there is no model of this name.
         ValueError: an argument is out of its range; the message names it.
@@ -58,7 +67,45 @@ def prepare(name: str, instruments: Instruments, market: Market, policy: PolicyR
     model = find_model(name)
     if model is scenario.requirement:
         return partial(scenario.requirement_on, scenario.prepare(instruments, market, policy))
-    return lambda portfolios: model(portfolios, market, policy)
+    return partial(_worst_of, lambda portfolios: model(portfolios, market, policy))
+
+
+def _worst_of(model: Callable[[Portfolios], Requirement], portfolios: Portfolios, loose: Bools | None) -> Requirement:
+    found = model(portfolios)
+    if loose is None:
+        return found
+    kind = portfolios.instruments.kind[portfolios.instrument]
+    loose = loose & (((kind != CALL) & (kind != PUT)) | (portfolios.size > 0))
+    rising = (portfolios.size > 0) & (kind != PUT)
+    for gone in (loose, loose & rising, loose & ~rising):
+        if gone.any():
+            less = replace(portfolios, size=np.where(gone, 0.0, portfolios.size))
+            found = greater(found, model(less), portfolios.account)
+    return found
+
+
+def greater(one: Requirement, other: Requirement, account: Ints) -> Requirement:
+    """Return the greater requirement of each account and level, with what it consists of.
+
+    Args:
+        account: of every row, shape (N,).
+    """
+    return either(one, other, np.stack([other.initial > one.initial, other.maintenance > one.maintenance]), account)
+
+
+def either(one: Requirement, other: Requirement, which: Bools, account: Ints) -> Requirement:
+    """Return ``other`` where ``which`` says so, shape (level, A), else ``one``; names of what binds are of initial."""
+    accounts = len(one.initial)
+    wide = (one.rows.shape[1] - len(account)) // max(1, accounts)
+    owner = np.concatenate([account, np.repeat(np.arange(accounts), wide)])
+    names = zip(one.binding, other.binding, which[INITIAL].tolist(), strict=True)
+    return Requirement(
+        np.where(which[INITIAL], other.initial, one.initial),
+        np.where(which[MAINTENANCE], other.maintenance, one.maintenance),
+        np.where(which[:, None], other.layers, one.layers),
+        np.where(which[:, owner], other.rows, one.rows),
+        tuple(theirs if there else own for own, theirs, there in names),
+    )
 
 
 def requirement(name: str, portfolios: Portfolios, market: Market, policy: PolicyRow) -> Requirement:
@@ -68,4 +115,4 @@ def requirement(name: str, portfolios: Portfolios, market: Market, policy: Polic
         UnknownModelError: there is no model of this name.
         ValueError: an argument is out of its range; the message names it.
     """
-    return prepare(name, portfolios.instruments, market, policy)(portfolios)
+    return prepare(name, portfolios.instruments, market, policy)(portfolios, None)

@@ -8,10 +8,9 @@ one account at one place of a venue, the net worth ``n`` is taken in what it set
 
 with w = gain_weight_initial of the policy at initial margin, and 1 at maintenance.
 
-A contract that settles in a coin which is itself an underlying of the policy pays its worth in USD at p̂; one that
-settles in what the policy calls a dollar (``dollars``) pays one for one, and blinds the account if that is far from a
-dollar. The book takes no others. At ``low`` no contract of a stale view gains, nor a long option that has expired and
-is not settled; both may be gone.
+An inverse perp settles in its underlying, and pays its worth in USD at p̂; all else settles in what the policy calls a
+dollar (``dollars``), pays one for one, and blinds the account if that is far from a dollar. The book takes no others.
+At ``low`` no contract of a stale view gains, nor a long option that has expired and is not settled; both may be gone.
 
 The requirement R of the account's margin model enters W-, with the market at p̂ at every end. At ``low`` it is the
 greater one of R and of R without what may be gone there: perps and long options of stale views. At ``high`` the grid
@@ -41,7 +40,7 @@ from aggregator.core import valuation
 from aggregator.core.contracts import contract_values, is_option
 from aggregator.core.greeks import row_greeks
 from aggregator.core.haircut import liquidity_divisor
-from aggregator.core.models import PEGGED, Prepared, prepare
+from aggregator.core.models import PEGGED, Prepared, either, greater, prepare
 from aggregator.core.tables import exit_gate
 from aggregator.domain.book import ASSET, Book, Bools, Contracts, Ints
 from aggregator.domain.contracts import LAYERS, Instruments, Market, Portfolios, Requirement
@@ -51,6 +50,9 @@ from aggregator.domain.report import HIGH, INITIAL, LOW, MAINTENANCE, MID, Deriv
 from aggregator.domain.snapshot import ChainView
 from aggregator.domain.units import Floats
 
+FOREVER = np.iinfo(np.int64).max
+MOST_STAGES = 6
+"""Of what remains of an account as its options expire, one after the other."""
 LARGEST_RANGE = 0.95
 """Of R_u: an asset that counts nothing must not move a price to 0."""
 FARTHEST = 2.0
@@ -143,8 +145,8 @@ class _Required:
 
 
 class _Hedges(NamedTuple):
-    share: Floats  # (B, C, U)
-    spot: Floats  # (C, U)
+    share: Floats  # (B, level, C, U) at ``low``
+    spot: Floats  # (2, C, U) at ``low``, and at ``mid`` and ``high``
     extra: Floats  # (B, end, level, C)
 
 
@@ -197,40 +199,42 @@ class _Work:
             spot=np.zeros((len(self._accounts), len(contracts.underlyings))),
             instruments=contracts.instruments,
         )
-        options = is_option(contracts.instruments)
-        self._long_option = options[contracts.instrument] & (contracts.size > 0)
-        self._short_option = options[contracts.instrument] & (contracts.size < 0)
-        self._expired = self._long_option & (contracts.instruments.expiry[contracts.instrument] <= now)
+        self._gate = exit_gate(
+            book, views, tables.hold, contracts.settlement_account, contracts.gain_kind, contracts.seizable,
+            contracts.delay,
+        )  # fmt: skip
+        option = is_option(contracts.instruments)[contracts.instrument]
+        expiry = np.where(option, contracts.instruments.expiry[contracts.instrument], FOREVER)
+        short = option & (contracts.size < 0)
+        self._expired = (expiry <= now) & ~short
+        self._leaves = self._stale | self._expired | ~self._gate[contracts.settlement]
+        self._loose = self._leaves & ~short & (self._portfolios.size != 0)
+        self._stage = self._stages(expiry, short)
 
     def derivatives(self) -> Derivatives:
         of, count = self._of, len(self._accounts)
         owner = np.searchsorted(self._accounts, of.settlement_account)
         values = self._values()
         nets = sum_by(of.settlement, values, len(of.settlement_account))
-        gate = exit_gate(
-            self._book, self._views, self._tables.hold, of.settlement_account, of.gain_kind, of.seizable, of.delay
-        )
         weight = np.array([self._policy.scenario.gain_weight_initial, 1.0])[None, :, None]
         gains = np.stack([np.maximum(nets, 0.0) * rates[:, :, of.gain_kind] * weight for rates in self._rates])
         losses = np.stack([np.maximum(-nets, 0.0) * rates[:, :, of.loss_kind] for rates in self._rates])
-        gains = np.where(gate, gains, 0.0)
+        gains = np.where(self._gate, gains, 0.0)
         unpriced = np.zeros(count, dtype=np.bool_)
         unpriced[self._local[~self._priced]] = True
         unpriced[owner[self._dollar & ~((self._unit >= 1 / FARTHEST) & (self._unit <= FARTHEST))]] = True
         muted = unpriced | valuation.mute(self._book, self._known)[1][self._accounts]
         gains[:, LOW][..., muted[owner]] = 0.0
         worth = nets[MID, MAINTENANCE] * self._unit
-        plain = self._required(self._portfolios, np.ones(count, dtype=np.bool_))
-        hedges, hedged = self._hedges(~muted), plain
-        if hedges is not None:
-            helped: Bools = hedges.spot.any(axis=1)  # type: ignore[assignment]
-            hedged = plain.updated(
-                self._required(replace(self._portfolios, spot=hedges.spot), helped), helped, self._local
-            )
+        bounds, wide = len(self._rates), (count, len(of.underlyings))
+        plain = self._required(np.zeros((2, *wide)), np.ones(count, dtype=np.bool_))
+        reach = self._reach()
+        hedges, hedged = self._hedges(~muted, reach), plain
         if hedges is None:
-            wide = (count, len(of.underlyings))
-            none = np.zeros((len(self._rates), 3, 2, count))
-            hedges = _Hedges(np.zeros((len(self._rates), *wide)), np.zeros(wide), none)
+            hedges = _Hedges(np.zeros((bounds, 2, *wide)), np.zeros((2, *wide)), np.zeros((bounds, 3, 2, count)))
+        else:
+            helped: Bools = hedges.spot.any(axis=(0, 2))  # type: ignore[assignment]
+            hedged = plain.updated(self._required(hedges.spot, helped), helped, self._local)
         barred = muted.copy()
         barred[self._local[~self._opens[of.feed][self._underlying]]] = True
         barred[owner[~self._opens[self._unit_feed]]] = True
@@ -243,11 +247,12 @@ class _Work:
             values=values,
             gains=gains,
             losses=losses,
-            gate=gate,
+            gate=self._gate,
             worth=valuation.sum_by(owner, worth, count),
             extra=hedges.extra,
             share=hedges.share,
-            spot=hedges.spot,
+            spot=hedges.spot[0],
+            reach=reach,
             hedged=hedges.extra - hedged.total > -plain.total,
             requirement=np.stack([plain.total, hedged.total]),
             layers=np.stack([plain.layers, hedged.layers]),
@@ -290,8 +295,7 @@ class _Work:
             high = np.where(self._fine, np.maximum(high, spot), spot)
             values[:, level] = contract_values(self._portfolios, self._market, low, high)
         values[HIGH, INITIAL] = values[HIGH, MAINTENANCE]  # what speaks for an account is not guarded by an EMA
-        gone = self._stale | self._expired
-        values[LOW][:, gone] = np.minimum(values[LOW][:, gone], 0.0)
+        values[LOW][:, self._leaves] = np.minimum(values[LOW][:, self._leaves], 0.0)
         settled: Floats = values / self._rate[self._of.settlement]
         return settled
 
@@ -310,39 +314,80 @@ class _Work:
         )
         return stable
 
-    def _required(self, portfolios: Portfolios, who: Bools) -> _Required:
-        """Return R of some accounts, which at ``low`` is no less than R without what may be gone; 0 of the others.
+    def _stages(self, expiry: Ints, short: Bools) -> Ints:
+        """Return after which of its account's expiries an option is over before the rest is liquidated, shape (N,).
+
+        Options that expire before then are no hedge of what remains: 1 is the account's first such expiry, 2 the next
+        one, and so on; 0 what stays. From :data:`MOST_STAGES` on, longs are over with that one and shorts stay.
 
         Args:
+            expiry: Unix seconds, and :data:`FOREVER` of perps. short: whether a row is a short option.
+        """
+        now, stage = self._market.now, np.zeros(len(expiry), dtype=np.int64)
+        soon = np.flatnonzero((now < expiry) & (expiry <= self._until()[self._local]))
+        if len(soon):
+            keys, place = np.unique(np.stack([self._local[soon], expiry[soon]]), axis=1, return_inverse=True)
+            rank = np.arange(keys.shape[1]) - np.searchsorted(keys[0], keys[0]) + 1
+            stage[soon] = rank[place.ravel()]
+            stage[short & (stage >= MOST_STAGES)] = 0
+            np.minimum(stage, MOST_STAGES, out=stage)
+        return stage
+
+    def _until(self) -> Floats:
+        """Return when what remains of each account's contracts is liquidated at the latest, Unix seconds, shape (C,).
+
+        That is the end of the horizon of its settlements: the attested number is usable until its expiry and the clock
+        bound, and then a Hold and the liquidation take their time.
+        """
+        of, tables, book = self._of, self._tables, self._book
+        seen = np.zeros(len(self._views) + 1)
+        for v, view in enumerate(self._views):
+            if view is not None and view.block is not None:
+                seen[v] = view.block.time + tables.hold[book.chain_of[v]]
+        view_of, policy = book.kinds.view[of.gain_kind], book.kinds.policy[of.gain_kind]
+        until = np.full(len(self._accounts), float(self._market.now))
+        owner = np.searchsorted(self._accounts, of.settlement_account)
+        np.maximum.at(until, owner, seen[view_of] + tables.known[policy, view_of].max(axis=-1))
+        return until
+
+    def _required(self, spot: Floats, who: Bools) -> _Required:
+        """Return R of some accounts with collateral in the grid, 0 of the others.
+
+        At ``low`` what is loose counts as such. At ``high`` R is the least one with the policy's own range, and without
+        the long options that have expired: neither a view's age nor an expiry must make anybody liquidatable.
+
+        Args:
+            spot: at ``low``, and at ``mid`` and ``high``, shape (2, C, U).
             who: which accounts, shape (C,).
         """
-        count, wide, n = *portfolios.spot.shape, len(self._of.row)
-        sure = replace(portfolios, size=np.where(self._expired, 0.0, portfolios.size))
-        found = self._require(sure, who)
+        (count, wide), n = spot.shape[1:], len(self._of.row)
+        everything = replace(self._portfolios, spot=spot[1])
+        found = self._require(everything, who)
         total = np.broadcast_to(np.stack([found.initial, found.maintenance]), (3, 2, count)).copy()
-        layers, binding = found.layers, list(found.binding)
-        rows, spot = found.rows[:, :n], found.rows[:, n:].reshape(2, count, wide)
-        gone = self._stale & ~self._short_option & (sure.size != 0)
-        touched = self._holders(gone) & who
+        low, sure = found, replace(everything, spot=spot[0])
+        touched = self._holders(self._loose) & who
         if touched.any():
-            rest = self._require(replace(sure, size=np.where(gone, 0.0, sure.size)), touched)
-            for level, other in enumerate((rest.initial, rest.maintenance)):
-                worse = other > total[LOW, level]
-                total[LOW, level, worse] = other[worse]
-                layers[level][:, worse] = rest.layers[level][:, worse]
-                mine = worse[self._local]
-                rows[level, mine] = rest.rows[level, :n][mine]
-                spot[level, worse] = rest.rows[level, n:].reshape(count, wide)[worse]
-                if level == MAINTENANCE:
-                    binding = [b if w else a for a, b, w in zip(binding, rest.binding, worse, strict=True)]
-        # How old a view is must not make anybody liquidatable.
-        wider = self._market.range > self._stated
-        touched = self._holders(wider[self._underlying]) & who
-        if touched.any():
-            least = self._require(sure, touched, stated=True)
-            lower = np.minimum(total[HIGH], np.stack([least.initial, least.maintenance]))
-            total[HIGH] = np.where(touched, lower, total[HIGH])
-        return _Required(total, layers, rows, spot, tuple(binding))
+            other = self._require(sure, touched, loose=self._loose)
+            low = either(low, other, np.stack([touched, touched]), self._local)
+        for stage in range(1, int(self._stage.max(initial=0)) + 1):
+            some = self._holders(self._stage == stage) & who
+            if some.any():
+                later = (self._stage == 0) | (self._stage > stage)
+                rest = replace(sure, size=np.where(later, sure.size, 0.0))
+                low = greater(low, self._require(rest, some, loose=self._loose), self._local)
+        total[LOW] = low.initial, low.maintenance
+        wider = self._holders((self._market.range > self._stated)[self._underlying]) & who
+        live = replace(everything, size=np.where(self._expired, 0.0, everything.size))
+        for portfolios, some, stated in (
+            (everything, wider, True),
+            (live, self._holders(self._expired) & who, False),
+            (live, self._holders(self._expired) & wider, True),
+        ):
+            if some.any():
+                least = self._require(portfolios, some, stated=stated)
+                lower = np.minimum(total[HIGH], np.stack([least.initial, least.maintenance]))
+                total[HIGH] = np.where(some, lower, total[HIGH])
+        return _Required(total, low.layers, low.rows[:, :n], low.rows[:, n:].reshape(2, count, wide), low.binding)
 
     def _holders(self, rows: Bools) -> Bools:
         """Return the accounts that have one of the rows, shape (C,)."""
@@ -350,13 +395,16 @@ class _Work:
         holders[self._local[rows]] = True
         return holders
 
-    def _require(self, portfolios: Portfolios, who: Bools, *, stated: bool = False) -> Requirement:
+    def _require(
+        self, portfolios: Portfolios, who: Bools, *, stated: bool = False, loose: Bools | None = None
+    ) -> Requirement:
         """Ask each account's own model, of the accounts in ``who``; nothing is required of the others.
 
         Models that care see the worst dollar token that the account's contracts settle in.
 
         Args:
             stated: with the policy's own range.
+            loose: which rows may be gone, shape (N,).
         """
         count, wide = portfolios.spot.shape
         own = self._policy.models.risk_bearing, self._policy.models.monitored
@@ -371,7 +419,9 @@ class _Work:
             mine = sort == key
             chosen, of = np.flatnonzero(mine), mine[portfolios.account]
             part = portfolios if len(chosen) == count else _choose(portfolios, chosen, of)
-            found = self._model(own[key % 2], float(prices[key // 2]), stated)(part)
+            found = self._model(own[key % 2], float(prices[key // 2]), stated)(
+                part, None if loose is None else loose[of]
+            )
             totals[:, chosen] = found.initial, found.maintenance
             layers[:, :, chosen] = found.layers
             rows[:, of] = found.rows[:, : len(part.account)]
@@ -394,18 +444,33 @@ class _Work:
             self._prepared[key] = prepare(name, self._of.instruments, market, self._policy)
         return self._prepared[key]
 
-    def _hedges(self, allowed: Bools) -> _Hedges | None:
+    def _reach(self) -> Floats:
+        """Return what each account's model requires of a unit of an underlying alone, as a part of p̂, (level, C, U)."""
+        wide = len(self._of.underlyings)
+        none = np.zeros(0, dtype=np.int64)
+        units = Portfolios(wide, none, none, *(np.zeros(0),) * 3, np.eye(wide), self._of.instruments)
+        own = self._policy.models.risk_bearing, self._policy.models.monitored
+        alone = {name: self._model(name, 1.0, False)(units, None) for name in dict.fromkeys(own)}
+        parts = np.stack([np.stack([alone[name].initial, alone[name].maintenance]) for name in own]) / self._market.spot
+        reach: Floats = np.moveaxis(parts[self._book.monitored[self._accounts].astype(int)], 0, 1)
+        return reach
+
+    def _hedges(self, allowed: Bools, reach: Floats) -> _Hedges | None:
         """Return which collateral stands in the grid where it hedges, and what more it counts then; None without any.
 
         Args:
             allowed: accounts whose collateral counts at ``low``, shape (C,).
+            reach: of :meth:`_reach`.
         """
         book, of, tables = self._book, self._of, self._tables
         count, wide = len(self._accounts), len(of.underlyings)
         delta = row_greeks(self._portfolios, self._market).delta
-        delta = np.where(self._expired, 0.0, delta)
-        short = valuation.sum_by(self._local * wide + self._underlying, delta, count * wide)
-        need = np.where(np.repeat(allowed, wide), np.maximum(-short, 0.0), 0.0)
+        cells = self._local * wide + self._underlying
+        short = [
+            valuation.sum_by(cells, -values, count * wide) for values in (np.where(self._loose, 0.0, delta), delta)
+        ]
+        # Against what surely stays at ``low``; at the others against all, and no less, as they are bounds of it.
+        need = np.where(np.repeat(allowed, wide), np.maximum(np.stack([short[0], np.maximum(*short)]), 0.0), 0.0)
         which = np.full(len(book.feeds) + 1, -1)
         which[of.feed] = np.arange(wide)
         who = np.full(len(book.accounts), -1)
@@ -413,48 +478,72 @@ class _Work:
         cell = who[book.group_account] * wide + which[book.group_feed]
         chosen = (who[book.group_account] >= 0) & (which[book.group_feed] >= 0)
         chosen &= (book.group_side == ASSET) & (book.group_netting < 0)
-        chosen &= np.where(chosen, need[np.where(chosen, cell, 0)] > 0, False)
+        chosen &= np.where(chosen, need[1][np.where(chosen, cell, 0)] > 0, False)
         if not chosen.any():
             return None
         pools = _Pools(book, tables, chosen, cell)
         hedging = pools.counts & ~tables.stale[pools.view]
-        reach = self._market.range[pools.cell[pools.group] % wide]
+        own = pools.cell[pools.group]
         ends = [(end, level) for end in (LOW, MID, HIGH) for level in (INITIAL, MAINTENANCE)]
-        everything = np.ones(len(pools.row))
-        plain = [
-            {place: pools.value(rates[place], place, everything) for place in ends} for rates in self._rates
-        ]  # USD by group
-        counted = np.stack([pools.by_cell(values[LOW, INITIAL], count * wide) for values in plain])
         price = np.tile(self._market.spot, count)
-        spot = np.minimum(need, counted.min(axis=0) / price)
-        share = np.divide(spot * price, counted, out=np.zeros_like(counted), where=counted > 0)
+        more = (
+            np.stack(
+                [
+                    [
+                        relief(tables, pools.policy, pools.view, b, level, reach[level].reshape(-1)[own])
+                        for level in (INITIAL, MAINTENANCE)
+                    ]
+                    for b in range(len(self._rates))
+                ]
+            )
+            * hedging
+        )  # (B, level, row)
+        relieved = np.stack(
+            [
+                [
+                    [
+                        pools.by_cell(
+                            pools.value(rates[end, level], (end, level), 1 + more[b, level], hedging), count * wide
+                        )
+                        for level in (INITIAL, MAINTENANCE)
+                    ]
+                    for end in (LOW, MID, HIGH)
+                ]
+                for b, rates in enumerate(self._rates)
+            ]
+        )  # (B, end, level, cell) USD, if all that may hedge does
+        spot = np.minimum(need, relieved[:, LOW, INITIAL].min(axis=0) / price)
+        share = np.zeros_like(relieved)
+        np.divide((spot * price)[[0, 1, 1], None], relieved, out=share, where=relieved > 0)
+        np.minimum(share, 1.0, out=share)
         extra = np.zeros((len(self._rates), 3, 2, count))
         account = np.arange(count * wide) // wide
+        everything = np.ones(len(pools.row))
         for b, rates in enumerate(self._rates):
-            part = np.where(hedging, share[b][pools.cell[pools.group]], 0.0)
             for end, level in ends:
-                times = 1 + part * relief(tables, pools.policy, pools.view, b, level, reach)
-                more = pools.value(rates[end, level], (end, level), times)
-                gain = pools.by_cell(more - plain[b][end, level], count * wide)
-                extra[b, end, level] = valuation.sum_by(account, np.maximum(gain, 0.0), count)
-        shape = len(self._rates), count, wide
-        return _Hedges(share.reshape(shape), spot.reshape(count, wide), extra)
+                times = 1 + share[b, end, level][own] * more[b, level]
+                gain = pools.value(rates[end, level], (end, level), times)
+                gain -= pools.value(rates[end, level], (end, level), everything)
+                extra[b, end, level] = valuation.sum_by(
+                    account, np.maximum(pools.by_cell(gain, count * wide), 0.0), count
+                )
+        return _Hedges(share[:, LOW].reshape(-1, 2, count, wide), spot.reshape(2, count, wide), extra)
 
 
 def relief(tables: RiskTables, policy: Ints, view: Ints, bound: int, level: int, reach: Floats) -> Floats:
     """Return by how much collateral that hedges counts more, relatively; 0 where nothing is kept.
 
-    ``min((1−hedged_loss)/(1−h_mkt), 1/(1−R_u), MOST_RELIEF) − 1``: it leaves its haircut but for its own jumps, and at
-    most as much of it as the grid takes back; what is carried from an older block may have more than R_u.
+    ``min((1−hedged_loss)/(1−h_mkt), 1/(1−reach), MOST_RELIEF) − 1``: it leaves its haircut but for its own jumps, and
+    at most as much of it as the model takes back of collateral that stands in the grid alone: a haircut beyond that
+    stays, and all of it with models that do not look at collateral.
 
     Args:
-        policy, view, reach: of each row; ``reach`` is R_u of what prices it.
+        policy, view, reach: of each row; ``reach`` is what the model requires of what prices it, as a part of p̂.
     """
     kept = 1 - tables.asset_loss[policy, view, bound, level]
     alone = 1 - tables.hedged_loss[policy, view, bound, level]
     ratio = np.divide(alone, kept, out=np.ones_like(kept), where=kept > 0)
-    with np.errstate(divide="ignore"):
-        most = np.minimum(1 / (1 - reach), MOST_RELIEF)
+    most = 1 / np.maximum(1 - reach, 1 / MOST_RELIEF)
     more: Floats = np.maximum(np.minimum(ratio, most), 1.0) - 1
     return more
 
@@ -474,11 +563,18 @@ class _Pools:
         self._coefficient = tables.liquidity[book.group_policy[chosen]]
         _, self._pool = np.unique(book.pool[chosen], return_inverse=True)
 
-    def value(self, rate: Floats, place: tuple[int, int], times: Floats) -> Floats:
-        """Return what each group counts, USD, if each row counts ``times`` as much before liquidity."""
+    def value(self, rate: Floats, place: tuple[int, int], times: Floats, rows: Bools | None = None) -> Floats:
+        """Return what each group counts, USD, if each row counts ``times`` as much before liquidity.
+
+        Args:
+            rows: of which rows; None: all.
+        """
         quantity = self._whole if place == (HIGH, MAINTENANCE) else self._free
-        total = valuation.sum_by(self.group, rate[self.kind] * quantity * times, len(self.cell))
+        counted = rate[self.kind] * quantity * times
+        total = valuation.sum_by(self.group, counted, len(self.cell))
         pools = valuation.sum_by(self._pool, total, int(self._pool.max()) + 1)
+        if rows is not None:
+            total = valuation.sum_by(self.group, np.where(rows, counted, 0.0), len(self.cell))
         worth: Floats = total / liquidity_divisor(np.sqrt(pools)[self._pool], self._coefficient)
         return worth
 

@@ -13,22 +13,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from aggregator.core.pipeline import value_report
 from aggregator.core.risk.stress import standings_at
 from aggregator.core.tables import Legs, World, exit_gate
-from aggregator.domain.book import CONSUMER_VENUE, build_book
+from aggregator.domain.book import CONSUMER_VENUE, LONGEST_EXPIRY, build_book
 from aggregator.domain.errors import InputError, UnknownError
-from aggregator.domain.price import Quote
-from aggregator.domain.report import MarginReport
+from aggregator.domain.price import PriceBand, Quote
+from aggregator.domain.report import INITIAL, LOW, MarginReport
 from aggregator.domain.rows import AssetRow
 from aggregator.domain.snapshot import CONTRACT_DECIMALS, Account, Contract, Position, Snapshot
 from aggregator.domain.stress import Change, Standing, WhatIf
-from aggregator.domain.units import USD
+from aggregator.domain.units import AMOUNT_LIMIT, SAFETY, USD, format_amount, format_usd, usd_up
 
 VAULT_VENUE = "vault"
 """Venue of collateral that can be seized."""
-AMOUNT_LIMIT = 2**127
-"""Amounts of a change are below it; valuation isolates accounts long before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +62,26 @@ def what_if(epoch: Epoch, account: str, changes: Sequence[Change]) -> WhatIf:
     for number, change in enumerate(changes):
         rows, told = apply_change(epoch, found, rows, change, f"changes[{number}]")
         notes += told
-    after = _standing(epoch, found, rows)
-    accepted, reason = judge(before, after, monitored=found.kind == "monitored")
+    valued = _valued(epoch, found, rows)
+    (after,) = standings_at(valued, slice(None))
+    required = _required(epoch.report, place), _required(valued, 0)
+    if required[0] * (1 + SAFETY) < required[1] < math.inf and all(change.action != "open" for change in changes):
+        was, now = (format_usd(usd_up(usd), 0) for usd in required)
+        notes.append(f"hedge lost: what the model requires for the contracts at IM, USD: {was} → {now}")
+    monitored = found.kind == "monitored"
+    accepted, reason = judge(before, after, monitored=monitored, doubt=_doubt(valued, found.id))
     return WhatIf(epoch.snapshot.epoch, epoch.snapshot.cut_time, before, after, accepted, reason, tuple(notes))
 
 
-def judge(before: Standing, after: Standing, *, monitored: bool) -> tuple[bool, str]:
-    """Return whether a change may be made, and why (not)."""
+def judge(before: Standing, after: Standing, *, monitored: bool, doubt: str = "") -> tuple[bool, str]:
+    """Return whether a change may be made, and why (not).
+
+    Args:
+        doubt: why nothing may be drawn on the account whatever it has, "" if nothing stands in the way.
+    """
     reduces = after.free_collateral >= before.free_collateral and after.requirement <= before.requirement
+    if doubt and not monitored and not reduces:
+        return False, f"the account may only reduce risk: {doubt}"
     if after.free_collateral < 0:
         if reduces:
             return True, "free collateral stays below 0, but neither it nor the requirement gets worse"
@@ -100,6 +112,32 @@ def _id(account: Account) -> str:
 
 
 def _standing(epoch: Epoch, account: Account, rows: Sequence[Position]) -> Standing:
+    """Return how the account would stand with these rows."""
+    return standings_at(_valued(epoch, account, rows), slice(None))[0]
+
+
+def _required(report: MarginReport, place: int) -> float:
+    """Return what the margin model requires for an account's contracts: IM, at ``low``, USD; 0 without contracts."""
+    of = report.derivatives
+    if of is None or not len(at := np.flatnonzero(of.accounts == place)):
+        return 0.0
+    bound = report.tables.bound[max(int(report.book.home[place]), 0)] if report.destinations else 0
+    hedged = int(of.hedged[bound, LOW, INITIAL, at[0]])
+    return float(of.requirement[hedged, LOW, INITIAL, at[0]])
+
+
+def _doubt(report: MarginReport, account: str) -> str:
+    """Return why nothing may be drawn on the one account of a report, "" if nothing of it is unknown."""
+    of, book = report.derivatives, report.book
+    if book.blind[0] or (of is not None and of.blind.any()):
+        told = [f.detail for f in book.findings if f.scope.partition(" ")[0] == account]
+        return "; ".join(["it is blind, as it may owe any amount", *told[:3]])
+    if of is not None and of.barred.any():
+        return "a price that its contracts rest on is unknown or too wide"
+    return "" if book.home[0] >= 0 else "its home is no destination"
+
+
+def _valued(epoch: Epoch, account: Account, rows: Sequence[Position]) -> MarginReport:
     """Value one account's rows, with the epoch's own prices, tables and views."""
     report, world = epoch.report, epoch.world
     book = build_book(
@@ -114,7 +152,7 @@ def _standing(epoch: Epoch, account: Account, rows: Sequence[Position]) -> Stand
     )
     hold = report.tables.hold
     counts = exit_gate(book, report.chains, hold, book.account, book.kind, book.seizable, book.delay)
-    valued = value_report(
+    return value_report(
         book,
         report.prices,
         replace(report.tables, counts=counts),
@@ -123,7 +161,6 @@ def _standing(epoch: Epoch, account: Account, rows: Sequence[Position]) -> Stand
         destinations=report.destinations,
         policy=world.policy,
     )
-    return standings_at(valued, slice(None))[0]
 
 
 def apply_change(
@@ -135,15 +172,16 @@ def apply_change(
         InputError: names the field at fault below ``field``.
     """
     if not 0 < change.amount < AMOUNT_LIMIT:
-        raise InputError(f"{field}.amount", f"{change.amount} base units is no amount", "give more than 0")
+        wrong = "must be positive" if change.amount <= 0 else "is out of range"
+        raise InputError(f"{field}.amount", wrong, "give more than 0, in base units")
     match change.action:
         case "open" | "close":
             return _settled(epoch, account, rows, change, field)
         case "add":
             return _add(epoch, account, rows, _asset(epoch, change.asset, f"{field}.asset"), change.amount)
         case "remove":
-            _asset(epoch, change.asset, f"{field}.asset")
-            return _reduce(rows, change.asset, change.amount, "asset", field), ()
+            row = _asset(epoch, change.asset, f"{field}.asset")
+            return _reduce(rows, row, change.amount, "asset", field), ()
         case "transfer":
             held = _asset(epoch, change.asset, f"{field}.asset")
             wanted = _asset(epoch, change.to, f"{field}.to")
@@ -152,16 +190,20 @@ def apply_change(
             arriving = change.amount * 10**wanted.decimals // 10**held.decimals
             if not arriving:
                 raise InputError(f"{field}.amount", f"is less than one base unit of {wanted.symbol}", "give more")
-            rows = _reduce(rows, change.asset, change.amount, "asset", field)
-            return _add(epoch, account, rows, wanted, arriving)
+            left = _reduce(rows, held, change.amount, "asset", field)
+            moved, told = _add(epoch, account, left, wanted, arriving)
+            if _in_vaults(rows, held) - _in_vaults(left, held) < change.amount:
+                told = (*told, f"{held.symbol} that was in no vault arrives in one on {chain_of(wanted.id)}")
+            return moved, told
         case "borrow":
             row = _asset(epoch, change.asset, f"{field}.asset")
             chain, units = chain_of(row.id), change.amount
             debt = Position(account.id, chain, CONSUMER_VENUE, row.id, units, row.id, units, side="debt")
-            return _merge(rows, debt), ()
+            gone = f"the {row.symbol} borrowed leaves the account: it counts as collateral once it is added"
+            return _merge(rows, debt), (gone,)
         case "repay":
-            _asset(epoch, change.asset, f"{field}.asset")
-            return _reduce(rows, change.asset, change.amount, "debt", field), ()
+            row = _asset(epoch, change.asset, f"{field}.asset")
+            return _reduce(rows, row, change.amount, "debt", field), ()
 
 
 def chain_of(asset: str) -> str:
@@ -213,8 +255,13 @@ def _merge(rows: Sequence[Position], added: Position) -> tuple[Position, ...]:
     return (*rows, added)
 
 
+def _in_vaults(rows: Sequence[Position], row: AssetRow) -> int:
+    """Return how many base units of an asset lie where they can be seized."""
+    return sum(p.quantity for p in rows if p.asset == row.id and p.side == "asset" and p.control == "seizable")
+
+
 def _reduce(
-    rows: Sequence[Position], asset: str, amount: int, side: Literal["asset", "debt"], field: str
+    rows: Sequence[Position], row: AssetRow, amount: int, side: Literal["asset", "debt"], field: str
 ) -> tuple[Position, ...]:
     """Take ``amount`` of an asset away, or of what is owed of it: of the largest position first.
 
@@ -223,11 +270,13 @@ def _reduce(
     Raises:
         InputError: there is less.
     """
-    chosen = [p for p in rows if p.asset == asset and p.side == side and not p.contract.kind]
+    chosen = [p for p in rows if p.asset == row.id and p.side == side and not p.contract.kind]
     there = sum(p.quantity for p in chosen)
     if there < amount:
         word = "held" if side == "asset" else "owed"
-        raise InputError(f"{field}.amount", f"{amount} is more than the {there} base units {word}", "name at most that")
+        asked, most = (format_amount(units, row.decimals) for units in (amount, there))
+        problem = f"{asked} {row.symbol} is more than the {most} {row.symbol} {word}"
+        raise InputError(f"{field}.amount", problem, "name at most that" if there else "")
     left, kept = amount, [p for p in rows if p not in chosen]
     for p in sorted(chosen, key=lambda p: (-p.quantity, p)):
         taken = min(left, p.quantity)
@@ -250,18 +299,19 @@ def _settled(
     held there, and can be taken as the contract's gains can.
     """
     own = next((p for p in rows if p.contract.kind and p.asset == change.asset), None)
-    unit = _asset(epoch, own.unit if own else change.unit, f"{field}.unit")
+    if change.action == "close" and own is None:
+        remedy = f"`crossmargin margin {account.label or account.id}` lists them"
+        raise InputError(f"{field}.asset", "no such contract is held", remedy)
+    unit = _asset(epoch, own.unit if own and not change.unit else change.unit, f"{field}.unit")
     if change.action == "open":
-        if unit.feed not in epoch.world.policy.underlyings and unit.feed not in epoch.world.policy.dollars:
-            problem = (
-                f"contracts do not settle in {unit.symbol}: its feed is no underlying of the policy, and no dollar"
-            )
-            raise InputError(f"{field}.unit", problem, "name an asset whose feed is one of these")
-        change = change._replace(contract=_at_market(epoch, change, field), unit=unit.id)
+        change = change._replace(unit=unit.id)
+        _check_terms(epoch, change, unit, field)
+        _check_listing(epoch, own, change, field)
+        change = change._replace(contract=_at_market(epoch, change))
     traded = _trade(account, rows, change, field)
     if change.action == "open" and change.contract.kind in ("perp", "inverse"):
         return traded, ()
-    band = next((b for b in epoch.report.prices if b.feed == unit.feed), None)
+    band = _band(epoch, unit.feed)
     if band is None or not band.known or band.mid <= 0:
         raise InputError(f"{field}.unit", f"the price of {unit.feed} is unknown", "try again later")
     gained = _standing(epoch, account, traded).equity - _standing(epoch, account, rows).equity  # 1e-8 USD, at p̂
@@ -279,14 +329,73 @@ def _settled(
     return traded, ()
 
 
-def _at_market(epoch: Epoch, change: Change, field: str) -> Contract:
-    """Return the terms of what is opened; a perp without a price is opened at p̂, rounded against the account."""
-    terms = change.contract
-    if terms.kind not in ("perp", "inverse") or terms.entry:
-        return terms
-    band = next((b for b in epoch.report.prices if b.feed == terms.underlying), None)
+def _check_terms(epoch: Epoch, change: Change, unit: AssetRow, field: str) -> None:
+    """Refuse to open what nobody could value, or what has expired.
+
+    Raises:
+        InputError: names the term at fault.
+    """
+    terms, policy, now = change.contract, epoch.world.policy, epoch.report.cut_time
+    if not terms.kind or not terms.underlying:
+        raise InputError(f"{field}.contract", "has no kind or underlying", "give the terms of what is opened")
+    row, option = policy.underlyings.get(terms.underlying), terms.kind in ("call", "put")
+    if row is None:
+        known = ", ".join(sorted(policy.underlyings)) or "none"
+        problem = f"{terms.underlying!r} is no underlying of the policy"
+        raise InputError(f"{field}.contract.underlying", problem, f"those: {known}")
+    if unit.feed not in ((terms.underlying,) if terms.kind == "inverse" else policy.dollars):
+        paid = terms.underlying if terms.kind == "inverse" else f"a dollar of the policy ({', '.join(policy.dollars)})"
+        problem = f"{unit.symbol} is priced by {unit.feed}; a contract of this kind settles in {paid}"
+        raise InputError(f"{field}.unit", problem, "name an asset that is")
+    band = _band(epoch, terms.underlying)
     if band is None or not band.known or band.mid <= 0:
-        raise InputError(f"{field}.contract.underlying", f"{terms.underlying!r} has no known price", "name a feed")
+        raise InputError(f"{field}.contract.underlying", f"{terms.underlying!r} has no known price", "try again later")
+    if not option:
+        for name, value in (("strike", terms.strike), ("expiry", terms.expiry)):
+            if value:
+                raise InputError(f"{field}.contract.{name}", f"a perp has no {name}", "leave it away")
+        return
+    if not row.surface:
+        problem = f"the policy has no volatility surface of {terms.underlying}, so options on it cannot be valued"
+        raise InputError(f"{field}.contract.underlying", problem, "open a perp")
+    if terms.strike <= 0:
+        raise InputError(f"{field}.contract.strike", "is missing", "an option needs its strike, in USD")
+    if terms.expiry <= 0:
+        raise InputError(f"{field}.contract.expiry", "is missing", "an option needs the time at which it expires")
+    if terms.expiry <= now:
+        problem = f"expired {now - terms.expiry:,} s before the epoch's cut ({now})"
+        raise InputError(f"{field}.contract.expiry", problem, "give a later one")
+    if terms.expiry > now + LONGEST_EXPIRY:
+        raise InputError(f"{field}.contract.expiry", "is more than 30 years away", "give an earlier one")
+
+
+def _check_listing(epoch: Epoch, own: Position | None, change: Change, field: str) -> None:
+    """Refuse to open under the name of an instrument what is not that instrument, as somebody's position shows it.
+
+    Raises:
+        InputError: it has other terms, or settles in something else.
+    """
+    listed = own or next((p for p in epoch.snapshot.positions if p.asset == change.asset and p.contract.kind), None)
+    if listed is None:
+        return
+    terms, wanted = (c._replace(entry=0, funding=0) for c in (listed.contract, change.contract))
+    if terms != wanted:
+        dated = f", strike {format_usd(terms.strike)}, expiry {terms.expiry}" if terms.strike else ""
+        problem = f"the contract of this name is a {terms.kind} on {terms.underlying}{dated}"
+        raise InputError(f"{field}.contract", problem, "use its own terms, or another name")
+    if listed.unit != change.unit:
+        raise InputError(f"{field}.unit", f"the contract of this name settles in {listed.unit}", "name that")
+
+
+def _band(epoch: Epoch, feed: str) -> PriceBand | None:
+    return next((band for band in epoch.report.prices if band.feed == feed), None)
+
+
+def _at_market(epoch: Epoch, change: Change) -> Contract:
+    """Return the terms of what is opened; a perp without a price is opened at p̂, rounded against the account."""
+    terms, band = change.contract, _band(epoch, change.contract.underlying)
+    if terms.kind not in ("perp", "inverse") or terms.entry or band is None:
+        return terms
     at = band.mid * USD
     return terms._replace(entry=math.ceil(at) if change.side == "long" else math.floor(at))
 
@@ -302,11 +411,11 @@ def _trade(account: Account, rows: Sequence[Position], change: Change, field: st
     others = [p for p in rows if p is not own]
     if change.action == "close":
         if own is None or own.side != mine or own.quantity < change.amount:
-            there = own.quantity if own is not None and own.side == mine else 0
-            raise InputError(f"{field}.amount", f"more than the {there} that is {change.side}", "close at most that")
+            there = format_amount(own.quantity if own is not None and own.side == mine else 0, CONTRACT_DECIMALS)
+            asked = format_amount(change.amount, CONTRACT_DECIMALS)
+            problem = f"{asked} is more than the {there} that is {change.side}"
+            raise InputError(f"{field}.amount", problem, "close at most that")
         return tuple(others) if own.quantity == change.amount else (*others, _part(own, own.quantity - change.amount))
-    if not change.contract.kind or not change.contract.underlying:
-        raise InputError(f"{field}.contract", "has no kind or underlying", "give the terms of what is opened")
     venue = change.asset.partition("/contract:")[2].partition("/")[0]
     opened = Position(
         account.id,
@@ -321,9 +430,6 @@ def _trade(account: Account, rows: Sequence[Position], change: Change, field: st
     )
     if own is None:
         return (*others, opened)
-    terms = own.contract._replace(entry=0, funding=0)
-    if terms != change.contract._replace(entry=0, funding=0):
-        raise InputError(f"{field}.contract", "differs from what is open under this name", "use its own terms")
     if own.side != mine:
         raise InputError(f"{field}.side", f"the account is on the other side of {change.asset}", "close that first")
     total = own.quantity + change.amount
@@ -337,30 +443,3 @@ def _part(own: Position, left: int) -> Position:
     """Return a contract's position with ``left`` of its size, and so much of its unsettled funding."""
     funding = own.contract.funding * left // own.quantity
     return own._replace(quantity=left, contract=own.contract._replace(funding=funding))
-
-
-def parse_size(text: str, field: str) -> int:
-    """Return a contract's size in 1e-18 from a decimal number of whole units.
-
-    Raises:
-        InputError: it is no positive decimal number of at most 18 places.
-    """
-    return parse_units(text, CONTRACT_DECIMALS, field)
-
-
-def parse_units(text: str, decimals: int, field: str) -> int:
-    """Return base units from a decimal number of whole units, exactly.
-
-    Raises:
-        InputError: it is no positive decimal number, has more places than the asset, or is out of range.
-    """
-    whole, point, part = text.partition(".")
-    digits = whole + part
-    if not (digits.isascii() and digits.isdigit()) or (point and not part) or len(digits) > 60:
-        raise InputError(field, f"{text[:40]!r} is no decimal number", "for example 10 or 0.5")
-    if len(part) > decimals:
-        raise InputError(field, f"{text[:40]!r} has more than {decimals} decimal places", "round it")
-    units: int = int(digits) * 10 ** (decimals - len(part))
-    if not 0 < units < AMOUNT_LIMIT:
-        raise InputError(field, f"{text[:40]!r} is out of range", "give more than 0")
-    return units

@@ -23,8 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +40,6 @@ from aggregator.domain.snapshot import (
     Account,
     ChainView,
     Contract,
-    ContractKind,
     Control,
     Finding,
     Position,
@@ -323,7 +321,8 @@ def build_book(
     The order of the Snapshot's accounts and positions does not matter. Positions of unknown accounts are left out;
     unknown assets, units, feeds, policies, chains and blocks, and malformed amounts, count 0 (a debt among them is
     blind: its account can open no risk). So is a contract whose terms, underlying or settlement cannot be interpreted,
-    long or short. Each such case is a finding scoped to ``<account> <asset>``. A
+    long or short, and a short option that has expired since the block it was seen at, as what it pays may be fixed by
+    now; a long one then gains nothing. Each such case is a finding scoped to ``<account> <asset>``. A
     ``debt-unreadable`` or ``not-read-yet`` finding of the Snapshot makes its account blind too.
 
     ``partial`` marks what is unknown whatever it is worth: a finding on the account, one on a chain that it is linked
@@ -358,7 +357,9 @@ def build_book(
     owner = np.fromiter(map(number.__getitem__, of.account), dtype=np.int64, count=len(rows))
     homes = [account.home for account in accounts]
     sides = _sides(of, [homes[i] for i in owner.tolist()])
-    kind = catalogue.kinds_of(of, sides)
+    # A contract is of the kind of what it settles in.
+    held = [unit if c.kind else asset for asset, unit, c in zip(of.asset, of.unit, of.contract, strict=True)]
+    kind = catalogue.kinds_of(of.chain, of.seen, held, of.unit, sides)
     scale = np.array([float(10**d) for d in catalogue.decimals], dtype=np.float64)[kind] if rows else np.zeros(0)
     amount = _floats(of.amount) / scale
     free = amount.copy()
@@ -369,25 +370,21 @@ def build_book(
         i: why for i in _suspects(of, kind, catalogue) if (why := catalogue.problem[kind[i]] or _malformed(rows[i]))
     }
     terms = _Terms(underlyings or {}, dollars, assets, axes[1], snapshot.cut_time)
-    derived = [i for i, contract in enumerate(of.contract) if contract.kind and i not in trouble]
-    trouble |= {i: why for i in terms.suspects(of, derived) if (why := terms.problem(rows[i]))}
+    derived = _Derived.of(of, [i for i, contract in enumerate(of.contract) if contract.kind and i not in trouble])
+    trouble |= {i: why for i in terms.suspects(derived) if (why := terms.problem(rows[i]))}
     times = [view.block.time if view is not None and view.block else snapshot.cut_time for view in seen]
     gone: set[int] = set()
-    for i in derived:
-        if (
-            0 < of.contract[i].expiry <= snapshot.cut_time
-            and i not in trouble
-            and KINDS[of.contract[i].kind] in (CALL, PUT)
-        ):
-            last = times[catalogue.view(int(kind[i]))]
-            why = terms.expired(rows[i], last)
-            if of.contract[i].expiry <= last or of.side[i] == "asset":
-                findings.append(Finding(why[0], f"{of.account[i]} {of.asset[i]}", why[1]))
-            if of.contract[i].expiry > last:
-                if of.side[i] == "asset":
-                    gone.add(i)
-                else:
-                    trouble[i] = why
+    for i in derived.expired(snapshot.cut_time):
+        if i in trouble:
+            continue
+        expiry, last = of.contract[i].expiry, times[catalogue.view(int(kind[i]))]
+        if expiry > last and of.side[i] != "asset":
+            trouble[i] = terms.expired(rows[i], last)
+            continue
+        if expiry > last:
+            gone.add(i)
+        code, detail = terms.expired(rows[i], last)
+        findings.append(Finding(code, f"{of.account[i]} {of.asset[i]}", detail))
     for i, (code, detail) in trouble.items():
         findings.append(Finding(code, f"{of.account[i]} {of.asset[i]}", detail))
         kind[i], amount[i], free[i] = catalogue.unknown(rows[i], sides[i]), 1.0, 1.0
@@ -399,7 +396,7 @@ def build_book(
         if name and not of.contract[i].kind and (sides[i] == ASSET or of.venue[i] != CONSUMER_VENUE):
             netting[i] = names.setdefault((of.account[i], name), len(names))
     contracts = None
-    if sound := [i for i in derived if i not in trouble and i not in gone]:
+    if len((sound := derived.without(gone | trouble.keys())).row):
         contracts = _build_contracts(of, sound, owner, kind, catalogue, scale, axes, assets)
     kinds = catalogue.kinds()
     place = {chain: i for i, chain in enumerate(chains)}
@@ -420,7 +417,6 @@ def build_book(
         if sides[i] != ASSET or of.control[i] == "seizable" or code == "bad-amount"
     ]
     partial[odd] = True
-    partial[owner[list(gone)]] = True
     blind = np.zeros(len(accounts), dtype=np.bool_)
     unread = (f.scope.split(" ", 1)[0] for f in snapshot.findings if f.code in (DEBT_UNREADABLE, NOT_READ_YET))
     blind[[number[account] for account in unread if account in number]] = True
@@ -450,7 +446,7 @@ def build_book(
 
 def _build_contracts(
     of: _Columns,
-    chosen: Sequence[int],
+    mine: _Derived,
     owner: Ints,
     kind: Ints,
     catalogue: _Catalogue,
@@ -461,25 +457,27 @@ def _build_contracts(
     """Lay out the well-formed contracts among the rows of a book, before it is sorted.
 
     Args:
-        chosen: which rows, ascending.
         scale: of each row, base units of what it settles in per whole unit.
     """
-    mine, place = of.only(chosen), np.array(chosen, dtype=np.int64)
-    terms = list(map(_TERMS, mine.contract))
-    listed: dict[tuple[str, str, int, int], tuple[str, int, int, int]] = {key: _instrument(*key) for key in set(terms)}
+    listed = {t: _instrument(mine.listed[t].contract) for t in np.unique(mine.terms).tolist()}
     instruments = sorted(set(listed.values()))
     underlyings = tuple(sorted({key[0] for key in instruments}))
     number = {key: i for i, key in enumerate(instruments)}
-    index = {key: number[found] for key, found in listed.items()}
+    instrument = np.zeros(len(mine.listed), dtype=np.int64)
+    instrument[list(listed)] = [number[key] for key in listed.values()]
     axis = {feed: i for i, feed in enumerate(underlyings)}
-    gain_kind = catalogue.kinds_of(mine, [ASSET] * len(chosen))
-    delay = _delays(mine.removal_delay)
-    keys = list(
-        zip(
-            owner[place].tolist(), mine.venue, mine.origin, mine.control, delay.tolist(), gain_kind.tolist(),
-            kind[place].tolist(), strict=True,
+    place, chosen = mine.row, mine.row.tolist()
+    units = [of.unit[i] for i in chosen]
+    gain_kind = catalogue.kinds_of(
+        [of.chain[i] for i in chosen], [of.seen[i] for i in chosen], units, units, [ASSET] * len(chosen)
+    )
+    delay = _delays([of.removal_delay[i] for i in chosen])
+    keys = [
+        (account, of.venue[i], of.origin[i], of.control[i], seconds, gain, loss)
+        for i, account, seconds, gain, loss in zip(
+            chosen, owner[place].tolist(), delay.tolist(), gain_kind.tolist(), kind[place].tolist(), strict=True
         )
-    )  # fmt: skip
+    ]
     net = {key: i for i, key in enumerate(dict.fromkeys(keys))}  # rows ascend by account, and so do these
     policies = {name: i for i, name in enumerate(axes[2])}
     chains = {chain: i for i, chain in reversed(list(enumerate(axes[0])))}  # the newest view of each comes first
@@ -489,14 +487,14 @@ def _build_contracts(
         if row.feed in by_feed and row.policy in policies and chain in chains:
             by_feed[row.feed].add((policies[row.policy], chains[chain]))
     unit = float(10**CONTRACT_DECIMALS)
-    sign = np.array([1.0 if side == "asset" else -1.0 for side in mine.side])
+    sign = np.array([1.0 if of.side[i] == "asset" else -1.0 for i in chosen])
     return Contracts(
         row=place,
         account=owner[place],
-        instrument=np.fromiter(map(index.__getitem__, terms), dtype=np.int64, count=len(terms)),
-        size=sign * _floats(mine.quantity) / unit,
-        entry=_floats([contract.entry for contract in mine.contract]) / USD,
-        funding=_floats([contract.funding for contract in mine.contract]) / scale[place],
+        instrument=instrument[mine.terms],
+        size=sign * mine.quantity / unit,
+        entry=mine.entry / USD,
+        funding=mine.funding / scale[place],
         settlement=np.fromiter(map(net.__getitem__, keys), dtype=np.int64, count=len(keys)),
         settlement_account=np.array([key[0] for key in net], dtype=np.int64),
         gain_kind=np.array([key[5] for key in net], dtype=np.int64),
@@ -515,13 +513,55 @@ def _build_contracts(
     )
 
 
-_TERMS = attrgetter("kind", "underlying", "strike", "expiry")
-
-
-def _instrument(name: ContractKind, underlying: str, strike: int, expiry: int) -> tuple[str, int, int, int]:
+def _instrument(terms: Contract) -> tuple[str, int, int, int]:
     """Return underlying, expiry, strike and kind; perps have neither expiry nor strike, whatever their reader says."""
-    kind = KINDS[name]
-    return (underlying, expiry, strike, kind) if kind in (CALL, PUT) else (underlying, 0, 0, kind)
+    kind = KINDS[terms.kind]
+    return (
+        (terms.underlying, terms.expiry, terms.strike, kind) if kind in (CALL, PUT) else (terms.underlying, 0, 0, kind)
+    )
+
+
+class _Listed(NamedTuple):
+    """What many accounts may be in."""
+
+    contract: Contract  # without entry and funding
+    unit: str
+
+
+class _Derived(NamedTuple):
+    """The rows in contracts, each with the index of its terms among those that there are."""
+
+    row: Ints  # (N,) ascending
+    terms: Ints  # (N,) of ``listed``
+    quantity: Floats  # (N,) 1e-18, as they are: of any sign
+    entry: Floats  # (N,) 1e-8 USD
+    funding: Floats  # (N,) base units of what it settles in
+    listed: tuple[_Listed, ...]
+
+    @classmethod
+    def of(cls, of: _Columns, chosen: Sequence[int]) -> _Derived:
+        contracts = [of.contract[i] for i in chosen]
+        keys = [(c.kind, c.underlying, c.strike, c.expiry, of.unit[i]) for c, i in zip(contracts, chosen, strict=True)]
+        number = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+        return cls(
+            row=np.array(chosen, dtype=np.int64),
+            terms=np.fromiter(map(number.__getitem__, keys), dtype=np.int64, count=len(keys)),
+            quantity=_floats([of.quantity[i] for i in chosen]),
+            entry=_floats([contract.entry for contract in contracts]),
+            funding=_floats([contract.funding for contract in contracts]),
+            listed=tuple(_Listed(Contract(key[0], key[1], key[2], key[3]), key[4]) for key in number),
+        )
+
+    def without(self, rows: Collection[int]) -> _Derived:
+        """Leave some rows of the book out."""
+        kept = ~np.isin(self.row, list(rows))
+        return self._replace(**{name: getattr(self, name)[kept] for name in self._fields if name != "listed"})
+
+    def expired(self, now: int) -> list[int]:
+        """Return the rows of options past their expiry."""
+        over = [KINDS.get(terms.kind) in (CALL, PUT) and 0 < terms.expiry <= now for terms, _ in self.listed]
+        found: list[int] = self.row[np.array(over, dtype=np.bool_)[self.terms]].tolist()
+        return found
 
 
 class _Terms:
@@ -539,30 +579,20 @@ class _Terms:
         self._unit = {id: row.feed for id, row in assets.items()}
         self._dollars = frozenset(dollars)
 
-    def suspects(self, of: _Columns, chosen: Sequence[int]) -> list[int]:
-        """Return which of the rows may have a problem: all that :meth:`problem` finds one in, and few others."""
-        mine = of.only(chosen)
-        keys = list(zip(map(_TERMS, mine.contract), mine.unit, strict=True))
-        sound = {key: not self._wrong_terms(*key[0], key[1]) for key in set(keys)}
-        size, entry, funding = (
-            (
-                _floats(values)
-                for values in (mine.quantity, *zip(*((c.entry, c.funding) for c in mine.contract), strict=True))
-            )
-            if chosen
-            else (np.zeros(0),) * 3
-        )
-        inverse = np.array([contract.kind == "inverse" for contract in mine.contract], dtype=np.bool_)
-        fine = (size >= 0) & (size <= LARGEST_CONTRACT * 10.0**CONTRACT_DECIMALS)
-        fine &= (entry >= inverse) & (entry <= LARGEST_CONTRACT) & (np.abs(funding) <= LARGEST_CONTRACT)
-        fine &= np.fromiter(map(sound.__getitem__, keys), dtype=np.bool_, count=len(keys))
-        return [chosen[n] for n in np.flatnonzero(~fine).tolist()]
+    def suspects(self, of: _Derived) -> list[int]:
+        """Return which rows may have a problem: all that :meth:`problem` finds one in, and few others."""
+        sound = np.array([not self._wrong_terms(*listed) for listed in of.listed], dtype=np.bool_)[of.terms]
+        inverse = np.array([terms.kind == "inverse" for terms, _ in of.listed], dtype=np.bool_)[of.terms]
+        fine = sound & (of.quantity >= 0) & (of.quantity <= LARGEST_CONTRACT * 10.0**CONTRACT_DECIMALS)
+        fine &= (of.entry >= inverse) & (of.entry <= LARGEST_CONTRACT) & (np.abs(of.funding) <= LARGEST_CONTRACT)
+        found: list[int] = of.row[~fine].tolist()
+        return found
 
     def problem(self, position: Position) -> tuple[str, str] | None:
         """Return code and detail of a finding if the contract cannot be valued."""
         terms = position.contract
         wrong = ""
-        if found := self._wrong_terms(terms.kind, terms.underlying, terms.strike, terms.expiry, position.unit):
+        if found := self._wrong_terms(terms, position.unit):
             return found
         if terms.entry < 0 or (KINDS[terms.kind] == INVERSE and terms.entry == 0):
             wrong = f"entry {terms.entry} is no price"
@@ -574,10 +604,9 @@ class _Terms:
             wrong = "a number is out of range"
         return ("bad-contract", f"{wrong}: it may owe any amount") if wrong else None
 
-    def _wrong_terms(
-        self, kind: ContractKind, underlying: str, strike: int, expiry: int, unit: str
-    ) -> tuple[str, str] | None:
+    def _wrong_terms(self, terms: Contract, unit: str) -> tuple[str, str] | None:
         """Return code and detail of a finding if nobody's contract of these terms can be valued."""
+        kind, underlying, strike, expiry = terms.kind, terms.underlying, terms.strike, terms.expiry
         row = self._underlyings.get(underlying)
         if kind not in KINDS:
             return "unknown-contract", f"a contract of kind {kind!r}: it may owe any amount"
@@ -611,7 +640,7 @@ class _Terms:
         expiry, venue = position.contract.expiry, position.venue
         if expiry <= last:
             return "contract-expired", f"expired at {expiry} and not settled by {venue}: it gains nothing"
-        what = "it counts 0" if position.side == "asset" else "it may owe any amount"
+        what = "it gains nothing" if position.side == "asset" else "it may owe any amount"
         return (
             "contract-expired",
             f"expired at {expiry}, last seen at {last}; what {venue} pays is not known yet: {what}",
@@ -648,13 +677,16 @@ class _Catalogue:
         self.decimals: list[int] = []
         self.problem: list[tuple[str, str] | None] = []
 
-    def kinds_of(self, of: _Columns, sides: Sequence[int]) -> Ints:
-        """Return the kind of each row; one in a contract is of the kind of what it settles in."""
-        valued = [
-            unit if contract.kind else asset
-            for asset, unit, contract in zip(of.asset, of.unit, of.contract, strict=True)
-        ]
-        keys = list(zip(of.chain, of.seen, valued, of.unit, sides, strict=True))
+    def kinds_of(
+        self,
+        chain: Sequence[str],
+        seen: Sequence[int],
+        held: Sequence[str],
+        unit: Sequence[str],
+        sides: Sequence[int],
+    ) -> Ints:
+        """Return the kind of each row."""
+        keys = list(zip(chain, seen, held, unit, sides, strict=True))
         for key in dict.fromkeys(keys):
             if key not in self._known:
                 self._add(key)
@@ -724,11 +756,6 @@ class _Columns(NamedTuple):
     @classmethod
     def of(cls, rows: Sequence[Position]) -> _Columns:
         return cls(*zip(*rows, strict=True))
-
-    def only(self, chosen: Sequence[int]) -> _Columns:
-        """Return some rows."""
-        columns: Iterator[Sequence[Any]] = (list(map(column.__getitem__, chosen)) for column in self)
-        return _Columns(*columns)
 
 
 def _sides(of: _Columns, home: Sequence[str]) -> list[int]:

@@ -76,6 +76,9 @@ class ContractPart(NamedTuple):
     gain: tuple[int, int] = (0, 0)
     loss: tuple[int, int] = (0, 0)
     requirement: tuple[int, int] = (0, 0)
+    price: tuple[float, float] = (0.0, 0.0)  # of the underlying, USD: the bound that is worse for it; 0 = none is known
+    bound: tuple[str, str] = ("", "")  # which one that is: lower, upper or EMA
+    worst: tuple[int, int] = (0, 0)  # value at that price and at p̂ of what it settles in, at most 0 if it may be gone
 
 
 class Component(NamedTuple):
@@ -117,14 +120,14 @@ class Component(NamedTuple):
 
 
 def contract_text(position: Position) -> str:
-    """Name a perp or option for people: ``long 2.5 ETH-call 3500 exp 2026-12-25``; times are UTC."""
+    """Name a perp or option for people: ``long 2.5 ETH-call 3500 exp 2026-12-25 08:00 UTC``."""
     terms = position.contract
     way = "long" if position.side == "asset" else "short"
     size = format_amount(position.quantity, CONTRACT_DECIMALS)
     base = terms.underlying.partition("/")[0]
     if terms.kind in ("call", "put"):
         expiry = str(np.datetime64(terms.expiry, "s")).removesuffix(":00").replace("T", " ").removesuffix(" 00:00")
-        return f"{way} {size} {base}-{terms.kind} {format_amount(terms.strike, USD_DECIMALS)} exp {expiry}"
+        return f"{way} {size} {base}-{terms.kind} {format_amount(terms.strike, USD_DECIMALS)} exp {expiry} UTC"
     sort, of = ("inverse perp", " USD of") if terms.kind == "inverse" else (terms.kind, "")
     return f"{way} {size}{of} {base}-{sort} from {format_amount(terms.entry, USD_DECIMALS)}"
 
@@ -188,6 +191,48 @@ class Exposure(NamedTuple):
     requirement_maintenance: int = 0
 
 
+LAYER_MEANINGS = {
+    "price bounds": "price uncertainty: from the mid price to the worse bound of the sources",
+    "EMA guard": "initial margin takes the worse one of the spot bound and the moving average",
+    "oracle": "price uncertainty: from the mid price to the price that counts",
+    "market": "what prices may do until the position is closed",
+    "depeg": "what a depeg may take until then",
+    "wrapper": "what a failing wrapper may take until then",
+    "bridge": "what a failing bridge may take until then",
+    "latency": "what being seen late adds; all of it where a chain's view is too old",
+    "liquidity": "what selling at this size costs",
+    "policy": "listing haircuts, debt weights, and the part of unrealised gains that never counts",
+    "exit": "what its owner could remove before a hold lands",
+    "unread": "counts nothing: a debt is unknown or a number is out of range",
+    "recourse": "debts count only up to their own collateral",
+    "scenario": "the worst scenario of price and volatility",
+    "basis": "forwards and spot moving apart",
+    "tail": "expected shortfall over the history, beyond the scenarios",
+    "short options": "the least charge for options sold",
+    "perps": "the charge on perps",
+    "confidence": "a wide price of the underlying",
+    "concentration": "a position too large to close at once",
+    "rounding": "toward safety, to 1e-8 USD",
+}
+"""What each layer of the walk is, for people. ``oracle`` is what epochs stored before it was parted in two."""
+
+
+class Settled(NamedTuple):
+    """How a settlement's net amount counts at one level, to redo by hand.
+
+    A gain counts ``amount · price · (1−market) · (1−policy) · weight · share``, with the weight of gains; a loss is
+    owed at ``−amount · price · (1+market) · weight``, with the liability weight. ``share`` is 0 for a gain that counts
+    nothing, as the settlement's ``reason`` says.
+    """
+
+    amount: float = 0.0  # units of what it settles in, each contract at its adverse price
+    price: float = 0.0  # of a unit, USD: the lower bound for gains, the upper one for losses
+    market: float = 0.0
+    policy: float = 0.0
+    weight: float = 1.0
+    share: float = 1.0
+
+
 class Settlement(NamedTuple):
     """What one venue's contracts of an account come to, in what they settle in. USD figures are 1e-8 integers."""
 
@@ -203,6 +248,8 @@ class Settlement(NamedTuple):
     loss_initial: int  # counted in W-
     loss_maintenance: int
     reason: str  # why it counts as it does, for people
+    initial: Settled = Settled()
+    maintenance: Settled = Settled()
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,8 +341,9 @@ class Derivatives:
     gate: Bools  # (Q,) whether the exit gate lets gains count
     worth: Floats  # (C,) USD at p̂, unhaircut
     extra: Floats  # (B, end, level, C) USD that collateral counts more where it hedges
-    share: Floats  # (B, C, U) which part of the collateral priced by an underlying hedges
-    spot: Floats  # (C, U) units of the underlying that stand in the grid where it hedges
+    share: Floats  # (B, level, C, U) at ``low``: which part of the collateral priced by an underlying hedges
+    spot: Floats  # (C, U) at ``low``: units of the underlying that stand in the grid where it hedges
+    reach: Floats  # (level, C, U) what the model requires of a unit of the underlying by itself, as a part of its price
     hedged: Bools  # (B, end, level, C) whether the alternative with hedges is the better one
     requirement: Floats  # (alternative, end, level, C) USD
     layers: Floats  # (alternative, level, layer, C) at ``low``

@@ -55,7 +55,7 @@ class Standing(NamedTuple):
     liquidatable: bool
     equity: int
     free_collateral: int  # FC at ``low``
-    requirement: int  # W- of initial margin at ``low``
+    requirement: int  # W- of initial margin at ``low``: what is owed and required
     excess: Interval  # ME
     health: tuple[float | None, float | None, float | None]  # low, mid, high; None = nothing owed
     budget: int
@@ -78,6 +78,7 @@ class StressReport:
     scenarios: tuple[Scenario, ...]
     unshocked: Mapping[str, tuple[str, ...]]  # by scenario: feeds whose price it leaves alone
     rows: tuple[StressRow, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)  # of the accounts that have one
 
 
 class Moment(NamedTuple):
@@ -86,6 +87,17 @@ class Moment(NamedTuple):
     hour: int
     prices: Mapping[str, float]  # by feed: multiplier
     standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """One account along a scenario's path. Prices alone move."""
+
+    epoch: int
+    cut_time: int
+    scenario: Scenario
+    account: str
+    moments: tuple[Moment, ...]
 
 
 class Sale(NamedTuple):
@@ -145,6 +157,7 @@ class SystemicReport:
     already: tuple[str, ...]  # liquidatable without any scenario
     clusters: tuple[Cluster, ...]
     cascades: tuple[Cascade, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)  # of the accounts that are named and have one
 
 
 Action = Literal["add", "remove", "transfer", "borrow", "repay", "open", "close"]

@@ -35,7 +35,7 @@ from aggregator.domain.snapshot import (
     Subject,
 )
 from aggregator.ports import ChainReader, Halts, Watcher
-from aggregator.service.memory import Memory, Roster, carry, last_read, part_of
+from aggregator.service.memory import Memory, Roster, carry, last_read, part_of, places_of
 
 T = TypeVar("T")
 
@@ -254,6 +254,8 @@ class Observer:
     async def _due(self, chain: str, block: Block, epoch: int, changed: set[str]) -> set[str] | None:
         """Return whom to read anew: touched since the last pin, in the epoch's sample, newly linked, or too old.
 
+        Who has an option that has expired since is read too, as nothing need be logged when that happens.
+
         None: everybody.
         """
         memory, roster, rule = self._memory[chain], self._rosters[chain], self._rereading
@@ -266,6 +268,7 @@ class Observer:
         if words is None:
             return None
         due = roster.named(words) | changed | roster.sample(rule.epochs, epoch)
+        due |= memory.at(places_of(words)) | memory.expired(block.time)
         due.update(a for c in last.carried if c.block.time < oldest for a in c.accounts)
         due |= roster.unsure
         due &= roster.subjects.keys()

@@ -20,7 +20,7 @@ from aggregator.core.whatif import Epoch, what_if
 from aggregator.domain.errors import ConflictError, InputError, UnknownError
 from aggregator.domain.latency import LatencyTables
 from aggregator.domain.price import Quote
-from aggregator.domain.stress import Change, Moment, Scenario, StressReport, SystemicReport, WhatIf
+from aggregator.domain.stress import Change, Replay, Scenario, StressReport, SystemicReport, WhatIf
 from aggregator.service.workbench import Computed
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ class Desk:
             lambda: systemic_report(epoch.snapshot, epoch.quotes, epoch.world, epoch.latency, chosen)
         )
 
-    async def replay(self, name: str, account: str) -> tuple[Moment, ...]:
+    async def replay(self, name: str, account: str) -> Replay:
         """Value one account along a scenario's path."""
         epoch, (scenario,) = self._newest(), self._chosen([name])
         self._known(epoch, account)
@@ -111,7 +111,10 @@ class Desk:
         hours = hours_of(scenario, MOST_HOURS)
         snapshot = restrict(epoch.snapshot, account)
         self._affordable(len(snapshot.positions) * len(hours))
-        return await self._compute(lambda: replay(scenario, snapshot, epoch.quotes, epoch.world, epoch.latency, hours))
+        moments = await self._compute(
+            lambda: replay(scenario, snapshot, epoch.quotes, epoch.world, epoch.latency, hours)
+        )
+        return Replay(snapshot.epoch, snapshot.cut_time, scenario, account, moments)
 
     def _newest(self) -> Epoch:
         if self._epoch is None:

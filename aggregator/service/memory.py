@@ -11,7 +11,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import filterfalse
 
-from aggregator.domain.snapshot import REORGED, Account, Block, Carried, ChainView, Reading, Reorg, Subject
+from aggregator.domain.snapshot import (
+    DEBT_UNREADABLE,
+    REORGED,
+    Account,
+    Block,
+    Carried,
+    ChainView,
+    Reading,
+    Reorg,
+    Subject,
+)
 from proofs.links import parse_caip10
 
 PINS = 4096
@@ -195,6 +205,15 @@ def words_of(chain: str, account: Account) -> frozenset[str]:
     return frozenset((account.id, *("0x" + address.rjust(32, b"\0").hex() for address in linked)))
 
 
+PLACE = 42
+"""Length of a word that is the address of a contract: it names everybody with anything there."""
+
+
+def places_of(words: Collection[str]) -> frozenset[str]:
+    """Return the contracts (0x, lower case) that concern everybody with anything there, of the words of changes."""
+    return frozenset(word for word in words if len(word) == PLACE)
+
+
 @dataclass(slots=True)
 class Memory:
     """One party's memory of one chain."""
@@ -213,6 +232,7 @@ class Memory:
     pins: deque[Block] = field(default_factory=lambda: deque(maxlen=PINS))  # each an ancestor of the next
     covered: tuple[Reading | None, Mapping[str, tuple[Subject, ...]]] = (None, {})  # subjects by account of a reading
     anew: Anew | None = None  # accounts and positions that the same reading has at its own block
+    expiries: tuple[Reading | None, dict[str, int]] = (None, {})  # by account of a reading, the first after it was read
 
     @classmethod
     def of(cls, parts: Sequence[Reading], epoch: int, named: ChainView | None) -> Memory:
@@ -254,8 +274,10 @@ class Memory:
         Args:
             subjects: by account, whom it was read for. anew: as :func:`carry` takes it.
         """
+        known = self.expiries[1] if anew is not None and self.expiries[0] is self.last else None
         self.last = replace(reading, irreversible=self.irreversible)
         self.covered, self.anew = (self.last, subjects), anew
+        self._note_expiries(None if anew is None else known)
         self.known.pop(reading.block.hash, None)
         self.known[reading.block.hash] = self.last
         while len(self.known) > REMEMBERED:
@@ -274,6 +296,39 @@ class Memory:
         if covered is wanted:
             return set()
         return {a for a in covered.keys() | wanted.keys() if covered.get(a) != wanted.get(a)}
+
+    def at(self, places: frozenset[str]) -> set[str]:
+        """Return the accounts of the newest reading with anything at one of the places, or that it could not read."""
+        if self.last is None or not places:
+            return set()
+        unread = {f.scope.partition(" ")[0] for f in self.last.findings if f.code in (DEBT_UNREADABLE, "unreadable")}
+        return unread | {p.account for p in self.last.positions if p.origin in places}
+
+    def expired(self, now: int) -> set[str]:
+        """Return the accounts of the newest reading with an option that has expired since it was read."""
+        if self.expiries[0] is not self.last:
+            self._note_expiries(None)
+        return {account for account, expiry in self.expiries[1].items() if expiry <= now}
+
+    def _note_expiries(self, known: dict[str, int] | None) -> None:
+        """Take down the next expiry of every account.
+
+        Args:
+            known: those of the reading before, of which only what was read anew has changed; None where there are none.
+        """
+        first: dict[str, int] = {}
+        if self.last is None:
+            self.expiries = (None, first)
+            return
+        positions = self.last.positions
+        if known is not None and self.anew is not None:
+            first = {account: expiry for account, expiry in known.items() if account not in self.anew[0]}
+            positions = positions[: self.anew[1]]
+        times = {0: self.last.block.time} | {c.block.height: c.block.time for c in self.last.carried}
+        for p in positions:
+            if p.contract.expiry and p.contract.expiry > times.get(p.seen, 0):
+                first[p.account] = min(p.contract.expiry, first.get(p.account, p.contract.expiry))
+        self.expiries = (self.last, first)
 
     def recall(self, block: Block, carried: tuple[Carried, ...]) -> Reading | None:
         """Return what was read at ``block`` and carried as given, None if it is not remembered."""

@@ -17,6 +17,7 @@ from aggregator.core.reconcile import reconcile
 from aggregator.core.tables import World, delay_nodes
 from aggregator.domain.certificate import State
 from aggregator.domain.latency import LatencyTables
+from aggregator.domain.policy import policy_digest
 from aggregator.domain.price import Quote
 from aggregator.domain.report import LeafValues, MarginReport
 from aggregator.domain.rows import PythRow, Row
@@ -73,6 +74,7 @@ class Workbench:
         policy = {
             "code_version": CODE_VERSION,
             "policy": _row(world.policy),
+            "document": policy_digest(world.policy),  # of the row above alone: what people compare
             "chains": [_row(c, without=secret) for c in world.chains],
             "assets": [_row(a) for _, a in sorted(world.assets.items())],
             "sources": [_row(s) for s in world.sources],

@@ -474,7 +474,7 @@ def play(*, once: bool, port: int | None) -> int:
                 pids.append(service.pid)
                 stage = Stage(world, desk, faults, service, tell)
                 try:
-                    stage.until("the API to answer", lambda: desk.api.get("/healthz").is_success or None)
+                    stage.until("the API to answer", lambda: desk.api.get("/healthz").is_success or None, 60)
                     desk.open_all()
                     tell("seven accounts opened, every link signed by both sides")
                     world.publish_config(POINTER)

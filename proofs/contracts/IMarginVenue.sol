@@ -74,6 +74,9 @@ interface IMarginVenue {
     /// @notice What an expired option pays is fixed, in base units of its settlement per 1e18 of size.
     event InstrumentSettled(uint256 indexed instrument, uint256 payout);
 
+    /// @notice What all positions in a perp have accrued changed at once: funding was paid, or its rate is another.
+    event FundingChanged(uint256 indexed instrument);
+
     event Paused(bool paused);
 
     /// @return 1, the version of what this page says

@@ -31,7 +31,9 @@ PRICES = ROOT / "tests/unit/proofs/vectors/pyth_updates.json"
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield every command and every group that does something by itself."""
-    inner = getattr(command, "commands", {})
+    context = command.make_context("crossmargin", [], resilient_parsing=True)
+    names = command.list_commands(context) if hasattr(command, "list_commands") else ()
+    inner = {name: command.get_command(context, name) for name in names}
     if path and (not inner or command.invoke_without_command):
         yield path, command
     for name, below in inner.items():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tomllib
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from aggregator.core.haircut import CAUSES
 from aggregator.store import SqlStore
@@ -92,3 +94,19 @@ def test_it_draws_haircut_against_horizon(shell: Shell, tmp_path: Path, ending: 
 )
 def test_what_makes_no_sense_is_refused(shell: Shell, arguments: tuple[str, ...], says: str) -> None:
     shell.refused(("haircut", *arguments), 2, says)
+
+
+def test_reading_makes_no_store_where_there_is_none(shell: Shell) -> None:
+    """Neither the folder nor the database: whoever only looks at a configuration leaves nothing behind."""
+    text = shell.config.read_text("utf-8")
+    whole = tomllib.loads(text)
+    place = shell.config.parent / "not" / "there"
+    whole["service"]["data"] = str(place)
+    shell.config.write_text(tomli_w.dumps(whole), "utf-8")
+    try:
+        assert shell.json("haircut", "--configured")
+        assert shell.json("haircut")
+        shell.refused(("haircut", "--epoch", "7"), 2, "nothing is kept yet")
+        assert not place.parent.exists()
+    finally:
+        shell.config.write_text(text, "utf-8")

@@ -14,15 +14,19 @@ from aggregator.core import valuation
 from aggregator.core.explain import explain
 from aggregator.core.margin import scenario
 from aggregator.core.pipeline import compute_report, leaves
+from aggregator.core.portfolio import relief
 from aggregator.domain.price import Quote
-from aggregator.domain.report import HIGH, INITIAL, LOW, MAINTENANCE, MID, AccountMargin, LeafValues, MarginReport
+from aggregator.domain.report import HIGH, INITIAL, LOW, MAINTENANCE, MID, AccountMargin, Flag, LeafValues, MarginReport
 from aggregator.domain.snapshot import ChainView, Position
 from tests.strategies import (
+    DAY,
     DERIVATIVES,
     ETH,
     EVM,
     SOLANA,
     SOURCES,
+    STETH,
+    SUSDC,
     USDC,
     account_id,
     amounts,
@@ -116,7 +120,7 @@ def test_neither_order_nor_the_contracts_of_another_account_matter(
 
 @given(
     st.tuples(books(accounts=5, most=6), contracts(accounts=5, most=10)).map(lambda parts: [*parts[0], *parts[1]]),
-    st.lists(st.integers(0, 2), min_size=5, max_size=5),
+    st.lists(st.booleans(), min_size=5, max_size=5),
     st.sampled_from(["scenario", "scenario", "standard", "pmrm-2", "span", "cross"]),
     st.sampled_from([1, 3, 1 << 14]),
     KINDS,
@@ -125,14 +129,14 @@ def test_neither_order_nor_the_contracts_of_another_account_matter(
 )
 def test_no_account_depends_on_whom_it_is_valued_with(
     rows: list[Position],
-    parts: list[int],
+    parts: list[bool],
     model: str,
     at_a_time: int,
     kinds: dict[int, str],
     views: list[ChainView],
     shuffle: random.Random,
 ) -> None:
-    """Cut into any parts, in any order, and worked on few rows at a time: every leaf is the same to the last digit."""
+    """Cut in any two, in any order, and worked on few rows at a time: every leaf is the same to the last digit."""
     of = world({"risky": BRIDGED}, **DERIVATIVES, models={"risk_bearing": model, "monitored": "scenario"})
     everybody = dict.fromkeys(range(1, 6), "risk-bearing") | kinds
 
@@ -150,6 +154,55 @@ def test_no_account_depends_on_whom_it_is_valued_with(
         for part in set(parts):
             apart |= leaves_of({n for n, mine in enumerate(parts, 1) if mine == part})
     assert apart == whole
+
+
+def loose(row: Position, **changes: object) -> Position:
+    """Return the same contract at a venue whose owner can close it at any time."""
+    there = {"control": "none", "removal_delay": 0, "venue": "loose", "origin": "0xaa", "asset": row.asset + "/loose"}
+    return row._replace(**(there | changes))  # type: ignore[arg-type]
+
+
+@given(Books, contracts(accounts=1, most=3), KINDS, views_of(), st.sampled_from([0, 30, 60]))
+def test_a_contract_that_its_owner_may_close_at_any_time_never_helps(
+    rows: list[Position], more: list[Position], kinds: dict[int, str], views: list[ChainView], delay: int
+) -> None:
+    rows = [*rows, position(1, USDC, 1e5), position(1, ETH, 30.0)]
+    kinds = kinds | {1: "risk-bearing"}  # the gate is off where nobody relies on it
+    before = report_of(rows, kinds=kinds, views=views)
+    for some in (more[:1], more):
+        added = [loose(row, removal_delay=delay) for row in some]
+        no_better(report_of([*rows, *added], kinds=kinds, views=views), before)
+
+
+@given(
+    st.tuples(contracts(accounts=1, most=3), contracts(accounts=1, most=3)), st.booleans(), st.sets(st.integers(0, 2))
+)
+def test_what_may_be_gone_is_needed_for_nothing_whatever_of_it_is(
+    parts: tuple[list[Position], list[Position]], dark: bool, gone: set[int]
+) -> None:
+    """Of contracts on a stale chain, or at a venue behind no gate: any may be there, and any may be closed."""
+    sure, doubtful = parts
+    cash = position(1, USDC, 1e6)
+    sure = [row._replace(chain=EVM, unit=USDC, control="seizable") for row in sure if row.contract.kind != "inverse"]
+    doubtful = [row for row in doubtful if row.contract.kind != "inverse" and not short_option(row)]
+    if dark:
+        doubtful = [r._replace(chain=SOLANA, unit=SUSDC, asset=f"{SOLANA}/{r.asset}") for r in doubtful]
+    else:
+        doubtful = [loose(r._replace(chain=EVM, unit=USDC)) for r in doubtful]
+    views = [view(EVM), view(SOLANA, 400, status="stale", cause="down")]
+    whole = report_of([cash, *sure, *doubtful], views=views)
+    left = report_of([cash, *sure, *(r for n, r in enumerate(doubtful) if n not in gone)], views=views)
+    assert_needs_no_less(whole, left)
+
+
+def short_option(row: Position) -> bool:
+    return row.contract.kind in ("call", "put") and row.side == "debt"
+
+
+def assert_needs_no_less(one: MarginReport, other: MarginReport) -> None:
+    """Assert that the first account needs no less in the first report."""
+    needs = [0.0 if r.derivatives is None else r.derivatives.requirement[0, LOW, :, 0] for r in (one, other)]
+    assert (needs[0] >= needs[1] - 1e-9 * (1 + np.abs(needs[1]))).all()
 
 
 @given(
@@ -183,6 +236,17 @@ def test_what_holds_of_every_margin(
         found = explain(report, index, WORLD)
         parts_add_up(found, found.leaves[report.destinations.index(home)])
         budgets_are_covered(found, home)
+
+
+@pytest.mark.parametrize("short", [1.0, 9.0, 40.0])
+def test_parts_add_up_where_collateral_hedges(short: float) -> None:
+    rows = [position(1, ETH, 10.0), position(1, STETH, 2.0), position(1, USDC, 5e4), contract(1, "perp", -short)]
+    report = report_of([*rows, contract(1, "put", 3.0)])
+    found = explain(report, 0, WORLD)
+    assert found.hedged == (True, True)
+    assert found.greeks[0].hedge > 0
+    assert found.greeks[0].requirement_initial != 0
+    parts_add_up(found, found.leaves[report.destinations.index(EVM)])
 
 
 def parts_add_up(found: AccountMargin, leaf: LeafValues) -> None:
@@ -249,7 +313,10 @@ def test_collateral_that_hedges_is_charged_once(short: float, held: float) -> No
     apart = alone([position(1, ETH, held)]).free_collateral + alone([perp]).free_collateral
     assert together.free_collateral > apart
     assert together.hedged == (True, True)
-    assert together.greeks[0].hedge == pytest.approx(min(short, together.greeks[0].hedge))
+    counted = (together.components[0] if together.components[0].contract is None else together.components[1]).initial
+    assert together.greeks[0].hedge == pytest.approx(
+        min(short, held * (1 - counted.policy) * (1 - counted.liquidity)), rel=0.05
+    )
     assert together.greeks[0].hedge <= held
     worth = alone([position(1, ETH, held)]).equity + alone([perp]).equity
     assert together.free_collateral < worth
@@ -303,10 +370,172 @@ def test_an_expired_option_counts_against_the_account_only() -> None:
 
 def test_no_gain_counts_that_its_owner_may_take_away() -> None:
     cash = position(1, USDC, 50_000.0)
-    perp = contract(1, "perp", 5.0, entry=1_000.0)
-    kept = alone([cash, perp])
-    loose = alone([cash, perp._replace(control="none")])
+    won, lost = contract(1, "perp", 5.0, entry=1_000.0), contract(1, "put", -1.0, strike=2_500.0)
+    kept = alone([cash, won])
+    free = alone([cash, loose(won)])
     assert kept.settlements[0].gain_maintenance > kept.settlements[0].gain_initial > 0
-    assert loose.settlements[0].gain_maintenance == 0
-    assert loose.requirement == kept.requirement
-    assert loose.equity == kept.equity
+    assert free.settlements[0].gain_maintenance == 0
+    assert free.requirement == kept.requirement
+    assert free.equity == kept.equity
+    # Nor does it pay for what is owed beside it: its owner may close it alone.
+    owed = alone([cash, loose(lost)])
+    both = alone([cash, loose(won), loose(lost)])
+    assert both.settlements[0].loss_maintenance == owed.settlements[0].loss_maintenance > 0
+    assert dict((s.layer, s.maintenance) for s in both.layers)["exit"] < -4_900 * 1e8
+    kept_both = alone([cash, won, lost])
+    assert kept_both.settlements[0].gain_maintenance > 0 == kept_both.settlements[0].loss_maintenance
+
+
+def test_a_hedge_that_its_owner_may_close_is_none() -> None:
+    base = [position(1, USDC, 100_000.0), contract(1, "call", -100.0)]
+    bare, covered = alone(base), alone([*base, contract(1, "call", 100.0)])
+    undone = alone([*base, loose(contract(1, "call", 100.0))])
+    assert covered.free_collateral > bare.free_collateral + 30_000 * 1e8
+    assert undone.free_collateral <= bare.free_collateral
+    assert undone.maintenance_excess.high > bare.maintenance_excess.high  # as seen, it is there
+    # And of two stale perps that offset, either may be gone.
+    perps = [contract(1, "perp", 50.0, unit=SUSDC), contract(1, "perp", -50.0, unit=SUSDC)._replace(venue="other")]
+    dark = [view(EVM), view(SOLANA, 400, status="stale", cause="down")]
+    need = explain(report_of([base[0], *perps], views=dark), 0, WORLD).requirement
+    assert need.initial >= explain(report_of([base[0], perps[0]], views=dark), 0, WORLD).requirement.initial > 0
+
+
+@pytest.mark.parametrize("settled_together", [True, False])
+def test_nobody_is_liquidatable_because_an_option_expired(settled_together: bool) -> None:
+    """A spread deep in the money is worth 100 a lot, before and after it expires, as long as the price stays."""
+    cash = position(1, USDC, 10_000.0)
+    days = [600 / DAY, 1 / DAY, -60 / DAY, -600 / DAY]
+    found = [
+        alone(
+            [
+                cash,
+                contract(1, "call", 200.0, strike=1_800.0, days=left),
+                contract(1, "call", -200.0, strike=1_900.0, days=left if settled_together else 30.0),
+            ]
+        )
+        for left in days
+    ]
+    assert found[0].maintenance_excess.high == pytest.approx(found[1].maintenance_excess.high, rel=0.02)
+    for live, expired in ((found[1], found[2]), (found[1], found[3])):
+        assert not expired.flags & Flag.LIQUIDATABLE
+        assert expired.maintenance_excess.high >= live.maintenance_excess.high - 1e8
+        assert expired.maintenance_excess.mid >= live.maintenance_excess.mid - 1e8
+        assert expired.free_collateral < live.free_collateral  # what it pays is not known to be there
+
+
+def test_a_hedge_is_none_for_what_outlives_it() -> None:
+    """A put covers a perp until it expires; once that comes before the perp can be closed, it covers it no more."""
+    bare = [position(1, USDC, 20_000.0), contract(1, "perp", 100.0)]
+    days = [30.0, 1.0, 2 * 3_600 / DAY, 600 / DAY, 60 / DAY, 1 / DAY]
+    found = [alone([*bare, contract(1, "put", 100.0, days=left)]) for left in days]
+    without = alone(bare).free_collateral
+    assert found[2].free_collateral > without + 20_000 * 1e8
+    for late in found[3:]:
+        assert late.free_collateral <= without + late.settlements[0].gain_initial  # what the put pays, and no more
+        assert late.maintenance_excess.high > 0  # as seen, it still covers
+        assert not late.flags & Flag.LIQUIDATABLE
+    assert [f.free_collateral for f in found[2:]] == sorted((f.free_collateral for f in found[2:]), reverse=True)
+    # What expires with it is covered to the end.
+    spread = [contract(1, "call", 200.0, strike=1_800.0, days=60 / DAY)]
+    spread.append(contract(1, "call", -200.0, strike=1_900.0, days=60 / DAY))
+    assert alone([bare[0], *spread]).free_collateral > 0
+
+
+def test_a_chain_of_expiries_leaves_what_remains_after_each() -> None:
+    """Long the first expiry and short the next: in between, only the short one is there."""
+    cash = position(1, USDC, 50_000.0)
+    near = contract(1, "call", 100.0, days=300 / DAY)
+    next_ = contract(1, "call", -100.0, days=600 / DAY)
+    late = contract(1, "call", 100.0, days=900 / DAY)
+    need = {
+        name: alone([cash, *rows]).requirement.initial
+        for name, rows in {
+            "near": [near, next_], "short": [next_], "both": [near, next_, late], "late": [next_, late],
+            "same": [next_, next_._replace(side="asset", asset="eip155:31337/contract:x/1")],
+        }.items()
+    }  # fmt: skip
+    assert need["near"] >= need["short"] * (1 - 1e-9)
+    assert need["both"] < need["near"] / 2  # the late one is still there when the short one expires
+    assert need["late"] < need["short"] / 2
+    assert need["same"] < need["short"] / 2
+
+
+@pytest.mark.parametrize("seconds", [300, 3 * 3_600, DAY, 4 * DAY, 14 * DAY, 45 * DAY])
+@pytest.mark.parametrize("hedge", ["perp", "call", "put"])
+@pytest.mark.parametrize("part", [0.3, 1.0])
+def test_a_hedged_margin_is_no_more_than_its_tail(seconds: int, hedge: str, part: float) -> None:
+    """What is claimed of 10 ETH and what hedges them is at most their mean worth over the tail of the policy's law.
+
+    Puts and calls are so deep in the money that they move like the price.
+    """
+    policy = asset_policy(0.8, ((6, 0.92), (0.5, 0.75)), impact=0.0, haircuts=(0.0, 0.0))
+    of = world({"risky": policy.model_copy(update={"liquidation_seconds": seconds})}, **DERIVATIVES)
+    held = position(1, ETH, 10.0)
+    report = compute_report(snapshot([held]), quotes(conf=0), of)
+    kind = report.book.kind[0]
+    p, v = report.book.kinds.policy[kind], report.book.kinds.view[kind]
+    loss, years = report.tables.asset_loss[p, v, 0], report.tables.horizon[p, v, 0] / (365 * DAY)
+    if seconds in (300, 45 * DAY):
+        assert loss[INITIAL] < 0.03 if seconds == 300 else loss[INITIAL] > 0.6
+    count = 10.0 * part
+    strike = {"perp": 0.0, "call": 300.0, "put": 9_000.0}[hedge]
+    row = contract(1, hedge, count if hedge == "put" else -count, strike=strike, days=300)  # type: ignore[arg-type]
+    drawn = np.random.default_rng(1)
+    price = drawn.standard_normal(400_000) * 0.8 * np.sqrt(years) - 0.32 * years
+    for rate, kept in ((6, 0.92), (0.5, 0.75)):
+        price += np.log(kept) * drawn.poisson(rate * years, len(price))
+    price = 2_000 * np.exp(price)
+    report = compute_report(snapshot([held, row]), quotes(conf=0), of)
+    assert report.derivatives is not None
+    if hedge == "put":  # its carry is no risk: it is worth what it is worth now, and moves against the price
+        start = float(report.derivatives.worth[0])
+        paid = np.maximum(start - count * (price - 2_000), 0.0)
+    else:
+        start = float(report.derivatives.worth[0]) if hedge == "call" else 0.0
+        paid = (
+            start - count * (price - 2_000) if hedge == "perp" else start - count * (np.maximum(price, strike) - 2_000)
+        )
+    worth = np.sort(10.0 * price + paid)
+    claimed = (report.assets - report.debts)[0, LOW, :, 0]
+    assert report.derivatives.hedged[0, LOW].all()
+    for level, chance in ((INITIAL, 1e-3), (MAINTENANCE, 1e-2)):
+        assert claimed[level] <= worth[: round(len(worth) * chance)].mean() * (1 + 2e-3)
+
+
+@pytest.mark.parametrize("model", ["health", "isolated", "cross", "tiered"])
+def test_collateral_keeps_its_haircut_where_the_model_does_not_look_at_it(model: str) -> None:
+    of = world({"risky": BRIDGED}, **DERIVATIVES, models={"risk_bearing": model, "monitored": model})
+    report = compute_report(snapshot([position(1, ETH, 10.0), contract(1, "call", -8.0)]), quotes(), of)
+    assert report.derivatives is not None
+    assert not report.derivatives.extra.any()
+    assert not report.derivatives.hedged.any()
+
+
+@pytest.mark.parametrize("model", ["pmrm-2", "pmrm-1", "standard", "span", "cross"])
+def test_every_model_takes_what_may_be_gone_for_no_hedge(model: str) -> None:
+    of = world({"risky": BRIDGED}, **DERIVATIVES, models={"risk_bearing": model, "monitored": model})
+    cash, short, long = position(1, USDC, 1e6), contract(1, "perp", -50.0), contract(1, "perp", 50.0)
+
+    def need(*rows: Position) -> int:
+        return explain(compute_report(snapshot([cash, *rows]), quotes(), of), 0, of).requirement.initial
+
+    assert need(short, loose(long)) >= need(short) > need(short, long._replace(venue="other", asset=long.asset + "/2"))
+    assert need(loose(short), loose(long)) >= need(long)
+
+
+def test_the_grid_takes_back_at_maintenance_what_collateral_leaves_there() -> None:
+    """Where the maintenance factor makes the grid less than the haircut, the rest of the haircut stays."""
+    slow = asset_policy(0.8, ((6, 0.92), (0.5, 0.75)), impact=0.0).model_copy(update={"liquidation_seconds": 60 * DAY})
+    rows = [position(1, ETH, 10.0), contract(1, "call", -20.0, strike=3_000.0, days=60)]
+    of = world({"risky": slow}, **DERIVATIVES, scenario={"maintenance_factor": 0.3})
+    report = compute_report(snapshot(rows), quotes(), of)
+    assert report.derivatives is not None
+    kind = report.book.kind[np.flatnonzero(report.book.kinds.side[report.book.kind] == 0)[0]]
+    p, v = report.book.kinds.policy[kind], report.book.kinds.view[kind]
+    lost = report.tables.asset_loss[p, v, 0, MAINTENANCE]
+    (reach,) = report.derivatives.reach[MAINTENANCE, 0]
+    assert reach == pytest.approx(0.3 * report.derivatives.market.range[0])
+    assert reach < lost
+    more = relief(report.tables, np.array([p]), np.array([v]), 0, MAINTENANCE, np.array([reach]))
+    assert (1 - lost) * (1 + more[0]) * (1 - reach) <= (1 - lost) * (1 + 1e-12)
+    assert more[0] == pytest.approx(1 / (1 - reach) - 1)

@@ -53,6 +53,30 @@ def test_two_portfolios_together_need_no_more_than_apart(one: Rows, two: Rows, s
         assert both <= apart + other + slack(apart, other)
 
 
+@given(st.lists(st.tuples(holdings.map(lambda rows: rows[0]), st.booleans()), min_size=1, max_size=6), spots, st.data())
+def test_what_may_be_gone_never_needs_less_whatever_of_it_is(
+    marked: list[tuple[tuple[int, float], bool]], spot: list[float], data: st.DataObject
+) -> None:
+    rows, hedge = [row for row, _ in marked], np.array([spot])
+    given_ = together(rows, spot=hedge)
+    options = LISTED.kind[given_.instrument] >= CALL
+    loose = np.array([mark for _, mark in marked]) & ~(options & (given_.size < 0))
+    need = scenario.requirement_on(PAST_GRID, given_, loose)
+    rounding = slack(*(x for _, x in rows), 1e4 * sum(spot))
+    stays = ~loose | np.array(data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows))))
+    left = scenario.requirement_on(PAST_GRID, replace(given_, size=np.where(stays, given_.size, 0.0)))
+    assert (need.initial >= left.initial - rounding).all()
+    assert (need.maintenance >= left.maintenance - rounding).all()
+    # And one such row less never makes it more.
+    fewer = np.where(loose & ~stays, 0.0, given_.size)
+    less = scenario.requirement_on(PAST_GRID, replace(given_, size=fewer), loose)
+    assert (need.initial >= less.initial - rounding).all()
+    assert (need.maintenance >= less.maintenance - rounding).all()
+    gross = np.abs(need.rows).sum(axis=1)
+    for level, total in ((INITIAL, need.initial), (MAINTENANCE, need.maintenance)):
+        assert abs(need.rows[level].sum() - total[0]) <= 1e-9 * (1 + gross[level])
+
+
 @given(holdings, st.floats(1e-3, 1e3))
 def test_a_portfolio_n_times_as_large_needs_n_times_as_much(rows: Rows, times: float) -> None:
     base, scaled = core(scenario.requirement_on(PAST_GRID, together(rows, [(i, x * times) for i, x in rows]))).T

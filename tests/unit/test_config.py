@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -568,6 +569,18 @@ def test_a_file_that_is_none_says_so(tmp_path: Path, content: bytes, says: str) 
     with pytest.raises(ConfigError, match=re.escape(says)) as caught:
         load_settings(path)
     assert caught.value.file == str(path)
+
+
+def test_a_document_that_nests_beyond_the_interpreters_limit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("policy = " + "[" * 5_000, "utf-8")
+    limit = sys.getrecursionlimit()  # libraries raise it
+    sys.setrecursionlimit(1_000)
+    try:
+        with pytest.raises(ConfigError, match="is nested too deeply"):
+            load_settings(path)
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

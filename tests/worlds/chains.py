@@ -108,8 +108,8 @@ class SimulatedReader:
 
     ``dark`` is an RPC that is down, ``hangs`` one that never answers, ``wrong_chain`` one of another network;
     ``behind`` lets it see that many blocks less than there are, ``lie`` changes what it reports, ``deaf`` lets it miss
-    every log, ``untold`` makes it unable to tell what changed, ``pruned_before`` has it keep no older state, and
-    ``frozen`` is its sequencer's trouble.
+    every log but those that hold the words ``told``, ``untold`` makes it unable to tell what changed, ``pruned_before``
+    has it keep no older state, and ``frozen`` is its sequencer's trouble.
     """
 
     def __init__(self, chain: SimulatedChain) -> None:
@@ -117,6 +117,7 @@ class SimulatedReader:
         self.dark = self.hangs = self.wrong_chain = False
         self.behind = 0
         self.deaf = self.untold = False
+        self.told: frozenset[str] = frozenset()
         self.pruned_before = 0
         self.frozen = ""
         self.lie: Change | None = None
@@ -164,7 +165,7 @@ class SimulatedReader:
             return None
         if last >= len(self._seen):
             raise Unavailable(self.row.name, f"does not have block {last}")
-        return frozenset() if self.deaf else self.chain.touched(first, last)
+        return self.told | (frozenset() if self.deaf else self.chain.touched(first, last))
 
     @property
     def finality_lag(self) -> float | None:

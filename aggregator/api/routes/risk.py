@@ -21,6 +21,7 @@ from aggregator.api.risk_views import (
     build_stress,
     build_systemic,
     build_whatif,
+    describe,
 )
 from aggregator.api.routes.accounts import Reference
 from aggregator.domain.errors import UnknownError
@@ -103,7 +104,10 @@ class StressRequest(BaseModel):
 async def ask_what_if(service: Service, ref: Reference, wanted: WhatIfRequest) -> WhatIfView:
     """Return an account's margin before and after changes, and whether they may be made. Nothing is changed."""
     account = await service.store.account(ref)
-    return build_whatif(await _desk(service).what_if(account.id, [_change(change) for change in wanted.changes]))
+    changes = [_change(change) for change in wanted.changes]
+    answer = await _desk(service).what_if(account.id, changes)
+    assets, chains = {row.id: row for row in service.assets}, {row.id: row.name for row in service.chains}
+    return build_whatif(answer, account.label, [describe(change, assets, chains) for change in changes])
 
 
 @router.get("/stress")
@@ -130,7 +134,7 @@ async def get_replay(
 ) -> ReplayView:
     """Return an account's margin along a scenario's hours."""
     found = await service.store.account(account)
-    return build_replay(scenario, found.id, tuple(await _desk(service).replay(scenario, found.id)))
+    return build_replay(await _desk(service).replay(scenario, found.id), found.label)
 
 
 @router.get("/risk/systemic", responses=WRITE_RESPONSES)
@@ -139,8 +143,9 @@ async def get_systemic(
     scenario: Annotated[str, Query(pattern=_NAME, description="A scenario's name, or `all`")] = ALL,
 ) -> SystemicView:
     """Return which accounts fall together, and the rounds of forced sales that follow. Figures are estimates."""
-    report = await _desk(service).systemic(_names(scenario))
-    return await run_in_threadpool(build_systemic, report)
+    desk = _desk(service)
+    report = await desk.systemic(_names(scenario))
+    return await run_in_threadpool(build_systemic, report, {known.name: known for known in desk.scenarios()})
 
 
 def _desk(service: ApiService) -> RiskDesk:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from decimal import Decimal, localcontext
 from pathlib import Path
 
 from fastapi.responses import HTMLResponse
@@ -13,6 +14,8 @@ from aggregator.domain.units import format_usd
 
 _SHORT = 16  # characters of a hash or address up to which nothing is left out
 _HUGE = 1000  # a health beyond which the exact ratio tells nobody anything
+_DIGITS = 8  # significant ones of an amount in the text of a page; the title has all
+_PRECISION = 100  # enough for every amount that there is
 _LARGE = 100  # a price from which cents suffice
 
 
@@ -55,13 +58,32 @@ def usd(units: str) -> str:
     """Write an exact amount of 1e-8 USD in dollars and cents, the sign before the currency."""
     amount = int(units)
     text = format_usd(abs(amount))
-    return f"−${text}" if amount < 0 else f"${text}"
+    return f"−${text}" if amount < 0 and any(digit in "123456789" for digit in text) else f"${text}"
 
 
 def grouped(number: str) -> str:
     """Group the whole digits of a decimal string in threes."""
-    whole, point, part = number.partition(".")
-    return f"{int(whole):,}{point}{part}"
+    whole, point, part = number.removeprefix("-").partition(".")
+    return f"{'−' if number.startswith('-') else ''}{int(whole):,}{point}{part}"
+
+
+def brief(number: str) -> str:
+    """Write a decimal string with at most 8 significant digits, but all of its whole ones, grouped in threes."""
+    value = Decimal(number)
+    places = max(0, min(-int(value.as_tuple().exponent), _DIGITS - 1 - value.adjusted()))
+    with localcontext(prec=_PRECISION):
+        rounded = f"{value.quantize(Decimal(1).scaleb(-places)):f}"
+    return grouped(rounded.rstrip("0").rstrip(".") if "." in rounded else rounded)
+
+
+def signed(value: float) -> str:
+    """Write a figure with 4 significant digits and a true minus."""
+    return f"{value:,.4g}".replace("-", "−")
+
+
+def cents(value: float) -> str:
+    """Write a figure with two decimals and a true minus."""
+    return f"{value:,.2f}".replace("-", "−")
 
 
 def percent(value: float) -> str:
@@ -85,7 +107,17 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters.update(
-    when=when, span=span, short=short, ratio=ratio, percent=percent, grouped=grouped, usd=usd, price=price
+    when=when,
+    span=span,
+    short=short,
+    ratio=ratio,
+    percent=percent,
+    grouped=grouped,
+    usd=usd,
+    price=price,
+    brief=brief,
+    signed=signed,
+    cents=cents,
 )
 
 

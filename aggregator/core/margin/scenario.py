@@ -26,9 +26,14 @@ that discounting never helps and the scenario without a shock already loses 0 or
   at initial margin only, as in PMRM: an unsure price opens no risk, and makes nobody liquidatable.
 - concentration: ``Y·σ_day·√(N/ADV)·N``, N = the gross delta notional of contracts: every leg is closed by itself.
 
-Within the last 30 minutes an option's forward moves with the part of its settlement average that is still open; what is
-fixed is taken at the current price. An option past expiry is worth its intrinsic value, without volatility, and moves
-in full until its venue settles it: what average it settles at is not known here.
+An option's forward moves in full up to its expiry and beyond, until its venue settles it: venues that settle at an
+average of past prices do not say over which seconds, so that nothing counts as fixed before it is paid. Past expiry an
+option is worth its intrinsic value, without volatility: the limit of what it was worth before.
+
+Rows may be said to be *loose*: perps and long options that may be gone when it matters, each or any of them. Such a row
+enters every scenario, the basis and the history with what it loses there by itself, or with 0 where it gains; it covers
+no short option; and of perps the larger net size with or without the loose ones of either side is charged. So R is no
+less than R without any of the loose rows, whichever those are, and one loose row more never makes it less.
 
 Every distinct instrument is valued once per scenario (:func:`prepare`); accounts only gather and add up
 (:func:`requirement_on`), some thousand at a time, so that memory stays bounded. A what-if is
@@ -66,8 +71,6 @@ from aggregator.domain.policy import PolicyRow, ScenarioRow, total_variance
 from aggregator.domain.report import INITIAL, MAINTENANCE
 from aggregator.domain.units import Floats
 
-SETTLEMENT_SECONDS = 1_800
-"""The settlement price is an average over these last seconds before expiry."""
 AT_A_TIME = 16_384
 """Options and (account, underlying) pairs worked on at a time: their scenarios stay near the core."""
 CELLS = 1 << 22
@@ -109,7 +112,6 @@ class Marks:
     discount: Floats  # e^{−rT}
     floor: Floats  # D⁺
     ceiling: Floats  # D⁻
-    open: Floats  # the part of the settlement average that still moves
     delta: Floats  # |∂value/∂S|
     underlying: Ints
 
@@ -121,12 +123,9 @@ class Marks:
             move: δ of every underlying, shape (U, S).
             shock: which volatility, shape (S,).
         """
-        u, moving = self.underlying[part], self.open[part]
+        u = self.underlying[part]
         with np.errstate(divide="ignore"):
             forward, moneyness = (1 + move)[u], np.log1p(move)[u]
-            if len(fixed := np.flatnonzero(moving < 1)):
-                less = move[u[fixed]] * moving[fixed, None]
-                forward[fixed], moneyness[fixed] = 1 + less, np.log1p(less)
         forward *= self.forward[part, None]
         moneyness += self.moneyness[part, None]
         deviation = self.deviation[part].take(shock, axis=1)
@@ -179,8 +178,34 @@ class _Starts(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Loose:
+    """What may be gone: perps by pair, and L long options ordered by pair."""
+
+    perp: Bools  # (N,) by row
+    rising: Floats  # (P,) units of loose perps that gain as the price rises, 0 or more
+    falling: Floats  # (P,) and as it falls, 0 or less
+    row: Ints  # (L,) of the portfolios
+    slot: Ints  # (L,)
+    amount: Floats  # (L,)
+    pair: Ints  # (L,)
+
+    def perps_lose(self, slopes: Floats, pairs: slice) -> Floats:
+        """Return what loose perps of some pairs lose, USD, shape of ``slopes``.
+
+        Args:
+            slopes: USD that one unit of each pair loses, shape (pairs, ...).
+        """
+        rising, falling = self.rising[pairs, None], self.falling[pairs, None]
+        lost: Floats = np.maximum(slopes, 0.0) * rising + np.minimum(slopes, 0.0) * falling
+        return lost
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Book:
-    """Portfolios laid out along a grid: P pairs of (account, underlying), and E options ordered by slot in each."""
+    """Portfolios laid out along a grid: P pairs of (account, underlying), and E options ordered by slot in each.
+
+    What is loose stands apart; ``perps`` and the options hold the rest.
+    """
 
     account: Ints  # (P,) ascending
     underlying: Ints  # (P,) ascending by rank within an account
@@ -192,6 +217,7 @@ class _Book:
     slot: Ints  # (E,)
     amount: Floats  # (E,)
     blocks: _Starts  # runs of options of one account and expiry
+    loose: _Loose | None
 
 
 class _Worst(NamedTuple):
@@ -290,8 +316,11 @@ def prepare(instruments: Instruments, market: Market, policy: PolicyRow) -> Grid
     return replace(grid, history=_changes(grid, np.arange(len(source))))
 
 
-def requirement_on(grid: Grid, portfolios: Portfolios) -> Requirement:
+def requirement_on(grid: Grid, portfolios: Portfolios, loose: Bools | None = None) -> Requirement:
     """Compute what the model requires of portfolios of a grid's instruments, USD.
+
+    Args:
+        loose: which rows may be gone, shape (N,); of short options it is ignored. None: no row.
 
     Raises:
         ValueError: a portfolio is out of its range, or refers to other instruments than the grid's.
@@ -299,7 +328,7 @@ def requirement_on(grid: Grid, portfolios: Portfolios) -> Requirement:
     _verify_instruments(grid, portfolios)
     verify_portfolios(portfolios, grid.market)
     count, accounts = len(portfolios.account), portfolios.accounts
-    book = _lay_out(grid, portfolios)
+    book = _lay_out(grid, portfolios, loose)
     core = _value(grid, book, count, accounts)
     tail = _tail(grid, book, accounts)
     parts = np.stack([core.scenario, core.basis, tail])
@@ -354,7 +383,6 @@ def build_marks(instruments: Instruments, market: Market, row: ScenarioRow) -> M
     policy = row.discount
     floor = policy.base * np.exp(-(rate * (1 + policy.long_scale) + policy.long_add) * t)
     ceiling = policy.base_negative * np.exp(-(rate * (1 - policy.short_scale) - policy.short_add) * t)
-    left = instruments.expiry - market.now
     sign = np.where(instruments.kind == CALL, 1.0, -1.0)
     least = np.maximum(deviation[:, _NONE], 1e-300)
     with np.errstate(over="ignore"):
@@ -368,7 +396,6 @@ def build_marks(instruments: Instruments, market: Market, row: ScenarioRow) -> M
         discount=discount,
         floor=np.minimum(floor, discount),
         ceiling=np.maximum(np.minimum(ceiling, 1.0), discount),
-        open=np.where(left > 0, np.minimum(left / SETTLEMENT_SECONDS, 1.0), 1.0),
         delta=discount * growth * inside,
         underlying=instruments.underlying,
     )
@@ -433,21 +460,23 @@ def _changes(grid: Grid, slots: Ints) -> Floats:
     return changes
 
 
-def _lay_out(grid: Grid, portfolios: Portfolios) -> _Book:
+def _lay_out(grid: Grid, portfolios: Portfolios, loose: Bools | None) -> _Book:
     """Order options by (account, slot) and net what is linear by (account, underlying)."""
     wide, accounts = len(grid.market.feeds), portfolios.accounts
     by_rank = np.argsort(grid.rank)
     place = portfolios.account * wide + grid.rank[grid.instruments.underlying[portfolios.instrument]]
     units = linear_units(portfolios)
-    perps = sum_by(place, units, accounts * wide)
+    slots = grid.slot[portfolios.instrument]
+    if loose is not None:
+        loose = loose & ((slots < 0) | (portfolios.size > 0))
+    perps = sum_by(place, units if loose is None else np.where(loose, 0.0, units), accounts * wide)
     spot = portfolios.spot[:, by_rank].reshape(-1)
     present = spot > 0
     present[place] = True
     pairs = np.flatnonzero(present)
     number = np.cumsum(present) - 1
 
-    slots = grid.slot[portfolios.instrument]
-    row = np.flatnonzero(slots >= 0)
+    row = np.flatnonzero(slots >= 0 if loose is None else (slots >= 0) & ~loose)
     key = portfolios.account[row] * max(1, len(grid.source)) + slots[row]
     if (key[1:] < key[:-1]).any():
         row = row[np.argsort(key, kind="stable")]
@@ -463,6 +492,27 @@ def _lay_out(grid: Grid, portfolios: Portfolios) -> _Book:
         slot=slot,
         amount=portfolios.size[row],
         blocks=_starts(portfolios.account[row], grid.block[slot]),
+        loose=_lay_out_loose(loose, units, slots, portfolios.size, number[place], len(pairs)),
+    )
+
+
+def _lay_out_loose(
+    loose: Bools | None, units: Floats, slots: Ints, size: Floats, pair: Ints, pairs: int
+) -> _Loose | None:
+    """Lay out the rows that are loose, by rows of shape (N,); None without any."""
+    if loose is None or not loose.any():
+        return None
+    option = np.flatnonzero(loose & (slots >= 0))
+    option = option[np.lexsort((slots[option], pair[option]))]
+    perp = loose & (slots < 0)
+    return _Loose(
+        perp=perp,
+        rising=sum_by(pair, np.where(perp, np.maximum(units, 0.0), 0.0), pairs),
+        falling=sum_by(pair, np.where(perp, np.minimum(units, 0.0), 0.0), pairs),
+        row=option,
+        slot=slots[option],
+        amount=size[option],
+        pair=pair[option],
     )
 
 
@@ -487,6 +537,11 @@ def _value(grid: Grid, book: _Book, rows: int, accounts: int) -> _Core:
     linear = -grid.market.spot[:, None] * grid.scenarios.move  # (U, S) what a unit loses
     damped = slice(_INNER, size - _SKEWS)
     units, worth_now = book.perps + book.spot, sum_by(in_pair, grid.now[book.slot] * book.amount, pairs)
+    loose = book.loose
+    if loose is not None:
+        some, index_lost = np.unique(loose.slot, return_inverse=True)
+        kept = (1 - grid.loading[grid.block[some]])[:, None] * grid.values[some]
+        lost_by_slot = np.maximum(grid.now[some, None] - kept, 0.0)
 
     apart = _Worst.of(pairs)
     joint = _Worst.of(segments.runs)
@@ -508,6 +563,11 @@ def _value(grid: Grid, book: _Book, rows: int, accounts: int) -> _Core:
         of = book.underlying[p0:p1]
         losses += linear[of] * units[p0:p1, None]
         losses += worth_now[p0:p1, None]
+        if loose is not None:
+            losses += loose.perps_lose(linear[of], slice(p0, p1))
+            at = np.searchsorted(loose.pair, np.arange(p0, p1 + 1))
+            own = slice(at[0], at[-1])
+            losses += _csr(loose.amount[own], index_lost[own], at - at[0], len(lost_by_slot)) @ lost_by_slot
         losses[:, damped] *= grid.scenarios.weight[of][:, damped]
         apart.find(p0, losses)
         if len(choices) > 1:
@@ -528,22 +588,35 @@ def _value(grid: Grid, book: _Book, rows: int, accounts: int) -> _Core:
         counts = part * (choice.loss[index] > 0) * grid.scenarios.weight[book.underlying, scenario]
         slope = linear[book.underlying, scenario] * counts
         by_spot += slope * book.spot
-        by_row += slope[book.pair] * book.units
+        linear_losses = slope[book.pair] * book.units
+        if loose is not None:
+            linear_losses = np.where(loose.perp, np.maximum(linear_losses, 0.0), linear_losses)
+            worst = lost_by_slot[index_lost, scenario[loose.pair]]
+            by_row[loose.row] += worst * loose.amount * counts[loose.pair]
+        by_row += linear_losses
         lost = grid.now[book.slot] - grid.values.reshape(-1)[book.slot * size + scenario[in_pair]] * rate
         by_row[book.row] += lost * book.amount * counts[in_pair]
 
     total = sum_by(book.account, (1 - share) * apart.loss, accounts)
     total += sum_by(book.account[segments.first], offset * joint.loss, accounts)
-    basis = np.zeros(accounts)
+    basis, by_loose = np.zeros(accounts), np.zeros(0)
+    if loose is not None:
+        falls = np.maximum(-grid.ends[:, loose.slot], 0.0).max(axis=0)
+        by_loose = falls * loose.amount * grid.basis[grid.block[loose.slot]]
+        basis = sum_by(book.account[loose.pair], by_loose, accounts)
     if len(starts):
         falls = np.stack([np.add.reduceat(end[book.slot] * book.amount, starts) for end in grid.ends])
         lower, least = np.argmin(falls, axis=0), falls.min(axis=0)
         charge = grid.basis[kind] * (least < 0)
         owner = book.account[in_pair[starts]]
-        basis = sum_by(owner, -least * charge, accounts)
-        bound = basis > total
-        by_row[bound[book.account[book.pair]]] = 0.0
-        by_spot[bound[book.account]] = 0.0
+        basis = basis + sum_by(owner, -least * charge, accounts)
+    bound = basis > total
+    by_row[bound[book.account[book.pair]]] = 0.0
+    by_spot[bound[book.account]] = 0.0
+    if loose is not None:
+        also = np.flatnonzero(bound[book.account[loose.pair]])
+        by_row[loose.row[also]] = by_loose[also]
+    if len(starts):
         mine = np.flatnonzero(bound[owner][block])
         fall = grid.ends[lower[block[mine]], book.slot[mine]] * book.amount[mine]
         by_row[book.row[mine]] = -fall * charge[block[mine]]
@@ -570,10 +643,12 @@ def _allocate_tail(grid: Grid, book: _Book, chosen: Bools, by_row: Floats, by_sp
     weight = np.append(np.ones(tail.whole), [tail.part] * (keep - tail.whole)) / tail.mass
     in_pair = book.pair[book.row]
     slope = np.zeros(len(book.account))
+    loose, sides = book.loose, np.zeros((2, len(book.account)))  # of perps that are loose: rising, falling
     for p0, p1, losses in _losses(grid, book, chosen):
         worst = np.argsort(-losses, axis=1, kind="stable")[:, :keep][_starts(book.account[p0:p1]).of]
         of = book.underlying[p0:p1]
-        slope[p0:p1] = -grid.market.spot[of] * (np.take_along_axis(grid.moves[of], worst, axis=1) @ weight)
+        moves = np.take_along_axis(grid.moves[of], worst, axis=1)
+        slope[p0:p1] = -grid.market.spot[of] * (moves @ weight)
         e0, e1 = np.searchsorted(in_pair, (p0, p1))
         mine = e0 + np.flatnonzero(chosen[book.account[in_pair[e0:e1]]])
         for where in _pieces(len(mine), max(1, CELLS // grid.moves.shape[1])):
@@ -581,8 +656,23 @@ def _allocate_tail(grid: Grid, book: _Book, chosen: Bools, by_row: Floats, by_sp
             changes, index = _changes_of(grid, book.slot[options])
             moved = np.take_along_axis(changes[index], worst[in_pair[options] - p0], axis=1)
             by_row[book.row[options]] = -(moved @ weight) * book.amount[options]
+        if loose is None:
+            continue
+        sides[0, p0:p1] = grid.market.spot[of] * (np.maximum(-moves, 0.0) @ weight)
+        sides[1, p0:p1] = -grid.market.spot[of] * (np.maximum(moves, 0.0) @ weight)
+        l0, l1 = (int(x) for x in np.searchsorted(loose.pair, (p0, p1)))
+        mine = l0 + np.flatnonzero(chosen[book.account[loose.pair[l0:l1]]])
+        for where in _pieces(len(mine), max(1, CELLS // grid.moves.shape[1])):
+            options = mine[where]
+            changes, index = _changes_of(grid, loose.slot[options])
+            moved = np.take_along_axis(changes[index], worst[loose.pair[options] - p0], axis=1)
+            by_row[loose.row[options]] = (np.maximum(-moved, 0.0) @ weight) * loose.amount[options]
     linear = np.flatnonzero(chosen[book.account[book.pair]] & (book.units != 0))
     by_row[linear] = slope[book.pair[linear]] * book.units[linear]
+    if loose is not None:
+        linear = linear[loose.perp[linear]]
+        side = (book.units[linear] < 0).astype(np.int64)
+        by_row[linear] = sides[side, book.pair[linear]] * book.units[linear]
     by_spot[:] = np.where(chosen[book.account], slope * book.spot, by_spot)
 
 
@@ -608,7 +698,26 @@ def _losses(grid: Grid, book: _Book, chosen: Bools) -> Iterator[tuple[int, int, 
             changes, index = _changes_of(grid, book.slot[span])
             at = np.searchsorted(owners.of[in_pair[span] - p0], np.arange(owners.runs + 1))
             losses -= _csr(book.amount[span], index, at, len(changes)) @ changes
+        if book.loose is not None:
+            _add_loose(grid, book, book.loose, p0, p1, losses)
         yield p0, p1, losses
+
+
+def _add_loose(grid: Grid, book: _Book, loose: _Loose, p0: int, p1: int, losses: Floats) -> None:
+    """Add what loose rows of the pairs p0 … p1 − 1 lose in every joint move to ``losses``, of :func:`_losses`."""
+    assert grid.moves is not None
+    owners, step = _starts(book.account[p0:p1]), max(1, CELLS // grid.moves.shape[1])
+    for where in _pieces(p1 - p0, step):
+        pairs = slice(p0 + where.start, min(p0 + where.stop, p1))
+        of = book.underlying[pairs]
+        lost = loose.perps_lose(-grid.market.spot[of, None] * grid.moves[of], pairs)
+        np.add.at(losses, owners.of[where], lost)
+    l0, l1 = (int(x) for x in np.searchsorted(loose.pair, (p0, p1)))
+    for where in _pieces(l1 - l0, step):
+        own = slice(l0 + where.start, min(l0 + where.stop, l1))
+        changes, index = _changes_of(grid, loose.slot[own])
+        lost = np.maximum(-changes[index], 0.0) * loose.amount[own, None]
+        np.add.at(losses, owners.of[loose.pair[own] - p0], lost)
 
 
 def _changes_of(grid: Grid, slots: Ints) -> tuple[Floats, Ints]:
@@ -632,21 +741,27 @@ def _add_on(grid: Grid, book: _Book, portfolios: Portfolios, layers: Floats, row
         return
     if len(book.row):
         strikes = _starts(book.pair[book.row], grid.strike[book.slot])
-        net = np.add.reduceat(book.amount, strikes.first)
+        uncovered = np.add.reduceat(book.amount, strikes.first)
         in_pair = book.pair[book.row]
         short = np.zeros(len(rows[0]))
-        short[book.row] = -book.amount * (net < 0)[strikes.of] * spot[in_pair]
-        naked = sum_by(in_pair[strikes.first], np.maximum(-net, 0.0), len(of)) * spot
+        short[book.row] = -book.amount * (uncovered < 0)[strikes.of] * spot[in_pair]
+        naked = sum_by(in_pair[strikes.first], np.maximum(-uncovered, 0.0), len(of)) * spot
         for level, rate in ((INITIAL, row.short_option_initial), (MAINTENANCE, row.short_option_maintenance)):
             charge(level, SHORT_OPTIONS, naked * rate)
             rows[level] += short * rate
 
     size_factor = np.array([underlying.size_factor for underlying in market.rows])[of]
-    held = np.abs(book.perps)
+    net, charged = book.perps, book.units
+    if book.loose is not None:
+        rising, falling = net + book.loose.rising, net + book.loose.falling
+        up = np.abs(rising) >= np.abs(falling)
+        net = np.where(up, rising, falling)
+        charged = np.where(book.loose.perp & ((book.units > 0) != up[book.pair]), 0.0, book.units)
+    held = np.abs(net)
     for level, rate in ((INITIAL, row.perp_initial), (MAINTENANCE, row.perp_maintenance)):
         each = liability_weight(rate, held, size_factor) * spot
         charge(level, PERPS, held * each)
-        rows[level] += book.units * (np.sign(book.perps) * each)[book.pair]
+        rows[level] += charged * (np.sign(net) * each)[book.pair]
 
     delta = np.where(is_option(grid.instruments), grid.marks.delta, 0.0)[portfolios.instrument]
     exposed = np.abs(book.units + portfolios.size * delta)

@@ -312,7 +312,7 @@ def merge_jumps(jumps: Sequence[JumpRow], most: int = MOST_JUMPS) -> tuple[JumpR
             raise ValueError(f"jumps: {len(rows)} of different causes; at most {most} fit")
         at = min(pairs, key=lambda i: (rows[i + 1].rate * (rows[i + 1].recovery - rows[i].recovery), i))
         deep, shallow = rows[at : at + 2]
-        rows[at : at + 2] = [JumpRow(rate=_up(deep.rate + shallow.rate, 6), recovery=deep.recovery, cause=deep.cause)]
+        rows[at : at + 2] = [JumpRow(rate=deep.rate + shallow.rate, recovery=deep.recovery, cause=deep.cause)]
     return tuple(sorted(rows, key=lambda jump: (jump.cause != "market", jump.cause, -jump.recovery, jump.rate)))
 
 
@@ -477,7 +477,7 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             continue
         if path == "history" and key == "moves":
             mark = keccak256(json.dumps(item).encode()).hex()[:8]
-            yield "history.moves", f"{len(item)} dates, {mark}…"
+            yield "history.moves", f"{len(item)} moves, {mark}…"
             continue
         yield from _flat(item, f"{path}.{key}" if path else str(key))
 

@@ -78,7 +78,8 @@ def _trailing_mean(values: Floats, length: int) -> Floats:
     total = np.concatenate([[0.0], np.cumsum(values)])
     end = np.arange(1, len(values) + 1)
     start = np.maximum(end - length, 0)
-    return np.maximum(total[end] - total[start], 0.0) / (end - start)
+    means: Floats = np.maximum(total[end] - total[start], 0.0) / (end - start)
+    return means
 
 
 class ProcyclicalityReport(NamedTuple):

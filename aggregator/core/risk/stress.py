@@ -258,6 +258,7 @@ def stress_report(
         scenarios=tuple(scenarios),
         unshocked={scenario.name: unshocked(scenario, world) for scenario in scenarios},
         rows=tuple(rows),
+        labels={account.id: account.label for account in snapshot.accounts if account.label},
     )
 
 

@@ -76,6 +76,7 @@ def systemic_report(
         for account in falls(shocked) - already:
             fallen.setdefault(account, []).append(scenario.name)
         cascades.append(cascade(shocked, inputs.world, scenario, mids, depth))
+    named = already | fallen.keys() | {closed.account for found in cascades for closed in found.closed}
     return SystemicReport(
         epoch=snapshot.epoch,
         cut_time=snapshot.cut_time,
@@ -83,6 +84,7 @@ def systemic_report(
         already=tuple(sorted(already)),
         clusters=clusters(base, fallen),
         cascades=tuple(cascades),
+        labels={account.id: account.label for account in snapshot.accounts if account.label and account.id in named},
     )
 
 

@@ -92,6 +92,9 @@ event InstrumentSettled:
     instrument: indexed(uint256)
     payout: uint256
 
+event FundingChanged:
+    instrument: indexed(uint256)
+
 event Paused:
     paused: bool
 
@@ -215,6 +218,7 @@ def setFundingRate(id: uint256, rate: int256):
     assert abs(rate) <= MAX_RATE, "rate"
     self._touch(id)
     self._markets[id].rate = rate
+    log FundingChanged(instrument=id)
 
 
 @external

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from adapters.evm.reader import LOG_BLOCKS, LOG_LIMIT, LOG_QUERIES, EvmReader, decode_log_words
 from aggregator.domain.errors import Garbage, NodeRefused
+from proofs.hashing import keccak256
 from tests.chain.evm_venues import NAME, chain_row
 
 TOKEN, VAULT = "0x" + "c1" * 20, "0x" + "7a" * 20
@@ -42,6 +43,24 @@ def test_words_are_lower_case_however_they_are_written() -> None:
     shouted = log(topics=[b"\xab" * 32], data=b"\xcd" * 32)
     shouted |= {"topics": ["0x" + "AB" * 32], "data": "0x" + "CD" * 32}
     assert decode_log_words(NAME, [shouted], WATCHED, 5, 5) == {"0x" + "ab" * 32, "0x" + "cd" * 32}
+
+
+@pytest.mark.parametrize(
+    ("event", "all_there"),
+    [
+        ("InstrumentSettled(uint256,uint256)", True),
+        ("FundingChanged(uint256)", True),
+        ("Paused(bool)", True),
+        ("InstrumentListed(uint256,uint8,bytes32,address,uint256,uint64)", False),
+        ("PositionChanged(bytes32,uint256,int256,uint256)", False),
+    ],
+)
+def test_a_log_that_names_nobody_names_its_contract_where_it_concerns_everybody_there(
+    event: str, all_there: bool
+) -> None:
+    first, id = keccak256(event.encode()), b"\x07".rjust(32, b"\0")
+    told = decode_log_words(NAME, [log(topics=[first, id])], WATCHED, 5, 5)
+    assert told == {"0x" + first.hex(), "0x" + id.hex(), *([TOKEN] if all_there else [])}
 
 
 @pytest.mark.parametrize(

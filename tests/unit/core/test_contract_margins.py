@@ -375,10 +375,10 @@ def test_an_address_that_leaves_takes_its_long_options_along_and_leaves_what_it_
 @pytest.mark.parametrize(
     ("row", "text"),
     [
-        (contract(1, "call", 2.5, strike=3_500.0), "long 2.5 ETH-call 3500 exp 2025-11-08 08:53:20"),
+        (contract(1, "call", 2.5, strike=3_500.0), "long 2.5 ETH-call 3500 exp 2025-11-08 08:53:20 UTC"),
         (
             contract(1, "put", -1.0)._replace(contract=contract(1, "put", 1.0).contract._replace(expiry=1_798_185_600)),
-            "short 1 ETH-put 2000 exp 2026-12-25 08:00",
+            "short 1 ETH-put 2000 exp 2026-12-25 08:00 UTC",
         ),
         (contract(1, "perp", -0.25, underlying="SOL/USD", entry=150.5), "short 0.25 SOL-perp from 150.5"),
         (contract(1, "inverse", 1_000.0), "long 1000 USD of ETH-inverse perp from 2000"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from aggregator.core.contracts import implied_vols
+from aggregator.core.contracts import contract_values, implied_vols
 from aggregator.core.instruments.option import black76
 from aggregator.core.margin import scenario
 from aggregator.domain.contracts import CALL, INVERSE, LAYERS, PERP, PUT, Market, Portfolios
@@ -47,22 +47,29 @@ def find(kind: int, left: int) -> int:
 class Plain:
     """Risk.md §4 for one account, one scenario and one contract at a time."""
 
-    def __init__(self, given: Portfolios, of: Market, policy: PolicyRow, account: int) -> None:
+    def __init__(
+        self, given: Portfolios, of: Market, policy: PolicyRow, account: int, loose: Sequence[int] = ()
+    ) -> None:
         self.market, self.policy, self.row = of, policy, policy.scenario
         self.listed, self.vols = given.instruments, implied_vols(given.instruments, of)
         self.held = [i for i in range(len(given.account)) if given.account[i] == account]
         self.given, self.spot = given, given.spot[account]
+        shorts = [n for n in self.held if self.kind(n) in (CALL, PUT) and given.size[n] < 0]
+        self.loose = [n for n in self.held if n in loose and n not in shorts]
+        self.held = [n for n in self.held if n not in self.loose]
+
+    def kind(self, n: int) -> int:
+        return int(self.listed.kind[self.given.instrument[n]])
 
     def years(self, i: int) -> float:
         return max(0, int(self.listed.expiry[i]) - self.market.now) / YEAR
 
     def price(self, i: int, move: float, shock: str = "") -> float:
         """Return the undiscounted price of option i."""
-        u, t, left = int(self.listed.underlying[i]), self.years(i), int(self.listed.expiry[i]) - self.market.now
+        u, t = int(self.listed.underlying[i]), self.years(i)
         terms = self.market.rows[u]
         forward = self.market.spot[u] * math.exp((terms.rate - terms.carry) * t)
         k = math.log(self.listed.strike[i] / forward)
-        open_part = min(1.0, left / 1800) if left > 0 else 1.0
         sigma, days, change, skew = self.vols[i], t * 365, self.row.volatility, self.row.skew
         m = (30 / max(days, change.floor_days)) ** (change.short_power if days <= 30 else change.long_power)
         cap = max(0.0, skew.cap_static + skew.cap_slope * math.sqrt(t))
@@ -76,7 +83,7 @@ class Plain:
             "smile+": sigma * (1 + abs(tilt)),
             "smile-": sigma * (1 - abs(tilt)),
         }[shock]
-        forward *= 1 + move * open_part
+        forward *= 1 + move
         return float(black76(forward, self.listed.strike[i], t, sigma, self.listed.kind[i] == CALL))
 
     def scenarios(self, u: int) -> Iterator[tuple[float, str, float]]:
@@ -93,11 +100,11 @@ class Plain:
             yield 0.0, shock, 1.0
 
     def units(self, n: int) -> float:
-        kind, size = self.listed.kind[self.given.instrument[n]], float(self.given.size[n])
+        kind, size = self.kind(n), float(self.given.size[n])
         return size if kind == PERP else size / float(self.given.entry[n]) if kind == INVERSE else 0.0
 
     def options(self, u: int) -> list[int]:
-        return [n for n in self.held if self.of(n) == u and self.listed.kind[self.given.instrument[n]] in (CALL, PUT)]
+        return [n for n in self.held if self.of(n) == u and self.kind(n) in (CALL, PUT)]
 
     def of(self, n: int) -> int:
         return int(self.listed.underlying[self.given.instrument[n]])
@@ -119,8 +126,27 @@ class Plain:
                 low = discount.base * math.exp(-(r * (1 + discount.long_scale) + discount.long_add) * t)
                 high = discount.base_negative * math.exp(-(r * (1 - discount.short_scale) - discount.short_add) * t)
                 gain += value * (min(low, plain) if value > 0 else max(min(1.0, high), plain))
-            lost.append(weight * (now - gain))
+            own = sum(max(0.0, self.alone(n, move, shock)) for n in self.loose if self.of(n) == u)
+            lost.append(weight * (now - gain + own))
         return lost
+
+    def alone(self, n: int, move: float, shock: str) -> float:
+        """Return what a perp or long option loses by itself."""
+        u, i, size = self.of(n), int(self.given.instrument[n]), float(self.given.size[n])
+        if self.kind(n) not in (CALL, PUT):
+            return -self.units(n) * self.market.spot[u] * move
+        rate, discount, t = self.market.rows[u].rate, self.row.discount, self.years(i)
+        low = discount.base * math.exp(-(max(rate, 0.0) * (1 + discount.long_scale) + discount.long_add) * t)
+        plain = math.exp(-rate * t)
+        return size * (self.price(i, 0.0) * plain - self.price(i, move, shock) * min(low, plain))
+
+    def change(self, n: int, move: float) -> float:
+        """Return by how much a row's value changes at unchanged volatility."""
+        i = int(self.given.instrument[n])
+        if self.kind(n) not in (CALL, PUT):
+            return self.units(n) * float(self.market.spot[self.of(n)]) * move
+        plain = math.exp(-self.market.rows[self.of(n)].rate * self.years(i))
+        return float(self.given.size[n]) * (self.price(i, move) - self.price(i, 0.0)) * plain
 
     def basis(self) -> float:
         total = 0.0
@@ -135,6 +161,11 @@ class Plain:
                             change = self.price(i, ratio - 1) - self.price(i, 0.0)
                             changes[side] += self.given.size[n] * change * math.exp(-self.market.rows[u].rate * t)
                 total += max(0.0, -min(changes)) * (self.row.basis_add + self.row.basis_slope * t)
+        for n in self.loose:
+            if self.kind(n) in (CALL, PUT):
+                falls = [-self.change(n, ratio - 1) for ratio in (self.row.basis_up, self.row.basis_down)]
+                rate = self.row.basis_add + self.row.basis_slope * self.years(int(self.given.instrument[n]))
+                total += max(0.0, *falls) * rate
         return total
 
     def shortfall(self) -> float:
@@ -149,10 +180,8 @@ class Plain:
                 gain += (sum(self.units(n) for n in self.held if self.of(n) == u) + self.spot[u]) * (
                     self.market.spot[u] * move
                 )
-                for n in self.options(u):
-                    i = int(self.given.instrument[n])
-                    change = self.price(i, move) - self.price(i, 0.0)
-                    gain += self.given.size[n] * change * math.exp(-self.market.rows[u].rate * self.years(i))
+                gain += sum(self.change(n, move) for n in self.options(u))
+                gain += sum(min(0.0, self.change(n, move)) for n in self.loose if self.of(n) == u)
             lost.append(-gain)
         lost.sort(reverse=True)
         mass = len(lost) * (1 - past.confidence)
@@ -184,20 +213,24 @@ class Plain:
 
     def perps(self) -> float:
         """Return Σ |perps| · S."""
-        return sum(
-            abs(sum(self.units(n) for n in self.held if self.of(n) == u)) * self.market.spot[u]
-            for u in range(len(self.market.feeds))
-        )
+        total = 0.0
+        for u in range(len(self.market.feeds)):
+            units, loose = ([self.units(n) for n in rows if self.of(n) == u] for rows in (self.held, self.loose))
+            most = max(abs(sum(units) + sum(x for x in loose if x * way > 0)) for way in (1, -1))
+            total += most * self.market.spot[u]
+        return total
 
 
 @pytest.mark.parametrize("past", [None, history(scale=0.12)], ids=["no history", "history"])
-def test_every_account_matches_the_plain_implementation(past: object) -> None:
+@pytest.mark.parametrize(("share", "seed"), [(0.0, 0), (0.5, 1), (1.0, 2)], ids=["all firm", "some loose", "all loose"])
+def test_every_account_matches_the_plain_implementation(past: object, share: float, seed: int) -> None:
     policy = risk_policy(past=past)  # type: ignore[arg-type]
     given, of, row = crowd(), market(), policy.scenario
-    got = scenario.requirement(given, of, policy)
+    loose = np.random.default_rng(seed).random(len(given.size)) < share
+    got = scenario.requirement_on(scenario.prepare(given.instruments, of, policy), given, loose if share else None)
     bound = set()
     for account in range(given.accounts):
-        plain = Plain(given, of, policy, account)
+        plain = Plain(given, of, policy, account, np.flatnonzero(loose).tolist())
         parts = [plain.scenario(), plain.basis(), plain.shortfall()]
         bound.add(int(np.argmax(parts)))
         for level, factor, short, perp in (
@@ -207,7 +240,12 @@ def test_every_account_matches_the_plain_implementation(past: object) -> None:
             want = [factor * max(parts), plain.naked() * short, plain.perps() * perp]
             layers = got.layers[level, :, account]
             assert [layers[:3].sum(), layers[3], layers[4]] == pytest.approx(want, rel=1e-9, abs=1e-6)
-    assert bound == {0, 1, 2} if past else {0, 1}  # scenario, basis and tail were all put to the test
+        for level, total in ((INITIAL, got.initial), (MAINTENANCE, got.maintenance)):
+            own = got.rows[level, np.flatnonzero(given.account == account)].sum()
+            own += got.rows[level, len(given.size) :].reshape(given.accounts, -1)[account].sum()
+            assert own == pytest.approx(total[account], rel=1e-9, abs=1e-6)
+    if share < 1:  # scenario, basis and tail were all put to the test
+        assert bound == {0, 1, 2} if past else {0, 1}
 
 
 def test_the_worst_scenario_is_named() -> None:
@@ -268,15 +306,43 @@ def test_a_large_history_is_valued_in_parts_alike(monkeypatch: pytest.MonkeyPatc
     assert any("basis" in name for name in whole.binding)
 
 
-def test_what_an_expired_option_may_still_lose_is_margined_in_full() -> None:
-    """Its intrinsic value moves with the price until the venue settles it; volatility moves nothing."""
-    expired, due = listing((CALL, 0, 1_900.0, -60)), listing((CALL, 0, 1_900.0, 1))
-    policy = risk_policy(concentration=0.0)
-    late = scenario.requirement(hold([(0, 0, -2_000.0)], instruments=expired), market(), policy)
-    fixed = scenario.requirement(hold([(0, 0, -2_000.0)], instruments=due), market(), policy)
-    assert late.layers[INITIAL, :3, 0].sum() == pytest.approx(2_000 * 0.18)
-    # A second before expiry 1799 of 1800 seconds of the average are fixed.
-    assert fixed.layers[INITIAL, :3, 0].sum() < 1
+@pytest.mark.parametrize("strike", [1_900.0, 2_000.0, 2_100.0])
+@pytest.mark.parametrize("kind", [CALL, PUT])
+def test_what_a_short_option_needs_does_not_fall_toward_its_expiry(kind: int, strike: float) -> None:
+    """It moves in full until its venue settles it; only its time value passes, and nothing at the expiry itself."""
+    seconds = [3_600, 1_801, 1_799, 900, 60, 1, 0, -60]
+    listed = listing(*((kind, 0, strike, left) for left in seconds))
+    given, of = hold([(n, n, -2_000.0) for n in range(len(seconds))], instruments=listed), market()
+    need = scenario.requirement(given, of, risk_policy(concentration=0.0)).layers[:, :3].sum(axis=1)
+    worth = -contract_values(given, of, of.spot, of.spot)[1]
+    for level in (INITIAL, MAINTENANCE):
+        assert (np.diff(need[level] + worth) <= 0.01).all()  # what it is worth and may cost: time value only passes
+        assert need[level, -1] == pytest.approx(need[level, -2]) == pytest.approx(need[level, -3], rel=1e-3)
+        assert (need[level] >= need[level, -1] - (worth - worth[-1]) - 0.01).all()
+    intrinsic = max(0.0, 2_000 - strike if kind == CALL else strike - 2_000)
+    move = 360 - max(0.0, (strike - 2_000 if kind == CALL else 2_000 - strike))
+    assert need[INITIAL, -1] == pytest.approx(max(0.0, move))
+    assert worth[-1] == pytest.approx(intrinsic)
+
+
+def test_what_may_be_gone_covers_nothing_and_is_charged_itself() -> None:
+    policy = risk_policy(concentration=0.0, perp_initial=0.0, perp_maintenance=0.0)
+    listed = listing((PERP, 0, 0.0, 0), (CALL, 0, 2_000.0, 20 * DAY), (PERP, 1, 0.0, 0))
+    grid = scenario.prepare(listed, market(), policy)
+
+    def need(rows: list[tuple[int, float]], loose: list[bool] | None = None) -> float:
+        given = hold([(0, *row) for row in rows], instruments=listed)
+        return float(scenario.requirement_on(grid, given, None if loose is None else np.array(loose)).initial[0])
+
+    assert need([(0, 1e4), (0, -1e4)]) == 0
+    assert need([(0, 1e4), (0, -1e4)], [False, True]) == need([(0, 1e4)]) == pytest.approx(1_800)
+    assert need([(0, 1e4), (0, -1e4)], [True, True]) == need([(0, 1e4)])  # either may be gone, and the other stay
+    assert need([(1, -1e4), (1, 1e4)], [False, True]) == pytest.approx(need([(1, -1e4)]))
+    assert need([(1, -1e4)], [True]) == need([(1, -1e4)])  # what is owed stays
+    # Of two underlyings that offset by 40%: each without its hedge apart, and together the worst of the common moves.
+    rows = [(0, 1e4), (0, -1e4), (2, 1e4), (2, -1e4)]
+    assert need(rows, [False, True, True, False]) == pytest.approx(0.6 * (1_800 + 1_500) + 0.4 * 1_800)
+    assert need(rows, [False, True, True, False]) >= need([(0, 1e4), (2, -1e4)])
 
 
 def test_a_range_beyond_everything_leaves_a_price_of_zero() -> None:
@@ -360,15 +426,17 @@ def test_the_grid_has_its_published_shape() -> None:
 
 
 @pytest.mark.parametrize("past", [None, history(scale=0.12)], ids=["no history", "history"])
-def test_a_row_is_allocated_what_its_growth_costs(past: object) -> None:
+@pytest.mark.parametrize("loose", [False, True])
+def test_a_row_is_allocated_what_its_growth_costs(past: object, loose: bool) -> None:
     """Euler: where the binding scenario stays the same, growing a row by ε costs ε times its allocation."""
     policy = risk_policy(past=past, concentration=0.0, short_option_initial=0.0, short_option_maintenance=0.0)  # type: ignore[arg-type]
     given, step = crowd(), 1e-7
     grid = scenario.prepare(given.instruments, market(), policy)
-    base = scenario.requirement_on(grid, given)
+    some = np.random.default_rng(5).random(len(given.size)) < 0.4 if loose else None
+    base = scenario.requirement_on(grid, given, some)
     for n in range(0, len(given.size), 3):
         grown = given.size.copy()
         grown[n] *= 1 + step
-        more = scenario.requirement_on(grid, replace(given, size=grown)).initial - base.initial
+        more = scenario.requirement_on(grid, replace(given, size=grown), some).initial - base.initial
         scale = base.initial[given.account[n]]
         assert more.sum() / step == pytest.approx(base.rows[INITIAL, n], rel=1e-4, abs=1e-5 * scale)

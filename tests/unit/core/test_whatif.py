@@ -12,15 +12,13 @@ from aggregator.core.tables import World
 from aggregator.core.whatif import (
     Epoch,
     changed_snapshot,
-    parse_size,
-    parse_units,
     positions_of,
     what_if,
 )
 from aggregator.domain.errors import InputError, UnknownError
 from aggregator.domain.snapshot import Contract, Position, Snapshot
 from aggregator.domain.stress import Change, WhatIf
-from aggregator.domain.units import USD
+from aggregator.domain.units import USD, parse_size, parse_units
 from tests.strategies import (
     CUT_TIME,
     DAY,
@@ -257,6 +255,14 @@ def test_adding_to_a_perp_averages_what_it_was_opened_at() -> None:
                 Change("open", CALL, 1, side="long", contract=TERMS, unit=USDC),
                 Change("open", CALL, 1, side="short", contract=TERMS, unit=USDC),
             ],
+        ),
+        (
+            "changes[0].unit",
+            [Change("open", CALL, 1, side="long", contract=TERMS, unit=ETH)],
+        ),
+        (
+            "changes[0].unit",
+            [Change("open", PERP, 1, side="long", contract=Contract("inverse", "ETH/USD"), unit=USDC)],
         ),
         (
             "changes[1].contract",
