@@ -533,7 +533,9 @@ class QuorumReader:
 
         async def probe(i: int) -> list[Finding]:
             def own(text: str) -> str:
-                return self._names[i] + text.removeprefix(name) if text.startswith(name) else text
+                rest = text.removeprefix(name)  # an asset's id may begin with the same letters: "sol", "solana:…"
+                named = text.startswith(name) and (not rest or rest.startswith((" ", ": ")))
+                return self._names[i] + rest if named else text
 
             return [Finding(f.code, own(f.scope), own(f.detail)) for f in await self._readers[i].check()]
 

@@ -691,28 +691,31 @@ async def build_bundle(store: Store, deployment: Deployment, record: EpochRecord
 
 
 async def preflight(settings: Settings, told: Callable[[frozenset[str]], None] = lambda _: None) -> tuple[Finding, ...]:
-    """Probe everything ``run`` depends on, all at once; each part reports on its own.
+    """Probe everything ``run`` depends on, websockets first, then the rest at once; each part reports on its own.
 
     Args:
         told: called with the names of what has not answered yet, whenever that changes.
     """
-    probes: list[tuple[str, Awaitable[Sequence[Finding]]]] = [
-        *((row.name, _probe_chain(settings, row)) for row in settings.chains),
-        *(
-            (f"{row.name} websocket[{i}]", _probe_websocket(row, url, f"{row.name} websocket[{i}]"))
-            for row in settings.chains
-            for i, url in enumerate(row.ws)
-        ),
-        *([("pyth", _probe_pyth(settings.pyth, settings))] if settings.pyth is not None else []),
-        ("data", asyncio.to_thread(_probe_data, settings)),
-        ("keys", asyncio.to_thread(_probe_keys, settings)),
-        *((f"destination {d.chain}", _probe_destination(settings, d)) for d in settings.destinations),
+    websockets: list[tuple[str, Callable[[], Awaitable[Sequence[Finding]]]]] = [
+        (name, functools.partial(_probe_websocket, row, url, name))
+        for row in settings.chains
+        for name, url in ((f"{row.name} websocket[{i}]", url) for i, url in enumerate(row.ws))
     ]
-    waiting = Counter(name for name, _ in probes)
+    probes: list[tuple[str, Callable[[], Awaitable[Sequence[Finding]]]]] = [
+        *((row.name, functools.partial(_probe_chain, settings, row)) for row in settings.chains),
+        *([("pyth", functools.partial(_probe_pyth, settings.pyth, settings))] if settings.pyth is not None else []),
+        ("data", functools.partial(asyncio.to_thread, _probe_data, settings)),
+        ("keys", functools.partial(asyncio.to_thread, _probe_keys, settings)),
+        *(
+            (f"destination {d.chain}", functools.partial(_probe_destination, settings, d))
+            for d in settings.destinations
+        ),
+    ]
+    waiting = Counter(name for name, _ in (*websockets, *probes))
 
-    async def ask(name: str, probe: Awaitable[Sequence[Finding]]) -> Sequence[Finding]:
+    async def ask(name: str, probe: Callable[[], Awaitable[Sequence[Finding]]]) -> Sequence[Finding]:
         try:
-            return await probe
+            return await probe()
         except CrossmarginError as error:
             return [Finding("failed", name, str(error))]
         finally:
@@ -720,8 +723,10 @@ async def preflight(settings: Settings, told: Callable[[frozenset[str]], None] =
             told(frozenset(+waiting))
 
     told(frozenset(waiting))
+    # First what has a time to answer in: the other probes compute, and would use it up on a busy machine.
+    heard = await asyncio.gather(*(ask(name, probe) for name, probe in websockets))
     found = await asyncio.gather(*(ask(name, probe) for name, probe in probes))
-    return tuple(finding for part in found for finding in part)
+    return tuple(finding for part in (*found, *heard) for finding in part)
 
 
 async def _probe_chain(settings: Settings, row: ChainRow) -> Sequence[Finding]:

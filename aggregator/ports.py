@@ -433,8 +433,11 @@ class RiskDesk(Protocol):
         """Return how an account (its id) would stand after ``changes``, and whether they may be made."""
         ...
 
-    async def stress(self, names: Sequence[str], account: str | None) -> StressReport:
-        """Value one account, or all, in the scenarios named; in all of them if none is."""
+    async def stress(self, names: Sequence[str], account: str | None, limit: int, offset: int) -> StressReport:
+        """Value one account, or all, in the scenarios named; in all of them if none is.
+
+        Rows are of the ``limit`` accounts that are worst off in each scenario, after the first ``offset`` of them.
+        """
         ...
 
     async def systemic(self, names: Sequence[str]) -> SystemicReport:

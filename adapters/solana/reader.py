@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import hashlib
 import math
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
+
+from solders.pubkey import Pubkey
 
 from adapters.members import withhold
 from adapters.solana.layouts import Answers, Batch, Flow, RawAccount
@@ -25,6 +28,8 @@ from aggregator.domain.snapshot import Block, Finding, Reading, Subject
 KEYS_PER_CALL = 100
 READS = 4  # of one round, until all its requests are answered at one slot
 MAX_STEPS_BACK = 64
+NOBODY = str(Pubkey(hashlib.sha256(b"crossmargin: a wallet without a key").digest()))
+"""An address that a check reads as a wallet: no key is known of it, so that no program can ever be made its owner."""
 FINALIZED, CONFIRMED = {"commitment": "finalized"}, {"commitment": "confirmed"}
 
 
@@ -253,7 +258,7 @@ class SolanaReader:
             findings.append(Finding("ok", f"{row.name} finality", row.finality_text))
         except SourceError as error:
             findings.append(Finding("failed", f"{row.name} finality", str(error)))
-        nobody = (Subject("0x" + "00" * 32, None), Subject("0x" + "00" * 32, "1" * 32))
+        nobody = (Subject("0x" + "00" * 32, None), Subject("0x" + "00" * 32, NOBODY))
         for adapter in self._adapters:
             asked = [s for s in nobody if (s.address is None) == (adapter.keyed_by == "account")]
             scope = f"{row.name} {adapter.name}"

@@ -72,15 +72,28 @@ class StressRowView(BaseModel):
     after: StandingView
 
 
+class StressTotalView(BaseModel):
+    """All accounts in one scenario."""
+
+    scenario: str = Field(examples=["march-2020"])
+    accounts: int
+    before: int = Field(description="Liquidatable without the scenario")
+    fallen: int = Field(description="And liquidatable only in it")
+    excess_before: Usd = Field(description="ME at low of all accounts together")
+    excess_after: Usd
+    missing: Usd = Field(description="What the accounts whose ME at low is below 0 in it lack together")
+
+
 class StressView(BaseModel):
-    """A row per scenario and account, with the map that a picture of it shows."""
+    """A total per scenario, rows of the accounts worst off in it, and the map that a picture of these shows."""
 
     epoch: int
     cut_time: int
     scenarios: list[str]
-    accounts: list[str]
+    totals: list[StressTotalView] = Field(description="By scenario, in the order above, of all accounts")
+    accounts: list[str] = Field(description="Those with a row in any scenario")
     labels: Labels
-    rows: list[StressRowView]
+    rows: list[StressRowView] = Field(description="Scenario by scenario, the least health at low first")
     heat: list[list[float | None]] = Field(
         description="Health at low, by scenario (rows) and account (columns) in the order above; null = owes nothing"
     )
@@ -157,7 +170,7 @@ class CascadeView(BaseModel):
     halted: list[str] = Field(description="CAIP-2: what lies there cannot be sold now")
     recovery: dict[str, float] = Field(description="By cause: what exposed assets keep of their amount")
     rounds: list[list[SaleView]]
-    closed: list[ClosedView]
+    closed: list[ClosedView] = Field(description="The worst of them: the most bad debt, then the most sold, first")
     prices: dict[str, float] = Field(description="By feed: price at the end over the price before the scenario")
     kept: dict[str, float] = Field(description="By feed: the part of the scenario's price that the sales leave")
     settled: bool = Field(description="False: the limit of rounds came first")
@@ -171,7 +184,8 @@ class ClusterView(BaseModel):
     """Accounts that fall in exactly the same scenarios."""
 
     scenarios: list[str]
-    accounts: list[str]
+    count: int = Field(description="How many accounts they are")
+    accounts: list[str] = Field(description="The first of them by id")
     exposures: dict[str, Usd] = Field(description="By feed: what they hold less what they owe, before the stress")
 
 
@@ -182,8 +196,9 @@ class SystemicView(BaseModel):
     cut_time: int
     accounts: int
     labels: Labels
-    already: list[str] = Field(description="Liquidatable without any scenario")
-    clusters: list[ClusterView]
+    liquidatable: int = Field(description="How many are so without any scenario")
+    already: list[str] = Field(description="The first of these by id")
+    clusters: list[ClusterView] = Field(description="The greatest first")
     cascades: list[CascadeView]
 
 
@@ -227,7 +242,6 @@ def build_standing(standing: Standing) -> StandingView:
 def build_stress(report: StressReport) -> StressView:
     """Show a stress report."""
     names = [scenario.name for scenario in report.scenarios]
-    accounts = list(dict.fromkeys(row.before.account for row in report.rows))
     rows = [
         StressRowView(
             scenario=row.scenario,
@@ -237,15 +251,24 @@ def build_stress(report: StressReport) -> StressView:
         )
         for row in report.rows
     ]
-    width = len(accounts)
-    heat = [
-        [row.after.health.low for row in rows[i * width : (i + 1) * width]] for i in range(len(names))
-    ]  # rows come scenario by scenario, accounts ascending
+    heat = [[None if h is None or not math.isfinite(h) else h for h in line] for line in report.heat]
     return StressView(
         epoch=report.epoch,
         cut_time=report.cut_time,
         scenarios=names,
-        accounts=accounts,
+        totals=[
+            StressTotalView(
+                scenario=total.scenario,
+                accounts=total.accounts,
+                before=total.before,
+                fallen=total.fallen,
+                excess_before=build_usd(total.excess_before),
+                excess_after=build_usd(total.excess_after),
+                missing=build_usd(total.missing),
+            )
+            for total in report.totals
+        ],
+        accounts=list(report.accounts),
         labels=dict(report.labels),
         rows=rows,
         heat=heat,
@@ -253,8 +276,8 @@ def build_stress(report: StressReport) -> StressView:
     )
 
 
-def build_replay(replay: Replay, label: str) -> ReplayView:
-    """Show an account's margin along a path."""
+def build_replay(replay: Replay, label: str, feeds: Sequence[str]) -> ReplayView:
+    """Show an account's margin along a path, with the multipliers of the feeds that are configured."""
     since = replay.scenario.since
     return ReplayView(
         epoch=replay.epoch,
@@ -266,7 +289,7 @@ def build_replay(replay: Replay, label: str) -> ReplayView:
             MomentView(
                 hour=m.hour,
                 time=since + m.hour * HOUR if since else None,
-                prices=dict(m.prices),
+                prices={feed: multiplier(feed, m.prices) for feed in feeds},
                 standing=build_standing(m.standing),
             )
             for m in replay.moments
@@ -317,28 +340,34 @@ def build_whatif(answer: WhatIf, label: str, changes: Sequence[str]) -> WhatIfVi
     )
 
 
-def build_systemic(report: SystemicReport, scenarios: Mapping[str, Scenario]) -> SystemicView:
-    """Show a report on systemic risk, of scenarios by name."""
+def build_systemic(report: SystemicReport, scenarios: Mapping[str, Scenario], limit: int) -> SystemicView:
+    """Show a report on systemic risk, of scenarios by name; of every list of accounts at most ``limit``."""
+    clusters = [_cluster(cluster, limit) for cluster in report.clusters[:limit]]
+    cascades = [_cascade(cascade, scenarios[cascade.scenario], limit) for cascade in report.cascades]
+    named = {*report.already[:limit], *(a for c in clusters for a in c.accounts)}
+    named |= {end.account for cascade in cascades for end in cascade.closed}
     return SystemicView(
         epoch=report.epoch,
         cut_time=report.cut_time,
         accounts=report.accounts,
-        labels=dict(report.labels),
-        already=list(report.already),
-        clusters=[_cluster(cluster) for cluster in report.clusters],
-        cascades=[_cascade(cascade, scenarios[cascade.scenario]) for cascade in report.cascades],
+        labels={account: label for account, label in report.labels.items() if account in named},
+        liquidatable=len(report.already),
+        already=list(report.already[:limit]),
+        clusters=clusters,
+        cascades=cascades,
     )
 
 
-def _cluster(cluster: Cluster) -> ClusterView:
+def _cluster(cluster: Cluster, limit: int) -> ClusterView:
     return ClusterView(
         scenarios=list(cluster.scenarios),
-        accounts=list(cluster.accounts),
+        count=len(cluster.accounts),
+        accounts=list(cluster.accounts[:limit]),
         exposures=_dollars(cluster.exposures),
     )
 
 
-def _cascade(cascade: Cascade, scenario: Scenario) -> CascadeView:
+def _cascade(cascade: Cascade, scenario: Scenario, limit: int) -> CascadeView:
     first = {feed: multiplier(feed, scenario.prices) for feed in cascade.prices}
     return CascadeView(
         scenario=cascade.scenario,
@@ -369,7 +398,7 @@ def _cascade(cascade: Cascade, scenario: Scenario) -> CascadeView:
                 bad_debt=_loss(end.bad_debt),
                 surplus=_gain(end.surplus),
             )
-            for end in cascade.closed
+            for end in sorted(cascade.closed, key=lambda end: (-end.bad_debt, -end.collateral, end.account))[:limit]
         ],
         prices=dict(cascade.prices),
         kept={feed: by / first[feed] if first[feed] else 1.0 for feed, by in cascade.prices.items()},

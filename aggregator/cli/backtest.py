@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,8 +26,8 @@ from aggregator.cli.history import (
     ENDING,
     History,
     Returns,
+    find_all_series,
     find_folder,
-    find_series,
     name_duration,
     read_date,
     read_duration,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from aggregator.core.risk.procyclicality import ProcyclicalityReport
 
 DAY = 86_400
+WINDOW, LEAST_WINDOW = 500, 30
 USUAL = ("BTC/USD", "ETH/USD", "SOL/USD", "stETH/ETH", "USDC/USD")
 ROWS: dict[str, tuple[str, ...]] = {
     "usdc": ("stable",),
@@ -64,7 +65,10 @@ def backtest(
     model: Annotated[list[str] | None, typer.Option(help="haircut, ewma, fhs, normal; default: all.")] = None,
     alpha: Annotated[float, typer.Option(help="Confidence; a haircut has its own, of its policy row.")] = 0.99,
     horizon: Annotated[str, typer.Option(help="Period of one return: 1h, 4h, 1d, …")] = "1d",
-    window: Annotated[int, typer.Option(help="Periods a model sees before its first forecast.")] = 500,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Periods a model sees before its first forecast; default: 500, of a short history half."),
+    ] = None,
     low: Annotated[bool, typer.Option("--low", help="Test against the lowest price within each period.")] = False,
     charged_for: Annotated[str, typer.Option(help="Horizon τ of the haircut, e.g. 15m; default: --horizon.")] = "",
     row: Annotated[str, typer.Option(help="Row of policy.assets that the haircut comes from.")] = "",
@@ -79,6 +83,8 @@ def backtest(
     """Test value-at-risk models and our haircut against price histories."""
 
     def work() -> None:
+        if not 0 < alpha < 1:
+            raise InputError("--alpha", f"{alpha!r} is no confidence between 0 and 1", "for example 0.99")
         models = _models(model)
         period = read_duration("--horizon", horizon)
         at = read_duration("--charged-for", charged_for) if charged_for else period
@@ -94,12 +100,21 @@ def backtest(
         named = asset or series
         cases: list[Case] = []
         cuts: list[tuple[History, Returns]] = []
-        for path in list_files(folder.path, asset, series, notes):
+
+        def choose(paths: Sequence[Path]) -> Path:
+            return _fullest(paths, first, last, period, WINDOW if window is None else window)
+
+        windows: list[int] = []
+        for path in list_files(folder.path, asset, series, notes, choose):
             history = read_series(path, first, last, notes)
             try:
                 cut = returns_over(history, period)
-                cases += _run(history, cut, models, parameters, alpha, window, at, row, low)
+                seen = window if window is not None else _window(len(cut.close))
+                cases += _run(history, cut, models, parameters, alpha, seen, at, row, low)
                 cuts.append((history, cut))
+                windows.append(seen)
+                if seen < WINDOW and window is None:
+                    notes.append(f"{history.name} has {len(cut.close)} periods: models see {seen} first, not {WINDOW}")
             except (InputError, ValueError) as error:
                 if named:
                     raise InputError(history.name, str(error)) from None
@@ -110,14 +125,15 @@ def backtest(
             if len({case.series for case in cases}) > 1:
                 raise InputError("--plot", "shows one series", "choose it with --asset or --series")
             draw(plot, cases, period)
+        told = " or ".join(str(w) for w in sorted(set(windows)))
         digest = "" if parameters is None else policy_digest(parameters)
         if report is not None:
             rules = f"h_mkt at τ = {name_duration(at)} of policy {parameters.version}, `{digest}`" if parameters else ""
-            write_report(report, cases, cuts, period, "low" if low else "close", window, rules, notes)
+            write_report(report, cases, cuts, period, "low" if low else "close", told, rules, notes)
         if json_output:
-            print_json(_document(cases, cuts, period, at, window, low, parameters, digest, notes))
+            print_json(_document(cases, cuts, period, at, windows, low, parameters, digest, notes))
             return
-        _print(cases, cuts, period, at, window, low, parameters, digest)
+        _print(cases, cuts, period, at, told, low, parameters, digest)
         for note in notes:
             out.print(Text(f"note: {note}", style="yellow"))
         if plot is not None:
@@ -146,22 +162,52 @@ def _policy(path: Path | None, config: Path | None) -> PolicyRow | None:
 
 
 def list_files(
-    folder: Path, assets: Sequence[str] | None, series: Sequence[str] | None, notes: list[str]
+    folder: Path,
+    assets: Sequence[str] | None,
+    series: Sequence[str] | None,
+    notes: list[str],
+    choose: Callable[[Sequence[Path]], Path] = lambda paths: paths[0],
 ) -> Iterator[Path]:
-    """Yield the files of what is named, or the usual ones there are; tell in ``notes`` which are not."""
+    """Yield the files of what is named, or the usual ones there are; tell in ``notes`` which are not.
+
+    Args:
+        choose: one of the files of an asset, which come with the shortest bars first.
+    """
     for name in series or ():
         path = folder / (name.removesuffix(ENDING) + ENDING)
         if path.parent != folder or not path.is_file():
             raise InputError("--series", f"no {name!r} in {folder}", "name a file without its ending")
         yield path
     for name in assets or ():
-        yield find_series(folder, name)
+        yield choose(find_all_series(folder, name))
     if not assets and not series:
         for name in USUAL:
             try:
-                yield find_series(folder, name)
+                found = find_all_series(folder, name)
             except InputError as error:
                 notes.append(error.problem)
+            else:
+                yield choose(found)
+
+
+def _fullest(paths: Sequence[Path], first: int | None, last: int | None, period: int, window: int) -> Path:
+    """Return the first file that has periods left to test after ``window``, else the one with the most periods."""
+    most, best = -1, paths[0]
+    for path in paths if len(paths) > 1 else ():
+        try:
+            periods = len(returns_over(read_series(path, first, last, []), period).close)
+        except InputError:
+            continue  # the caller reads it again if it is the best there is, and tells
+        if periods > window:
+            return path
+        if periods > most:
+            most, best = periods, path
+    return best
+
+
+def _window(periods: int) -> int:
+    """Return how many periods a model sees first where nobody says: half of a short history is left to test."""
+    return min(WINDOW, max(LEAST_WINDOW, periods // 2))
 
 
 def _row(parameters: PolicyRow, series: str, named: str) -> tuple[str, AssetPolicyRow]:
@@ -221,7 +267,7 @@ def _print(
     cuts: Sequence[tuple[History, Returns]],
     period: int,
     at: int,
-    window: int,
+    window: str,
     low: bool,
     parameters: PolicyRow | None,
     digest: str,
@@ -236,7 +282,17 @@ def _print(
         ">accepted",
         "coverage",
     )
-    columns += (">Kupiec p", ">indep. p", ">both p", "zone", ">plus", ">ES Z2", "worst", ">loss %", ">set aside %")
+    columns += (
+        ">Kupiec p",
+        ">indep. p",
+        ">both p",
+        "zone",
+        ">plus",
+        ">ES Z2",
+        "worst",
+        ">worst loss %",
+        ">set aside then %",
+    )
     against = "lowest price within" if low else "close of"
     for history, cut in cuts:
         mine = [case for case in cases if case.series == history.name]
@@ -244,6 +300,7 @@ def _print(
         size = f"{len(cut.times):,} periods of {name_duration(period)}"
         title = f"{history.name}: {size}, {first} to {last}, against the {against} each"
         shown = table(title, *columns)
+        shown.columns[columns.index("worst")].no_wrap = True  # a date and an hour stay on one line
         for case in mine:
             r, worst = case.result, case.result.worst
             word = verdict(r)
@@ -277,10 +334,11 @@ def _print(
         gaps = f"{history.missing} bars missing, {cut.absent} periods left out" if history.missing else "no bar missing"
         out.print(f"  {gaps}\n")
     for line in (
-        f"A model sees {window} periods before its first forecast, a haircut none. set aside: the mean; last, then.",
+        f"A model sees {window} periods before its first forecast, a haircut none. set aside %: the mean.",
         "accepted: counts of breaches that Kupiec's test accepts at 95%. coverage: more is too low, fewer is ample.",
         "indep. p, both p: Christoffersen's tests; below 0.05 breaches come in clusters. zone, plus: the Basel light.",
-        "ES Z2: Acerbi and Székely; 0 is right, below −0.7 ES at 97.5% is rejected. worst: the period farthest beyond.",
+        "ES Z2: Acerbi and Székely; 0 is right, below −0.7 ES at 97.5% is rejected. worst: the period farthest beyond,",
+        "with what was lost in it and what was set aside then.",
     ):
         out.print(line)
     if parameters is not None:
@@ -292,19 +350,19 @@ def _document(
     cuts: Sequence[tuple[History, Returns]],
     period: int,
     at: int,
-    window: int,
+    windows: Sequence[int],
     low: bool,
     parameters: PolicyRow | None,
     digest: str,
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    by_name = {history.name: (history, cut) for history, cut in cuts}
+    by_name = {history.name: (history, cut, seen) for (history, cut), seen in zip(cuts, windows, strict=True)}
     moved = {name: dict(_rises([x for x in cases if x.series == name], period)) for name in by_name}
     rows = []
     for case in cases:
         r = case.result
         rise = moved[case.series].get(case.name)
-        history, cut = by_name[case.series]
+        history, cut, seen = by_name[case.series]
         rows.append(
             {
                 "series": case.series,
@@ -312,6 +370,7 @@ def _document(
                 "model": case.name,
                 "policy_row": case.row or None,
                 "alpha": r.alpha,
+                "window": None if r.model == "haircut" else seen,
                 "n": r.n,
                 "first": int(r.times[0]),
                 "last": int(r.times[-1]),
@@ -343,7 +402,7 @@ def _document(
     return {
         "horizon_seconds": period,
         "haircut_horizon_seconds": at,
-        "window": window,
+        "window": windows[0] if len(set(windows)) == 1 else None,
         "against": "low" if low else "close",
         "policy": None if parameters is None else {"version": parameters.version, "digest": digest},
         "backtests": rows,

@@ -51,7 +51,7 @@ def write_report(
     cuts: Sequence[tuple[History, Returns]],
     period: int,
     against: Literal["low", "close"],
-    window: int,
+    window: str,
     haircut: str,
     notes: Sequence[str],
 ) -> None:
@@ -59,6 +59,7 @@ def write_report(
 
     Args:
         path: ends with ``.md``; what stands there is replaced.
+        window: periods a model saw before its first forecast, for people.
         haircut: where the haircut comes from; empty if none was tested.
 
     Raises:
@@ -80,7 +81,7 @@ def write_report(
         raise InputError("--report", f"{path} cannot be written: {error.strerror}") from None
 
 
-def _head(cases: Sequence[Case], period: int, against: str, window: int, haircut: str) -> Iterator[str]:
+def _head(cases: Sequence[Case], period: int, against: str, window: str, haircut: str) -> Iterator[str]:
     yield "# Backtest: what was set aside, and what was lost"
     yield ""
     yield f"Returns over {name_duration(period)}, tested against the {against} of each period. A model sees {window}"
@@ -193,5 +194,5 @@ def draw(path: Path, cases: Sequence[Case], period: int) -> None:
         axes.plot(days, -100 * r.var, color=colour, linewidth=1.0, label=label)
         axes.plot(days[r.exceeded], -100 * r.losses[r.exceeded], "v", color=colour, markersize=4)
     axes.axhline(0, color="#5c6470", linewidth=0.8)
-    axes.legend(loc="lower left", fontsize=8, framealpha=0.9, title="markers: breaches", title_fontsize=8)
+    fig.legend(loc="outside lower center", ncols=3, fontsize=8, title="markers: breaches", title_fontsize=8)
     plotting.save(fig, path)

@@ -285,7 +285,7 @@ def _print_component(number: int, chain: str, c: Component) -> None:
             )
         part = "" if share == 1 else f" × {share:.8g} share"
         out.print(f"    {level}  {formula}{part} = {format_usd(counted)}", soft_wrap=True)
-    out.print(Text(f"    {c.reason}", style="dim"))
+    out.print(Text(f"    {c.reason}", style="dim"), soft_wrap=True)
 
 
 def _print_contract(number: int, chain: str, c: Component, part: ContractPart) -> None:
@@ -307,7 +307,7 @@ def _print_contract(number: int, chain: str, c: Component, part: ContractPart) -
             f"counts {format_usd(counted)}",
             soft_wrap=True,
         )
-    out.print(Text(f"    {c.reason}", style="dim"))
+    out.print(Text(f"    {c.reason}", style="dim"), soft_wrap=True)
 
 
 def _price(value: float) -> str:
@@ -343,7 +343,7 @@ def _print_settlement(chain: str, s: Settlement) -> None:
                 f"{of.weight:g} gain weight{'' if of.share == 1 else f' × {of.share:g} share'} = {format_usd(gain)}"
             )
         out.print(f"    {level}  {formula}", soft_wrap=True)
-    out.print(Text(f"    {s.reason}", style="dim"))
+    out.print(Text(f"    {s.reason}", style="dim"), soft_wrap=True)
 
 
 def _print_walk(m: AccountMargin) -> None:
@@ -385,7 +385,9 @@ def _print_explained(m: AccountMargin, record: EpochRecord) -> None:
                 row = (str(number), c.symbol, c.position.venue) if level == "IM" else ("", "", "")
                 shares.add_row(*row, level, f"{1 - kept:.4%}", *cells, ", ".join(part.zeros))
         out.print(shares)
-        out.print(Text("Shares are of log(1−h); what is zeroed leaves them to the other causes.", style="dim"))
+        out.print(
+            Text("Shares are of log(1−h); what is zeroed leaves them to the other causes.", style="dim"), soft_wrap=True
+        )
     if m.greeks:
         greeks = table(
             "\nGreeks of the contracts", "underlying", ">spot", ">range", ">delta", ">gamma", ">vega per 1%",
@@ -414,7 +416,9 @@ def _draw_walk(name: str, epoch: int, m: AccountMargin) -> Any:
 
     The axes are cut to what the walk passes: from zero, equity would dwarf every layer.
     """
-    drawn, axes = panels(f"{name}, epoch {epoch}: from equity to free collateral and maintenance excess", "USD, axis cut", 2)
+    drawn, axes = panels(
+        f"{name}, epoch {epoch}: from equity to free collateral and maintenance excess", "USD, axis cut", 2
+    )
     steps = [step for step in m.layers if step.layer != "rounding"]
     ends = (
         ("initial", "free collateral", m.free_collateral),

@@ -6,6 +6,7 @@ Stress is computed by the running service, which has the newest epoch whole; the
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +30,7 @@ from aggregator.cli.frame import (
 )
 from aggregator.cli.plot import COLOURS, ENDINGS, figure, save
 from aggregator.domain.errors import InputError
-from aggregator.domain.units import USD, format_usd
+from aggregator.domain.units import USD
 from proofs.document import MAX_DEPTH, measure_depth
 
 if TYPE_CHECKING:
@@ -38,11 +39,12 @@ if TYPE_CHECKING:
 SECONDS = 120.0
 """How long the service may take to answer."""
 ALL = "all"
+DRAWN = 150
+"""Accounts of each scenario that are asked for to draw them."""
 SHOWN = 40
 """Rows of a table on a screen; --json has them all."""
 WARMEST = 2.0
 """Health at and above which a cell of the heat map is as good as can be."""
-WHEN = ("before", "after")
 MOVING = 4
 """Feeds whose price multipliers a replay shows."""
 ALONE = (
@@ -101,8 +103,8 @@ def stress(
     scenario: ScenarioOption = None,
     account: AccountOption = None,
     worst: Annotated[
-        int, typer.Option(min=1, help="Show so many accounts of each scenario, those worst off in it.")
-    ] = 0,
+        int | None, typer.Option(min=1, help="Show so many accounts of each scenario, those worst off in it.")
+    ] = None,
     replay: Annotated[
         str | None, typer.Option(help="Follow --account hour by hour through this scenario, e.g. march-2020.")
     ] = None,
@@ -130,12 +132,9 @@ def stress(
             _print_scenarios(ask(settings, "GET", "/v1/stress"), json_output)
             return
         body = {"scenario": scenario or ALL} | ({} if account is None else {"account": account})
-        _stress(
-            ask(settings, "POST", "/v1/stress", body),
-            worst or (SHOWN if scenario not in (None, ALL) else 0),
-            plot,
-            json_output,
-        )
+        shown = worst or (0 if body["scenario"] == ALL else SHOWN)
+        limit = worst or (DRAWN if plot is not None else SHOWN)
+        _stress(ask(settings, "POST", "/v1/stress", body, limit=str(limit)), shown, plot, json_output)
 
     guarded(work)
 
@@ -149,7 +148,7 @@ def systemic(
     """Show which accounts fall together, and the rounds of forced sales that follow."""
 
     def work() -> None:
-        document = ask(settings_of(config), "GET", "/v1/risk/systemic", scenario=scenario)
+        document = ask(settings_of(config), "GET", "/v1/risk/systemic", scenario=scenario, limit=str(SHOWN))
         if json_output:
             print_json(document)
             return
@@ -190,7 +189,7 @@ def _stress(document: Mapping[str, Any], worst: int, plot: Path | None, json_out
     for row in document["rows"]:
         rows[row["scenario"]].append(row)
     for found in rows.values():
-        found.sort(key=_excess_after)
+        found.sort(key=_worst_first)
     if worst or len(document["accounts"]) == 1:
         _print_rows(document, rows, worst or 1)
     else:
@@ -205,31 +204,35 @@ def _stress(document: Mapping[str, Any], worst: int, plot: Path | None, json_out
         out.print(f"\ndrawn to {plot}")
 
 
-def _excess_after(row: Mapping[str, Any]) -> int:
-    return int(row["after"]["maintenance_excess"]["low"]["exact"])
+def _worst_first(row: Mapping[str, Any]) -> tuple[float, int]:
+    """Return the key by which accounts ascend from the worst off: health after, then maintenance excess."""
+    health = row["after"]["health"]["low"]
+    return math.inf if health is None else health, int(row["after"]["maintenance_excess"]["low"]["exact"])
 
 
 def _print_sums(document: Mapping[str, Any], rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Print one line per scenario: who falls, who is worst off, and all together."""
+    totals = {total["scenario"]: total for total in document["totals"]}
+    count = max((total["accounts"] for total in totals.values()), default=0)
     shown = table(
-        f"epoch {document['epoch']}, {len(document['accounts'])} accounts under stress; USD, ME at low",
+        f"epoch {document['epoch']}, {count} accounts under stress; USD, ME at low",
         "scenario", ">fall", "worst account", ">its ME", ">after", ">ME of all", ">after",
     )  # fmt: skip
     for name, found in rows.items():
         if not found:
             continue
-        fall = sum(row["after"]["liquidatable"] and not row["before"]["liquidatable"] for row in found)
-        worst = found[0]
+        total, worst = totals[name], found[0]
+        fall = total["fallen"]
         was, now = (worst[when]["maintenance_excess"]["low"]["text"] for when in ("before", "after"))
-        total = [sum(int(row[when]["maintenance_excess"]["low"]["exact"]) for row in found) for when in WHEN]
         shown.add_row(
             name, Text(str(fall), style="bold red" if fall else ""), name_of(document, worst["account"]), was, now,
-            *(format_usd(usd) for usd in total),
+            total["excess_before"]["text"], total["excess_after"]["text"],
         )  # fmt: skip
     out.print(shown)
-    down = [row["account"] for row in next(iter(rows.values()), ()) if row["before"]["liquidatable"]]
-    if down:
-        out.print("liquidatable already, without any scenario: " + _names(document, down))
+    down = {row["account"]: None for found in rows.values() for row in found if row["before"]["liquidatable"]}
+    before = max((total["before"] for total in totals.values()), default=0)
+    if before:
+        out.print("liquidatable already, without any scenario: " + _names(document, list(down), before))
     out.print("--account A or --worst N shows accounts one by one")
 
 
@@ -249,9 +252,9 @@ def _print_rows(document: Mapping[str, Any], rows: Mapping[str, Sequence[Mapping
             _ratio(was["health"]["low"]), _ratio(now["health"]["low"]),
         )  # fmt: skip
     out.print(shown)
-    left = max((len(found) for found in rows.values()), default=0) - worst
+    left = max((total["accounts"] for total in document["totals"]), default=0) - worst
     if left > 0:
-        out.print(f"… and {left} accounts that are better off; --worst N shows more, --json all")
+        out.print(f"… and {left} accounts that are better off; --worst N shows more")
 
 
 def name_of(document: Mapping[str, Any], account: str) -> str:
@@ -260,9 +263,11 @@ def name_of(document: Mapping[str, Any], account: str) -> str:
     return label or account[:10]
 
 
-def _names(document: Mapping[str, Any], accounts: Sequence[str]) -> str:
-    more = f" and {len(accounts) - SHOWN} more" if len(accounts) > SHOWN else ""
-    return ", ".join(name_of(document, account) for account in accounts[:SHOWN]) + more
+def _names(document: Mapping[str, Any], accounts: Sequence[str], count: int) -> str:
+    """Return the names of the first of ``count`` accounts, and how many more there are."""
+    named = accounts[:SHOWN]
+    more = f" and {count - len(named)} more" if count > len(named) else ""
+    return ", ".join(name_of(document, account) for account in named) + more
 
 
 def _replay(document: Mapping[str, Any], plot: Path | None, json_output: bool) -> None:
@@ -312,13 +317,14 @@ def _utc(time: int) -> str:
 
 def _print_systemic(document: Mapping[str, Any]) -> None:
     if document["already"]:
-        err.print("already liquidatable, without any scenario: " + _names(document, document["already"]))
+        named = _names(document, document["already"], document["liquidatable"])
+        err.print("already liquidatable, without any scenario: " + named)
     groups = table(
         f"epoch {document['epoch']}: who falls together", "accounts", "fall in", "they hold less what they owe, USD"
     )
     for cluster in document["clusters"][:SHOWN]:
         held = ", ".join(f"{feed} {usd['text']}" for feed, usd in cluster["exposures"].items())
-        groups.add_row(_names(document, cluster["accounts"]), ", ".join(cluster["scenarios"]), held)
+        groups.add_row(_names(document, cluster["accounts"], cluster["count"]), ", ".join(cluster["scenarios"]), held)
     if document["clusters"]:
         out.print(groups)
     else:
@@ -453,8 +459,11 @@ def draw_replay(document: Mapping[str, Any], path: Path) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.tick_params(labelbottom=False)
     axes.legend(frameon=False)
-    for number, feed in enumerate(_moving(document, moments[0])):
-        below.plot(at, [moment["prices"][feed] for moment in moments], color=COLOURS[3 + number], label=feed)
+    curves: dict[tuple[float, ...], list[str]] = {}  # feeds that move alike are one curve
+    for feed in _moving(document, moments[0]):
+        curves.setdefault(tuple(moment["prices"][feed] for moment in moments), []).append(feed)
+    for number, (by, feeds) in enumerate(curves.items()):
+        below.plot(at, by, color=COLOURS[3 + number], label=", ".join(feeds))
     below.set_ylabel("prices ×")
     below.set_xlabel("UTC; prices alone move" if dated else "hour; prices alone move")
     below.grid(True, color="#e3e7eb", linewidth=0.8)

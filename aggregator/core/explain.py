@@ -376,9 +376,7 @@ class _Explainer:
             return {"worst": worst}
         instrument = int(of.instrument[n])
         underlying = int(of.instruments.underlying[instrument])
-        falls = (float(of.size[n]) > 0) == (
-            int(of.instruments.kind[instrument]) != PUT
-        )  # whether it loses as price falls
+        falls = (float(of.size[n]) > 0) == (int(of.instruments.kind[instrument]) != PUT)  # loses as the price falls
         f, spot = int(of.feed[underlying]), float(side.derived.market.spot[underlying])
         column = (self._asset_price if falls else self._debt_price)[:, f].tolist()
         price = [min(p, spot) if falls else max(p, spot) for p in column]
@@ -392,7 +390,7 @@ class _Explainer:
         terms, now = position.contract, side.derived.market.now
         if not side.derived.priced[side.rows][n]:
             return f"may owe any amount: the price of {terms.underlying} is unknown, so the account can open no risk"
-        words = "nets with the account's other contracts of its venue"
+        words = f"part of what {position.venue} settles in one amount"
         if terms.kind in ("call", "put") and terms.expiry <= now:
             words = "expired and not settled by its venue: at what it would pay now"
             if position.side == "asset":

@@ -10,20 +10,31 @@ with w = gain_weight_initial of the policy at initial margin, and 1 at maintenan
 
 An inverse perp settles in its underlying, and pays its worth in USD at p̂; all else settles in what the policy calls a
 dollar (``dollars``), pays one for one, and blinds the account if that is far from a dollar. The book takes no others.
-At ``low`` no contract of a stale view gains, nor a long option that has expired and is not settled; both may be gone.
+At ``low`` nothing gains that may be gone: contracts of a stale view; contracts that their owner can close before a Hold
+lands, being at a venue behind no exit gate; and long options that have expired and are not settled. Each of them counts
+what it owes by itself.
 
-The requirement R of the account's margin model enters W-, with the market at p̂ at every end. At ``low`` it is the
-greater one of R and of R without what may be gone there: perps and long options of stale views. At ``high`` the grid
-has the policy's own range, where what chains' latency implies is wider.
+The requirement R of the account's margin model enters W-, with the market at p̂ at every end.
+
+- ``low``: perps and long options that may be gone are *loose* (:mod:`.margin.scenario`): R is no less than without any
+  of them, whichever are gone. And R is the greatest of all contracts', and of those that are left after each expiry
+  before the rest could be liquidated: what expires is no hedge of what outlives it. Both levels.
+- ``mid``: R of all contracts.
+- ``high``: the least of R with and without long options that have expired, and, where what chains' latency implies is
+  wider than the policy's range, with that range. Neither an expiry nor a view's age makes anybody liquidatable.
 
 Collateral as a hedge, without a double charge. R is computed twice: (A) for the contracts alone, collateral keeping its
-full haircut; (B) with some collateral in the grid, which then keeps only the haircut of its own jumps. What enters is
-what counts under A, at most what closes the contracts' short delta, so that collateral beyond the hedge keeps its full
-haircut. Each account, end and level takes the alternative that leaves more. Both are conservative: A adds the loss of
-the collateral to that of the contracts, B moves a part of it from one term to the other, and never more than the grid
-moves (:func:`relief`); nothing of a stale view hedges. And both grow with the collateral: what it adds to B in the grid
-costs at most its move of less than all of its worth, and what it dilutes of the hedge is bounded by
-:data:`MOST_RELIEF`.
+full haircut; (B) with some collateral in the grid. A part x of the collateral of an underlying then counts
+(1+:func:`relief`) times as much, as it keeps only its own jumps and listing haircuts, and that part stands in the grid
+with exactly what it counts so: ``x·(what all would count)/p̂`` units, at most the contracts' short delta. At ``low``
+the delta is that of what is not loose. Each account, end and level takes the alternative that leaves more.
+
+Both are conservative. A adds the loss of the collateral to that of the contracts. In B what is outside the grid keeps
+its full haircut, and what is inside moves with the price by no less and no more than it counts; the haircut it leaves
+is at most what the model asks of it standing in the grid alone, at that level, so that a grid scaled by a factor below
+1, or one narrower than the haircut, leaves it the rest. Nothing of a stale view hedges. And both grow with the
+collateral: what it adds to B in the grid costs at most its move of less than all of its worth, and what it dilutes of
+the hedge is bounded by :data:`MOST_RELIEF`.
 
 Everything is done for the accounts with contracts only, and for all of them at once; none depends on another.
 """
@@ -51,6 +62,7 @@ from aggregator.domain.snapshot import ChainView
 from aggregator.domain.units import Floats
 
 FOREVER = np.iinfo(np.int64).max
+"""When perps expire."""
 MOST_STAGES = 6
 """Of what remains of an account as its options expire, one after the other."""
 LARGEST_RANGE = 0.95

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from aggregator.core import valuation
 from aggregator.core.pipeline import value_report
 from aggregator.core.risk.stress import standings_at
 from aggregator.core.tables import Legs, World, exit_gate
@@ -23,7 +24,7 @@ from aggregator.domain.errors import InputError, UnknownError
 from aggregator.domain.price import PriceBand, Quote
 from aggregator.domain.report import INITIAL, LOW, MarginReport
 from aggregator.domain.rows import AssetRow
-from aggregator.domain.snapshot import CONTRACT_DECIMALS, Account, Contract, Position, Snapshot
+from aggregator.domain.snapshot import CONTRACT_DECIMALS, Account, Contract, Finding, Position, Snapshot
 from aggregator.domain.stress import Change, Standing, WhatIf
 from aggregator.domain.units import AMOUNT_LIMIT, SAFETY, USD, format_amount, format_usd, usd_up
 
@@ -31,15 +32,48 @@ VAULT_VENUE = "vault"
 """Venue of collateral that can be seized."""
 
 
+class _Index(NamedTuple):
+    """What questions about single accounts look up of all of them."""
+
+    delay: Mapping[str, int]  # by chain: the shortest removal delay of what can be seized there, seconds
+    receipt: Mapping[str, Position]  # by asset: the first position in it, of those that are not nothing
+    common: tuple[Finding, ...]  # that concern no single account
+    own: Mapping[str, tuple[Finding, ...]]  # by account: the others
+
+
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One computed epoch with everything that went in."""
+    """One computed epoch with everything that went in. It is indexed at the first question."""
 
     snapshot: Snapshot  # its positions ascend
     quotes: tuple[Quote, ...]
     world: World
     latency: Legs | None
     report: MarginReport
+    _made: list[_Index] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def index(self) -> _Index:
+        if not self._made:
+            self._made.append(_indexed(self.snapshot))
+        return self._made[0]
+
+
+def _indexed(snapshot: Snapshot) -> _Index:
+    delay: dict[str, int] = {}
+    receipt: dict[str, Position] = {}
+    for p in snapshot.positions:
+        if p.control == "seizable":
+            delay[p.chain] = min(p.removal_delay, delay.get(p.chain, p.removal_delay))
+        if p.asset != p.unit and p.quantity > 0 and not p.contract.kind:
+            receipt.setdefault(p.asset, p)
+    accounts = {account.id for account in snapshot.accounts}
+    own: dict[str, list[Finding]] = {}
+    common: list[Finding] = []
+    for finding in snapshot.findings:
+        scope = finding.scope.partition(" ")[0]
+        (own.setdefault(scope, []) if scope in accounts else common).append(finding)
+    return _Index(delay, receipt, tuple(common), {account: tuple(found) for account, found in own.items()})
 
 
 def what_if(epoch: Epoch, account: str, changes: Sequence[Change]) -> WhatIf:
@@ -69,7 +103,7 @@ def what_if(epoch: Epoch, account: str, changes: Sequence[Change]) -> WhatIf:
         was, now = (format_usd(usd_up(usd), 0) for usd in required)
         notes.append(f"hedge lost: what the model requires for the contracts at IM, USD: {was} → {now}")
     monitored = found.kind == "monitored"
-    accepted, reason = judge(before, after, monitored=monitored, doubt=_doubt(valued, found.id))
+    accepted, reason = judge(before, after, monitored=monitored, doubt=_doubt(epoch, valued, found.id))
     return WhatIf(epoch.snapshot.epoch, epoch.snapshot.cut_time, before, after, accepted, reason, tuple(notes))
 
 
@@ -126,12 +160,14 @@ def _required(report: MarginReport, place: int) -> float:
     return float(of.requirement[hedged, LOW, INITIAL, at[0]])
 
 
-def _doubt(report: MarginReport, account: str) -> str:
+def _doubt(epoch: Epoch, report: MarginReport, account: str) -> str:
     """Return why nothing may be drawn on the one account of a report, "" if nothing of it is unknown."""
     of, book = report.derivatives, report.book
-    if book.blind[0] or (of is not None and of.blind.any()):
-        told = [f.detail for f in book.findings if f.scope.partition(" ")[0] == account]
-        return "; ".join(["it is blind, as it may owe any amount", *told[:3]])
+    known = np.array([*(band.known for band in report.prices), False])
+    if valuation.mute(book, known)[1][0] or (of is not None and of.blind.any()):
+        found = (*epoch.index.own.get(account, ()), *book.findings, *report.findings)
+        told = dict.fromkeys(f.detail for f in found if f.scope.partition(" ")[0] == account)
+        return "; ".join(["it is blind, as it may owe any amount", *list(told)[:3]])
     if of is not None and of.barred.any():
         return "a price that its contracts rest on is unknown or too wide"
     return "" if book.home[0] >= 0 else "its home is no destination"
@@ -141,7 +177,12 @@ def _valued(epoch: Epoch, account: Account, rows: Sequence[Position]) -> MarginR
     """Value one account's rows, with the epoch's own prices, tables and views."""
     report, world = epoch.report, epoch.world
     book = build_book(
-        replace(epoch.snapshot, accounts=(account,), positions=tuple(rows)),
+        replace(
+            epoch.snapshot,
+            accounts=(account,),
+            positions=tuple(rows),
+            findings=(*epoch.index.common, *epoch.index.own.get(account.id, ())),
+        ),
         world.assets,
         world.policy.assets,
         report.book.chains[: report.book.touches.shape[1] - 1],
@@ -226,13 +267,14 @@ def _add(
     Receipts are valued through what they stand for, at the rate seen for others, or one to one of base units.
     """
     chain, notes = chain_of(row.id), list[str]()
-    vaults = [p for p in (*rows, *epoch.snapshot.positions) if p.chain == chain and p.control == "seizable"]
-    delay = min((p.removal_delay for p in vaults), default=0)
-    if not vaults:
+    delays = [p.removal_delay for p in rows if p.chain == chain and p.control == "seizable"]
+    delays += [epoch.index.delay[chain]] if chain in epoch.index.delay else []
+    delay = min(delays, default=0)
+    if not delays:
         notes.append(f"no deposit in a vault was seen on {chain}, so its delay is unknown: {row.symbol} there counts 0")
     unit, value = row.id, amount
     if row.underlying is not None:
-        like = next((p for p in (*rows, *epoch.snapshot.positions) if p.asset == row.id and p.quantity > 0), None)
+        like = next((p for p in rows if p.asset == row.id and p.quantity > 0), epoch.index.receipt.get(row.id))
         unit = row.underlying
         value = amount * like.amount // like.quantity if like else amount
         if like is None:

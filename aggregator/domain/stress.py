@@ -69,15 +69,33 @@ class StressRow(NamedTuple):
     after: Standing
 
 
+class StressTotal(NamedTuple):
+    """All accounts in one scenario."""
+
+    scenario: str
+    accounts: int
+    before: int  # liquidatable without the scenario
+    fallen: int  # and liquidatable only in it
+    excess_before: int  # ME at ``low`` of all accounts together
+    excess_after: int
+    missing: int  # what the accounts whose ME at ``low`` is below 0 in it lack together; never negative
+
+
 @dataclass(frozen=True, slots=True)
 class StressReport:
-    """What scenarios do to accounts: a row per (scenario, account), scenarios as given, accounts ascending."""
+    """What scenarios do to accounts: rows of the accounts asked for, scenario by scenario as given.
+
+    ``heat`` has health at ``low`` of every account that has a row, in every scenario.
+    """
 
     epoch: int
     cut_time: int
     scenarios: tuple[Scenario, ...]
     unshocked: Mapping[str, tuple[str, ...]]  # by scenario: feeds whose price it leaves alone
     rows: tuple[StressRow, ...]
+    totals: tuple[StressTotal, ...]  # a row per scenario
+    accounts: tuple[str, ...]  # that have rows, ascending
+    heat: tuple[tuple[float | None, ...], ...]  # (scenario, account); None = nothing owed
     labels: Mapping[str, str] = field(default_factory=dict)  # of the accounts that have one
 
 

@@ -26,10 +26,10 @@ from aggregator.service.workbench import Computed
 T = TypeVar("T")
 
 MOST_CHANGES = 32
-MOST_POSITIONS = 1_000_000
-"""Positions times valuations that one request may cost: half a minute or so of one core."""
+MOST_POSITIONS = 20_000_000
+"""Positions times valuations that one request may cost: half a minute or so of one core, two with contracts alone."""
 MOST_ROWS = 5_000
-"""Accounts times scenarios in one answer on stress, which names them all."""
+"""Accounts times scenarios that one answer on stress shows; its totals are of all accounts whatever it shows."""
 MOST_WAITING = 16
 MOST_HOURS = 120
 """Points along a scenario's path that are valued; evenly spread, with the lowest among them."""
@@ -77,20 +77,29 @@ class Desk:
         epoch = self._newest()
         return await self._compute(lambda: what_if(epoch, account, changes))
 
-    async def stress(self, names: Sequence[str], account: str | None) -> StressReport:
+    async def stress(self, names: Sequence[str], account: str | None, limit: int, offset: int) -> StressReport:
         """Value one account, or all, in the scenarios named; in all of them if none is."""
         epoch, chosen = self._newest(), self._chosen(names)
         snapshot = epoch.snapshot
         if account is not None:
             self._known(epoch, account)
             snapshot = restrict(snapshot, account)
-        if (rows := len(snapshot.accounts) * len(chosen)) > MOST_ROWS:
-            problem = (
-                f"the answer would have {rows:,} rows, one per account and scenario; at most {MOST_ROWS:,} are given"
-            )
-            raise InputError("scenario", problem, "name fewer scenarios, or one account")
+        if (rows := min(limit, len(snapshot.accounts)) * len(chosen)) > MOST_ROWS:
+            problem = f"{rows:,} rows, {limit:,} for each of {len(chosen)} scenarios; at most {MOST_ROWS:,} are shown"
+            raise InputError("limit", problem, f"give at most {MOST_ROWS // len(chosen):,}, or name one scenario")
         self._affordable(len(snapshot.positions) * (1 + len(chosen)))
-        return await self._compute(lambda: stress_report(snapshot, epoch.quotes, epoch.world, epoch.latency, chosen))
+        return await self._compute(
+            lambda: stress_report(
+                snapshot,
+                epoch.quotes,
+                epoch.world,
+                epoch.latency,
+                chosen,
+                limit=limit,
+                offset=offset,
+                base=epoch.report if account is None else None,
+            )
+        )
 
     async def systemic(self, names: Sequence[str]) -> SystemicReport:
         """Return who falls together in the scenarios named, and what follows; of all of them if none is named."""
@@ -98,7 +107,7 @@ class Desk:
         # Each scenario is valued once for the clusters, and at least twice for its cascade.
         self._affordable(len(epoch.snapshot.positions) * (1 + 3 * len(chosen)))
         return await self._compute(
-            lambda: systemic_report(epoch.snapshot, epoch.quotes, epoch.world, epoch.latency, chosen)
+            lambda: systemic_report(epoch.snapshot, epoch.quotes, epoch.world, epoch.latency, chosen, base=epoch.report)
         )
 
     async def replay(self, name: str, account: str) -> Replay:

@@ -146,7 +146,8 @@ def _tell_offset(stage: Stage) -> None:
         )
     stage.tell(
         f"{of['hedge']:.2f} ETH of ballast's vault stand against delta {of['delta']:+.2f} of its contracts: "
-        f"{required:,.0f} is required, while a move of {of['range']:.0%} would cost those alone {alone:,.0f}"
+        f"{required:,.0f} is required, while a move of {of['range']:.0%} would cost these {abs(of['delta']):.2f} ETH, "
+        f"unhedged, {alone:,.0f}"
     )
 
 
@@ -185,24 +186,32 @@ def _value(margin: Mapping[str, Any], venue: str, kind: str) -> float:
     return sum(int(c["value"]["exact"]) for c in legs) / 1e8
 
 
+HEDGE = {"vault": ("vault", "WETH"), "wallet": ("wallet", "ETH"), "perp": ("margin-venue", "perp")}
+HEDGE |= {"puts": ("margin-venue", "put"), "cash": ("margin-venue", "USDC")}
+"""All that ballast has: venue and end of the symbol."""
+
+
 def _check_hedge(stage: Stage, calm: Mapping[str, Any]) -> None:
     """What the vault's ether loses, the short perp and the puts make good for the most part."""
 
     def fallen() -> dict[str, Any] | None:
         m = stage.margin("ballast")
-        return m if _value(m, "vault", "WETH") < 0.88 * _value(calm, "vault", "WETH") else None
+        return m if all(_value(m, *HEDGE[x]) < 0.88 * _value(calm, *HEDGE[x]) for x in ("vault", "wallet")) else None
 
     now = stage.until("ballast's ether down with all of its prices", fallen)
-    ether, perp, puts = (
-        _value(now, venue, kind) - _value(calm, venue, kind)
-        for venue, kind in (("vault", "WETH"), ("margin-venue", "perp"), ("margin-venue", "put"))
+    moved = {name: _value(now, *of) - _value(calm, *of) for name, of in HEDGE.items()}
+    equity, free = (
+        (int(now[name]["exact"]) - int(calm[name]["exact"])) / 1e8 for name in ("equity", "free_collateral")
     )
-    equity = (int(now["equity"]["exact"]) - int(calm["equity"]["exact"])) / 1e8
-    if not (ether < 0 < min(perp, puts) and 0.6 * ether < equity < 0):
-        raise DemoError(f"ballast's ether moved {ether:,.0f}, perp {perp:,.0f}, puts {puts:,.0f}, equity {equity:,.0f}")
+    ether = moved["vault"] + moved["wallet"]
+    if not (moved["vault"] < 0 < min(moved["perp"], moved["puts"]) and 0.6 * ether < equity < 0):
+        raise DemoError(f"ballast's holdings moved {moved}, equity {equity:,.0f}: its ether is not hedged")
+    if abs(sum(moved.values()) - equity) > 1:
+        raise DemoError(f"ballast's holdings moved {moved}, which does not add up to equity {equity:,.2f}")
     stage.tell(
-        f"ballast is hedged: its ether loses {-ether:,.0f}, the perp gains {perp:,.0f}, the puts {puts:,.0f}; "
-        f"equity {equity:+,.0f}"
+        f"ballast is hedged: its vault {moved['vault']:+,.0f}, the wallet's ether {moved['wallet']:+,.0f}, "
+        f"the perp {moved['perp']:+,.0f}, the puts {moved['puts']:+,.0f}, cash {moved['cash']:+,.0f}: "
+        f"equity {equity:+,.0f}; free collateral {free:+,.0f}"
     )
 
 

@@ -31,6 +31,8 @@ from tests.api.synthetic_epochs import make_world
 from tests.worlds.documents import ALPHA, BETA_ETH, BETA_USDC, LAMPORTS, USDC, WETH
 from tests.worlds.world import DOLLAR, ETHER, FIRST_EPOCH, SimulatedWorld
 
+WHEN = ("before", "after")
+
 
 @dataclass(frozen=True)
 class Certified:
@@ -148,12 +150,12 @@ async def test_where_no_vault_was_seen_the_answer_says_so(api: Api) -> None:
         (add(WETH + "00", 1), 400, "changes[0].asset"),
         ({"action": "remove", "asset": WETH, "amount": str(11 * ETHER)}, 400, "changes[0].amount"),
         ({"action": "remove", "asset": LAMPORTS, "amount": "1"}, 400, "changes[0].amount"),
-        ({"action": "steal", "asset": WETH, "amount": "1"}, 422, "changes.0.action"),
-        ({"action": "add", "asset": WETH, "amount": "-1"}, 422, "changes.0.amount"),
-        ({"action": "add", "asset": WETH, "amount": "1.5"}, 422, "changes.0.amount"),
-        ({"action": "add", "asset": WETH, "amount": "1" * 39}, 422, "changes.0.amount"),
-        (add("ETH", 1), 422, "changes.0.asset"),
-        (add(WETH, 1, owner="me"), 422, "changes.0.owner"),
+        ({"action": "steal", "asset": WETH, "amount": "1"}, 422, "changes[0].action"),
+        ({"action": "add", "asset": WETH, "amount": "-1"}, 422, "changes[0].amount"),
+        ({"action": "add", "asset": WETH, "amount": "1.5"}, 422, "changes[0].amount"),
+        ({"action": "add", "asset": WETH, "amount": "1" * 39}, 422, "changes[0].amount"),
+        (add("ETH", 1), 422, "changes[0].asset"),
+        (add(WETH, 1, owner="me"), 422, "changes[0].owner"),
         ({"action": "open", "asset": f"{ALPHA}/contract:v/1", "amount": "1", "side": "long"}, 400, "changes[0].unit"),
     ],
 )
@@ -161,6 +163,42 @@ async def test_a_change_that_cannot_be_used_is_named(api: Api, change: dict[str,
     error = await api.what_if("ada", change, status=status)
     assert error["field"] == field
     assert error["problem"]
+
+
+async def test_amounts_are_told_as_people_count_them(api: Api) -> None:
+    error = await api.what_if("ada", {"action": "remove", "asset": WETH, "amount": str(500 * ETHER)}, status=400)
+    assert error["problem"] == "500 WETH is more than the 10 WETH held"
+
+
+async def test_what_is_no_json_is_named_as_the_body(api: Api) -> None:
+    headers = {"content-type": "application/json"}
+    answer = await api.client.post("/v1/accounts/ada/whatif", content='{"changes": [', headers=headers)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == "body"
+    assert "no JSON" in answer.json()["error"]["problem"]
+
+
+async def test_answers_name_accounts_by_their_labels(api: Api) -> None:
+    ids = {id: label for label, id in api.certified.accounts.items()}
+    assert (await api.post("/v1/stress", {"scenario": "ftx-2022"}))["labels"] == ids
+    replayed = await api.get("/v1/stress/replay?scenario=march-2020&account=ada")
+    assert (replayed["label"], replayed["epoch"]) == ("ada", FIRST_EPOCH)
+    assert set(replayed["moments"][0]["prices"]) == {"ETH/USD", "SOL/USD", "USDC/USD"}
+    assert replayed["moments"][1]["time"] - replayed["moments"][0]["time"] == 3_600 * replayed["moments"][1]["hour"]
+    borrow = {"action": "borrow", "asset": USDC, "amount": str(500 * DOLLAR)}
+    moved = {"action": "transfer", "asset": BETA_USDC, "amount": str(DOLLAR), "to": USDC}
+    answer = await api.what_if("ada", borrow, moved)
+    assert answer["label"] == "ada"
+    assert answer["changes"] == ["borrow 500 USDC on alpha", "transfer 1 USDC on beta to USDC on alpha"]
+
+
+async def test_systemic_tells_a_halt_from_a_loss(api: Api) -> None:
+    everything = {c["scenario"]: c for c in (await api.get("/v1/risk/systemic"))["cascades"]}
+    assert everything["chain-halt-alpha"]["halted"] == [ALPHA]
+    assert everything["march-2020"]["halted"] == []
+    assert everything["bridge-failure"]["recovery"] == {"bridge": 0.1, "wrapper": 0.1}
+    for cascade in everything.values():
+        assert all(0 < kept <= 1 for kept in cascade["kept"].values())
 
 
 async def test_changes_are_from_one_to_thirty_two(api: Api) -> None:
@@ -193,9 +231,10 @@ async def test_stress_is_what_recomputing_the_epoch_gives(api: Api) -> None:
     answer = await api.post("/v1/stress", {"scenario": "ftx-2022"})
     now = standings(api.certified.told[0].report)
     assert answer["accounts"] == [s.account for s in now]
-    assert [row["before"]["equity"]["exact"] for row in answer["rows"]] == [str(s.equity) for s in now]
+    rows = sorted(answer["rows"], key=lambda row: row["account"])
+    assert [row["before"]["equity"]["exact"] for row in rows] == [str(s.equity) for s in now]
     assert len(answer["heat"]) == 1
-    assert answer["heat"][0] == [row["after"]["health"]["low"] for row in answer["rows"]]
+    assert answer["heat"][0] == [row["after"]["health"]["low"] for row in rows]
     (alone,) = (await api.post("/v1/stress", {"scenario": "ftx-2022", "account": "ada"}))["rows"]
     assert alone in answer["rows"]
     assert int(alone["after"]["equity"]["exact"]) < int(alone["before"]["equity"]["exact"])
@@ -207,8 +246,10 @@ async def test_all_scenarios_make_a_heat_map(api: Api) -> None:
     assert answer["scenarios"] == names
     assert len(answer["rows"]) == len(names) * 3
     assert [len(row) for row in answer["heat"]] == [3] * len(names)
-    halted = answer["rows"][
-        names.index("chain-halt-alpha") * 3 + answer["accounts"].index(api.certified.accounts["ada"])
+    (halted,) = [
+        row
+        for row in answer["rows"]
+        if (row["scenario"], row["account"]) == ("chain-halt-alpha", api.certified.accounts["ada"])
     ]
     was, now = halted["before"], halted["after"]
     assert now["equity"] == was["equity"]
@@ -254,8 +295,41 @@ async def test_what_costs_too_much_is_refused_before_it_begins(api: Api, monkeyp
     assert (await api.post("/v1/stress", {}, 400))["field"] == "scenario"
     assert (await api.get("/v1/risk/systemic", 400))["field"] == "scenario"
     assert await api.post("/v1/stress", {"scenario": "vol-spike", "account": "cleo"})
+    monkeypatch.setattr(desks, "MOST_POSITIONS", 10**6)
     monkeypatch.setattr(desks, "MOST_ROWS", 2)
-    assert "3 rows" in (await api.post("/v1/stress", {"scenario": "vol-spike"}, 400))["problem"]
+    error = await api.post("/v1/stress", {"scenario": "vol-spike"}, 400)
+    assert (error["field"], error["remedy"]) == ("limit", "give at most 2, or name one scenario")
+    assert len((await api.post("/v1/stress?limit=2", {"scenario": "vol-spike"}))["rows"]) == 2
+
+
+async def test_the_worst_are_shown_and_all_are_counted(api: Api) -> None:
+    whole = await api.post("/v1/stress", {"scenario": "march-2020"})
+    assert [row["after"]["health"]["low"] or 1e9 for row in whole["rows"]] == sorted(
+        row["after"]["health"]["low"] or 1e9 for row in whole["rows"]
+    )
+    pages = [await api.post(f"/v1/stress?limit=1&offset={n}", {"scenario": "march-2020"}) for n in range(4)]
+    assert [row for page in pages for row in page["rows"]] == whole["rows"]
+    assert [len(page["accounts"]) for page in pages] == [1, 1, 1, 0]
+    for page in pages:
+        assert page["totals"] == whole["totals"]
+    (total,) = whole["totals"]
+    assert total["accounts"] == 3
+    fallen = [row for row in whole["rows"] if row["after"]["liquidatable"] and not row["before"]["liquidatable"]]
+    assert (total["fallen"], total["before"]) == (len(fallen), 0)
+    lows = {when: [int(row[when]["maintenance_excess"]["low"]["exact"]) for row in whole["rows"]] for when in WHEN}
+    assert [int(total[f"excess_{when}"]["exact"]) for when in WHEN] == [sum(lows[when]) for when in WHEN]
+    assert int(total["missing"]["exact"]) == -sum(usd for usd in lows["after"] if usd < 0)
+
+
+async def test_systemic_counts_all_and_lists_the_worst(api: Api) -> None:
+    whole = await api.get("/v1/risk/systemic?scenario=march-2020")
+    short = await api.get("/v1/risk/systemic?scenario=march-2020&limit=1")
+    (all_closed,), (few_closed,) = whole["cascades"], short["cascades"]
+    assert all_closed["liquidated"] == few_closed["liquidated"] == len(all_closed["closed"])
+    assert few_closed["closed"] == all_closed["closed"][:1]
+    assert [(c["count"], c["accounts"]) for c in short["clusters"]] == [
+        (c["count"], c["accounts"][:1]) for c in whole["clusters"][:1]
+    ]
 
 
 async def test_a_crowd_waits_and_beyond_that_is_turned_away(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

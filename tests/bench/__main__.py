@@ -26,7 +26,9 @@ from tests.bench.options import measure_options
 from tests.bench.quorum import measure_quorum
 from tests.bench.reading import measure_reading
 from tests.bench.recovery import measure_recovery
+from tests.bench.report import measure_reports
 from tests.bench.valuation import measure_valuation
+from tests.bench.whatif import measure_whatif
 
 OUTPUT = Path(__file__).resolve().parents[2] / "build" / "bench.json"
 BOUNDS: Mapping[str, tuple[str, Callable[[float, float], bool], str]] = {
@@ -50,6 +52,8 @@ MEASUREMENTS: Mapping[str, Callable[[], Sequence[Mapping[str, Any]]]] = {
     "compute units in the SVM": measure_cu,
     "valuation of 1,000,000 accounts": measure_valuation,
     "perps and options of 50,000 accounts": measure_options,
+    "a report of 5,000 accounts with contracts": measure_reports,
+    "what-if questions about one account of many": measure_whatif,
 }
 
 

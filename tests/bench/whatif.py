@@ -34,6 +34,7 @@ from tests.strategies import (
 )
 
 QUESTIONS = 1_000
+SIZES = 1_000, 4_000
 PLAIN, LISTED = "spot", "with contracts"
 
 
@@ -69,6 +70,28 @@ def measure(accounts: int, *, listed: bool) -> dict[str, float]:
         took.append(perf_counter() - start)
     p50, p99 = np.quantile(took, [0.5, 0.99])
     return {"p50_ms": float(p50) * 1e3, "p99_ms": float(p99) * 1e3, "longest_ms": max(took) * 1e3}
+
+
+def measure_whatif() -> list[dict[str, object]]:
+    """Return rows of the bench's table: p50 and p99 among two sizes of book, which should not matter."""
+    rows: list[dict[str, object]] = []
+    for accounts in SIZES:
+        for name in (PLAIN, LISTED):
+            found = measure(accounts, listed=name == LISTED)
+            for part in ("p50", "p99"):
+                title = f"what-if, {name}, one of {accounts:,} accounts, {part}"
+                value = found[f"{part}_ms"]
+                rows.append(
+                    {
+                        "name": title,
+                        "value": value,
+                        "unit": "ms/question",
+                        "reference": None,
+                        "ratio": None,
+                        "target": None,
+                    }
+                )
+    return rows
 
 
 def main() -> None:

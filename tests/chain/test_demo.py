@@ -117,7 +117,8 @@ def test_the_demo_plays_once_checks_itself_and_leaves_nothing(tmp_path: Path) ->
             r"\d\.\d\d ETH of ballast's vault stand against delta -\d\.\d\d of its contracts: [\d,]+ is required",
             r"prices of ETH, BTC and SOL fall 15%",
             r"tightrope is unhealthy: health \d\.\d+ → \d\.\d+",
-            r"ballast is hedged: its ether loses [\d,]+, the perp gains [\d,]+, the puts [\d,]+; equity -[\d,]+",
+            r"would cost these \d\.\d\d ETH, unhedged, [\d,]+",
+            r"ballast is hedged: its vault -[\d,]+, .*: equity -[\d,]+; free collateral [+-][\d,]+",
             r"squall's inverse perp loses [\d,]+, its sold calls gain [\d,]+",
             r"beta's leg of meridian ages: horizon \d+ → \d+ s",
             r"meridian and tightrope are flagged stale: usable budget 0",
@@ -139,6 +140,10 @@ def test_the_demo_plays_once_checks_itself_and_leaves_nothing(tmp_path: Path) ->
             assert re.search(told, demo.text, re.MULTILINE), f"not told: {told}\n{demo.text}"
         before, after = (float(n) for n in re.search(r"health (\d\.\d+) → (\d\.\d+)", demo.text).groups())  # type: ignore[union-attr]
         assert after < 1 < before
+        (told,) = (line for line in demo.lines if "ballast is hedged" in line)
+        *parts, equity, _ = (float(n.replace(",", "")) for n in re.findall(r"[+-][\d,]*\d", told))
+        assert len(parts) == 5
+        assert sum(parts) == pytest.approx(equity, abs=3), "the parts, each rounded, add up"
         assert len(demo.descendants) >= 6, "two Anvils, one Solana chain, the providers, a publisher, the service"
         assert demo.left() == []
         assert not list(demo.temporary.glob(f"{FOLDER}*")), "its folder, keys included, is gone"

@@ -67,7 +67,9 @@ async def test_a_websocket_is_asked_for_its_chain_and_a_subscription(
     urls = [node.url.replace("http", "ws") for node in (alpha, elsewhere)]
     document["chains"][0]["ws"] = [*urls, "ws://127.0.0.1:1"]
     document["chains"][2]["ws"] = [svm.ws_url]
-    found, _ = await check(document)
+    found, waited = await check(document)
+    listening = [names for names in waited if any("websocket" in name for name in names)]
+    assert all({"alpha", "pyth", "data", "keys"} <= names for names in listening), "nothing else runs meanwhile"
     assert found["alpha websocket[0]"].code == "ok"
     assert found["alpha websocket[1]"].code == "failed"
     assert "answers for chain id 0x7cff" in found["alpha websocket[1]"].detail

@@ -8,9 +8,10 @@ import pytest
 from pydantic import SecretStr
 
 from adapters.rpc import SolanaEndpoint
+from adapters.solana.native import NativeWallet
 from adapters.solana.reader import SolanaReader
 from aggregator.domain.errors import Garbage, Unavailable
-from aggregator.domain.rows import ChainRow, LatencyLeg
+from aggregator.domain.rows import AssetRow, ChainRow, LatencyLeg
 from infra.devnet.providers.proxy import FaultProxy
 from infra.devnet.svm import SvmServer
 
@@ -91,6 +92,19 @@ async def test_no_log_tells_what_changed(reader: SolanaReader) -> None:
 async def test_the_check_says_by_which_rule_it_reads(reader: SolanaReader) -> None:
     findings = {f.scope: (f.code, f.detail) for f in await reader.check()}
     assert findings["sol finality"] == ("ok", "finalized by its validators")
+
+
+async def test_the_check_reads_a_wallet_that_is_none_of_a_programs(svm: SvmServer, reader: SolanaReader) -> None:
+    sol = AssetRow(
+        id=f"{reader.row.id}/slip44:501", symbol="SOL", decimals=9, kind="native", feed="SOL/USD", policy="alt"
+    )
+    probing = SolanaReader(
+        reader.row, SolanaEndpoint(reader.row, reader.row.rpc[0]), [NativeWallet(reader.row.id, {sol.id: sol})]
+    )
+    try:
+        assert [(f.code, f.detail) for f in await probing.check() if f.scope == "sol wallet"] == [("ok", "readable")]
+    finally:
+        await probing.close()
 
 
 @pytest.mark.parametrize(

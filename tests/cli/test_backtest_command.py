@@ -56,6 +56,26 @@ def test_a_backtest_reads_well_and_says_what_it_rests_on(tmp_path: Path) -> None
     assert "profit and loss" in picture.read_text("utf-8")
 
 
+def test_without_arguments_what_the_repository_carries_is_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = run("backtest")
+    assert "sol_usdt_1d_binance: 729 periods of 1d" in shown, "of the hourly bars too few are carried"
+    assert "sol_usdt_1d_binance has 729 periods: models see 364 first, not 500" in shown
+    assert "no history of 'BTC/USD'" in shown
+    rows = json.loads(run("backtest", "--asset", "SOL", "--json"))["backtests"]
+    assert {(row["series"], row["window"], row["n"]) for row in rows} == {("sol_usdt_1d_binance", 364, 729 - 364)}
+    chosen = json.loads(run("backtest", "--asset", "SOL", "--window", "60", "--json"))
+    assert {row["series"] for row in chosen["backtests"]} == {"sol_usdt_1h_binance"}, "its 77 days are enough for this"
+    assert chosen["window"] == 60
+
+
+def test_hours_stay_on_the_line_of_their_day() -> None:
+    shown = run("backtest", *ON, "--asset", "SOL", "--horizon", "1h", "--policy", str(EXAMPLE))
+    assert "2022-11-08 17:00" in shown
+
+
 def test_a_report_embeds_its_pictures_by_relative_paths(tmp_path: Path) -> None:
     written = tmp_path / "deep" / "report.md"
     written.parent.mkdir()
@@ -184,7 +204,9 @@ def test_without_a_policy_the_models_are_tested_and_the_haircut_is_not(
         (("--asset", "SOL", "--horizon", "7m"), "no multiple"),
         (("--asset", "SOL", "--window", "5"), "window"),
         (("--asset", "SOL", "--window", "99999"), "leave 0 of"),
-        (("--asset", "SOL", "--alpha", "1"), "alpha"),
+        (("--asset", "SOL", "--window", "99999"), "choose a shorter window or a longer history"),
+        (("--asset", "SOL", "--alpha", "1"), "--alpha: 1.0 is no confidence"),
+        (("--alpha", "nan"), "--alpha: nan is no confidence"),
         (("--asset", "SOL", "--since", "yesterday"), "no day"),
         (("--asset", "SOL", "--since", "2031-01-01"), "fewer than two bars"),
         (("--asset", "SOL", "--row", "odd", "--policy", str(EXAMPLE)), "there are: alt, major, receipt, stable"),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aggregator.core.explain import explain
 from aggregator.core.pipeline import compute_report
-from aggregator.store.sql import _MARGIN, _dump
-from tests.cli.conftest import EPOCHS, Shell
+from aggregator.domain.units import format_usd
+from tests.cli.conftest import Shell
+from tests.cli.test_margin_by_hand import store_margin
 from tests.strategies import DERIVATIVES, ETH, SOL, USDC, contract, position, quotes, snapshot, world
 
 OF = world(**DERIVATIVES)
+LEVELS = ("initial", "maintenance")
+SIGNS = (("gain", 1), ("loss", -1), ("requirement", -1))
 
 
 @pytest.fixture
@@ -28,15 +30,7 @@ def trader(shell: Shell) -> Shell:
         contract(1, "call", 2.5, strike=2_500.0),
         contract(1, "inverse", 5_000.0, unit=ETH, funding=0.01),
     ]
-    found = explain(compute_report(snapshot(rows), quotes(), OF), 0, OF)
-    ada = shell.json("margin", "ada")["account"]
-    path = shell.config.parent / "crossmargin.sqlite3"
-    with sqlite3.connect(path) as database:
-        content = _dump(_MARGIN, replace(found, account=ada))
-        changed = database.execute(
-            "UPDATE margin SET content = ? WHERE epoch = ? AND account = ?", (content, EPOCHS[-1], ada)
-        )
-        assert changed.rowcount == 1
+    store_margin(shell, explain(compute_report(snapshot(rows), quotes(), OF), 0, OF))
     return shell
 
 
@@ -48,8 +42,10 @@ def test_the_walk_leads_from_equity_to_free_collateral(shell: Shell) -> None:
     assert {"market", "policy"} <= {step["layer"] for step in found["layers"]}
     assert (found["model"], found["greeks"]) == ("", [])
     assert found["policy"]["version"]
-    assert found["policy"]["digest"].startswith("0x")
-    assert len(found["policy"]["digest"]) == 66
+    assert found["policy"]["document_digest"] == shell.json("policy")["digest"]
+    with sqlite3.connect(shell.config.parent / "crossmargin.sqlite3") as database:
+        assert (found["policy"]["statement_digest"],) in database.execute("SELECT policy_digest FROM epoch")
+    assert found["policy"]["statement_digest"] != found["policy"]["document_digest"]
     for c in found["components"]:
         if c["position"]["side"] == "asset":
             shares = {k: v for k, v in c["explained_initial"].items() if k != "zeros"}
@@ -57,7 +53,13 @@ def test_the_walk_leads_from_equity_to_free_collateral(shell: Shell) -> None:
     shown = shell("explain", "ada").stdout
     assert "From equity to what is left, USD" in shown
     assert "What haircuts are made of" in shown
-    assert found["policy"]["digest"] in shown
+    assert found["policy"]["statement_digest"] in shown
+    told = f"policy document digest {found['policy']['document_digest']}"
+    assert told in shown
+    assert told in shell("policy").stdout
+    home = max(found["leaves"], key=lambda leaf: int(leaf["budget"]))
+    for name in ("assets_initial", "requirement_initial", "assets_maintenance", "requirement_maintenance"):
+        assert format_usd(int(home[name])) in shown
 
 
 def test_contracts_are_explained_in_the_words_of_a_risk_desk(trader: Shell) -> None:
@@ -71,12 +73,36 @@ def test_contracts_are_explained_in_the_words_of_a_risk_desk(trader: Shell) -> N
         "Greeks of the contracts",
         "collateral hedges at IM, MM",
         "scenario model, worst at ETH/USD",
+        "(lower bound) worth",
+        "(upper bound) worth",
+        "of 10 stand against the contracts' delta −",
+        "keep only their own jumps",
+        "share of each cause in what does not count, %",
+        "zeroed by",
+        "hedged by collateral",
+        "W⁻, required",
+        "price bounds",
     ):
         assert text in shown, text
     found = trader.json("explain", "ada")
     assert found == trader.json("margin", "ada") | {"policy": found["policy"]}
     parts = [c["contract"] for c in found["components"] if c["contract"] is not None]
-    required = sum(int(part["requirement"][0]) for part in parts) + int(found["greeks"][0]["requirement_initial"])
+    assert {part["side"] for part in parts} == {"long", "short"}
+    for c in found["components"]:
+        if c["contract"] is not None:
+            assert c["position"]["asset"] in shown, "so that it can be copied into a what-if"
+            part, sign = c["contract"], 1 if c["contract"]["side"] == "long" else -1
+            assert part["size"] * sign > 0
+            counted = {level: sum(f * int(part[name][level]) for name, f in SIGNS) for level in LEVELS}
+            assert counted == {level: int(c[f"counted_{level}"]) for level in LEVELS}
+            if part["text"].startswith("short 8 ETH-perp"):
+                assert int(part["worst"]["initial"]) == pytest.approx(
+                    1e8 * 8 * (2_100 - part["price"]["initial"]), abs=10
+                )
+                assert part["bound"] == {"initial": "upper", "maintenance": "upper"}
+    required = sum(int(part["requirement"]["initial"]) for part in parts) + int(
+        found["greeks"][0]["requirement_initial"]
+    )
     assert required == pytest.approx(int(found["requirement"]["initial"]), abs=10)
     gone = next(c for c in found["components"] if c["position"]["control"] == "none")
     assert gone["explained_initial"]["zeros"] == ["exit"]

@@ -70,6 +70,31 @@ def test_options_choose_cells(shell: Shell) -> None:
     assert "stable" not in shown.stdout
 
 
+def test_what_is_equal_is_shown_once(shell: Shell, tmp_path: Path) -> None:
+    """A policy with the numbers of another shares its rows and its curves; so do destinations that see the same."""
+    text = shell.config.read_text("utf-8")
+    whole = tomllib.loads(text)
+    whole["policy"]["assets"]["twin"] = whole["policy"]["assets"]["major"]
+    shell.config.write_text(tomli_w.dumps(whole), "utf-8")
+    path = tmp_path / "haircut.svg"
+    shown = shell("haircut", "--configured", "--plot", str(path))
+    assert shown.exit_code == 0, shown.output
+    cells = shell.json("haircut", "--configured", "--policy", "major")
+    rows = [line for line in shown.stdout.splitlines() if line.startswith("major, twin ")]
+    assert rows
+    assert not [line for line in shown.stdout.splitlines() if line.startswith(("major ", "twin"))]
+    numbers = {
+        (cell["horizon"]["p50"], cell["horizon"]["p100"], f"{Decimal(cell['initial']['haircut']):.3%}")
+        for cell in cells
+    }
+    assert len(rows) == len(numbers), "one row for each horizon"
+    assert all(" all " in row for row in rows), "every destination sees the same"
+    drawn = path.read_text("utf-8")
+    assert "major, twin, IM" in drawn
+    assert "stable, IM" in drawn
+    assert ">twin, IM" not in drawn
+
+
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_it_draws_haircut_against_horizon(shell: Shell, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"haircut.{ending}"

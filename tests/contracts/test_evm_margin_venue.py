@@ -167,7 +167,7 @@ def test_the_example_has_every_function_and_event_of_the_interface() -> None:
         if e["type"] == "event"
     }
     assert len(functions) == 8
-    assert len(events) == 5
+    assert len(events) == 6
     assert functions.items() <= exported.items()
     assert events.items() <= logged.items()
 

@@ -116,11 +116,22 @@ async def list_scenarios(service: Service) -> list[ScenarioView]:
     return [build_scenario(scenario) for scenario in _desk(service).scenarios()]
 
 
+Limit = Annotated[int, Query(ge=1, le=5_000, description="How many accounts are shown of each list, the worst first")]
+
+
 @router.post("/stress", responses=WRITE_RESPONSES)
-async def run_stress(service: Service, wanted: StressRequest) -> StressView:
-    """Value one account, or all, in one scenario, or in all: the newest certified epoch, with the code that made it."""
+async def run_stress(
+    service: Service,
+    wanted: StressRequest,
+    limit: Limit = 100,
+    offset: Annotated[int, Query(ge=0, le=10_000_000, description="How many of the worst are passed over")] = 0,
+) -> StressView:
+    """Value one account, or all, in one scenario, or in all: the newest certified epoch, with the code that made it.
+
+    Totals are of all accounts; rows are of those whose health is least, scenario by scenario.
+    """
     account = None if wanted.account is None else (await service.store.account(wanted.account)).id
-    report = await _desk(service).stress(_names(wanted.scenario), account)
+    report = await _desk(service).stress(_names(wanted.scenario), account, limit, offset)
     return await run_in_threadpool(build_stress, report)
 
 
@@ -134,18 +145,23 @@ async def get_replay(
 ) -> ReplayView:
     """Return an account's margin along a scenario's hours."""
     found = await service.store.account(account)
-    return build_replay(await _desk(service).replay(scenario, found.id), found.label)
+    feeds = sorted({source.feed for source in service.sources})
+    return build_replay(await _desk(service).replay(scenario, found.id), found.label, feeds)
 
 
 @router.get("/risk/systemic", responses=WRITE_RESPONSES)
 async def get_systemic(
     service: Service,
     scenario: Annotated[str, Query(pattern=_NAME, description="A scenario's name, or `all`")] = ALL,
+    limit: Limit = 100,
 ) -> SystemicView:
-    """Return which accounts fall together, and the rounds of forced sales that follow. Figures are estimates."""
+    """Return which accounts fall together, and the rounds of forced sales that follow. Figures are estimates.
+
+    Counts and sums are of all accounts, whatever the lists show.
+    """
     desk = _desk(service)
     report = await desk.systemic(_names(scenario))
-    return await run_in_threadpool(build_systemic, report, {known.name: known for known in desk.scenarios()})
+    return await run_in_threadpool(build_systemic, report, {known.name: known for known in desk.scenarios()}, limit)
 
 
 def _desk(service: ApiService) -> RiskDesk:

@@ -306,7 +306,8 @@ def run_backtest(
     require_confidence(alpha)
     _require_window(model, window)
     if len(seen) <= window + 1:
-        raise ValueError(f"window: {window} periods leave {max(0, len(seen) - window)} of {len(seen)} to test")
+        left = f"{max(0, len(seen) - window)} of {len(seen)}"
+        raise ValueError(f"window: {window} periods leave {left} to test; choose a shorter window or a longer history")
     var, es = forecast(seen, model, alpha, window, charge)
     tested = realised[window:]
     exceeded = tested > var

@@ -17,13 +17,13 @@ import numpy as np
 from aggregator.core.margin import health
 from aggregator.core.pipeline import compute_report, fuse_prices, revalue, tables_of
 from aggregator.core.tables import Legs, World
-from aggregator.domain.book import view_axis
+from aggregator.domain.book import Bools, Ints, view_axis
 from aggregator.domain.policy import AssetPolicyRow, PolicyRow, UnderlyingRow
 from aggregator.domain.price import Quote
 from aggregator.domain.report import HIGH, INITIAL, LOW, MAINTENANCE, MID, STATUSES, Flag, Interval, MarginReport
 from aggregator.domain.rows import ChainRow
 from aggregator.domain.snapshot import HALTED, Position, Snapshot
-from aggregator.domain.stress import Moment, Scenario, Standing, StressReport, StressRow
+from aggregator.domain.stress import Moment, Scenario, Standing, StressReport, StressRow, StressTotal
 from aggregator.domain.units import usd_down, usd_up
 
 GRAIN = 10**6
@@ -189,8 +189,8 @@ def standings(report: MarginReport) -> tuple[Standing, ...]:
     return standings_at(report, slice(None))
 
 
-def standings_at(report: MarginReport, chosen: slice) -> tuple[Standing, ...]:
-    """Return how the accounts of a slice stand, by the numbers of their leaves at home."""
+def standings_at(report: MarginReport, chosen: slice | Ints) -> tuple[Standing, ...]:
+    """Return how some accounts stand, in the order given, by the numbers of their leaves at home."""
     indices = np.arange(len(report.accounts))[chosen]
     if not len(indices):
         return ()
@@ -237,28 +237,93 @@ def restrict(snapshot: Snapshot, account: str) -> Snapshot:
     )
 
 
+class _Lows(NamedTuple):
+    """Every account at its home destination, as low as it may be."""
+
+    excess: list[int]  # ME, 1e-8 USD
+    health: list[float | None]
+    liquidatable: Bools
+
+    def rank(self) -> list[int]:
+        """Return the places of all accounts: the least health first, then the least maintenance excess, then by id."""
+        healths = (math.inf if health is None else health for health in self.health)
+        keys = list(zip(healths, self.excess, strict=True))
+        return sorted(range(len(keys)), key=keys.__getitem__)
+
+    def total(self, scenario: str, before: _Lows) -> StressTotal:
+        return StressTotal(
+            scenario=scenario,
+            accounts=len(self.excess),
+            before=int(before.liquidatable.sum()),
+            fallen=int((self.liquidatable & ~before.liquidatable).sum()),
+            excess_before=sum(before.excess),
+            excess_after=sum(self.excess),
+            missing=-sum(usd for usd in self.excess if usd < 0),
+        )
+
+
+def _lows(report: MarginReport) -> _Lows:
+    count = len(report.accounts)
+    home = np.maximum(report.book.home, 0)
+    bound = report.tables.bound[home] if report.destinations else np.zeros(count, dtype=np.int64)
+    every = np.arange(count)
+    own = health.round_down(report.assets[bound, LOW, MAINTENANCE, every]).tolist()
+    owed = health.round_up(report.debts[bound, LOW, MAINTENANCE, every]).tolist()
+    return _Lows(
+        excess=[int(had) - int(owes) for had, owes in zip(own, owed, strict=True)],
+        health=[health.ratio(had, owes) for had, owes in zip(own, owed, strict=True)],
+        liquidatable=(report.flags[bound, every] & int(Flag.LIQUIDATABLE)) != 0,
+    )
+
+
 def stress_report(
     snapshot: Snapshot,
     quotes: Sequence[Quote],
     world: World,
     latency: Legs | None,
     scenarios: Sequence[Scenario],
+    *,
+    limit: int | None = None,
+    offset: int = 0,
+    base: MarginReport | None = None,
 ) -> StressReport:
-    """Value every account of ``snapshot`` as it is and in every scenario."""
-    base = compute_report(snapshot, quotes, world, latency)
-    before = standings(base)
+    """Value every account of ``snapshot`` as it is and in every scenario.
+
+    Args:
+        limit: how many accounts have a row in each scenario: those whose health at ``low`` is least in it, and of those
+            that owe nothing the ones whose maintenance excess is, least first. None: all of them, ascending by id.
+        offset: so many of them are passed over first.
+        base: the report of ``snapshot`` and ``quotes``, where it is known.
+    """
+    base = base or compute_report(snapshot, quotes, world, latency)
+    before = _lows(base)
     rows: list[StressRow] = []
+    totals: list[StressTotal] = []
+    found: list[_Lows] = []
+    chosen: set[int] = set()
     for scenario in scenarios:
         inputs = apply(scenario, snapshot, quotes, world)
-        after = standings(valued_in(inputs, base, snapshot, world, latency))
-        rows += [StressRow(scenario.name, was, now) for was, now in zip(before, after, strict=True)]
+        shocked = valued_in(inputs, base, snapshot, world, latency)
+        after = _lows(shocked)
+        places = range(len(after.excess)) if limit is None else after.rank()[offset : offset + limit]
+        picked = np.array(places, dtype=np.int64)
+        pairs = zip(standings_at(base, picked), standings_at(shocked, picked), strict=True)
+        rows += [StressRow(scenario.name, was, now) for was, now in pairs]
+        totals.append(after.total(scenario.name, before))
+        found.append(after)
+        chosen.update(places)
+    shown = sorted(chosen)
+    named = [base.accounts[i] for i in shown]
     return StressReport(
         epoch=snapshot.epoch,
         cut_time=snapshot.cut_time,
         scenarios=tuple(scenarios),
         unshocked={scenario.name: unshocked(scenario, world) for scenario in scenarios},
         rows=tuple(rows),
-        labels={account.id: account.label for account in snapshot.accounts if account.label},
+        totals=tuple(totals),
+        accounts=tuple(account.id for account in named),
+        heat=tuple(tuple(lows.health[i] for i in shown) for lows in found),
+        labels={account.id: account.label for account in named if account.label},
     )
 
 

@@ -64,9 +64,14 @@ def systemic_report(
     latency: Legs | None,
     scenarios: Sequence[Scenario],
     depth: Depth = Depth(),
+    base: MarginReport | None = None,
 ) -> SystemicReport:
-    """Return who is liquidatable in which scenarios, the clusters that fall together, and each scenario's cascade."""
-    base = compute_report(snapshot, quotes, world, latency)
+    """Return who is liquidatable in which scenarios, the clusters that fall together, and each scenario's cascade.
+
+    Args:
+        base: the report of ``snapshot`` and ``quotes``, where it is known.
+    """
+    base = base or compute_report(snapshot, quotes, world, latency)
     already, mids = falls(base), {band.feed: band.mid for band in base.prices}
     fallen: dict[str, list[str]] = {}
     cascades: list[Cascade] = []

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from adapters.quorum import Disputed, NoQuorum, QuorumReader
 from aggregator.domain.errors import Garbage, SourceError, Unreachable, WrongChain
-from aggregator.domain.snapshot import DEBT_UNREADABLE, INFORMATIONAL, Contract, Position, Reading
+from aggregator.domain.snapshot import DEBT_UNREADABLE, INFORMATIONAL, Contract, Finding, Position, Reading
 from tests.unit.adapters.quorum_world import (
     ACCOUNTS,
     CHAIN,
@@ -353,6 +353,26 @@ async def test_the_check_names_each_provider_and_their_agreement() -> None:
     assert "alpha[1]: the node answers for chain id 666" in findings[-1].detail
     split = make("stale", "", "fork")
     assert (await split.reader.check())[-1].code == "failed"
+
+
+async def test_the_check_leaves_what_only_begins_like_the_chain_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    quorum = make("", "", "")
+
+    async def check() -> tuple[Finding, ...]:
+        return (
+            Finding("failed", "alpha wallet", "alphabet:1/slip44:60: unreadable"),
+            Finding("failed", "alpha", "alpha: cannot be reached"),
+            Finding("failed", "alpha:beta", "alphas"),
+        )
+
+    for provider in quorum.providers:
+        monkeypatch.setattr(provider, "check", check)
+    found = [(f.scope, f.detail) for f in await quorum.reader.check()]
+    assert found[3:6] == [
+        ("alpha[1] wallet", "alphabet:1/slip44:60: unreadable"),
+        ("alpha[1]", "alpha[1]: cannot be reached"),
+        ("alpha:beta", "alphas"),
+    ]
 
 
 async def test_all_are_closed() -> None:

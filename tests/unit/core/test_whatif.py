@@ -248,7 +248,7 @@ def test_adding_to_a_perp_averages_what_it_was_opened_at() -> None:
             [Change("open", PERP, 1, side="long", contract=Contract("perp", "BTC/USD"), unit=USDC)],
         ),
         ("changes[0].unit", [Change("open", CALL, 1, side="long", contract=TERMS)]),
-        ("changes[0].unit", [Change("close", CALL, 1, side="long")]),
+        ("changes[0].asset", [Change("close", CALL, 1, side="long")]),
         (
             "changes[1].side",
             [
@@ -286,6 +286,85 @@ def test_a_trade_that_cannot_be_made_is_named(field: str, changes: list[Change])
     assert caught.value.field == field
 
 
+def option(**terms: object) -> Change:
+    made = TERMS._replace(**terms)  # type: ignore[arg-type]
+    return Change("open", CALL, 10**18, side="long", contract=made, unit=USDC)
+
+
+@pytest.mark.parametrize(
+    ("change", "term", "says"),
+    [
+        (option(underlying="DOGE/USD"), "underlying", "no underlying of the policy"),
+        (option(strike=0), "strike", "is missing"),
+        (option(expiry=0), "expiry", "is missing"),
+        (option(expiry=CUT_TIME), "expiry", "expired"),
+        (option(expiry=CUT_TIME - DAY), "expiry", "expired 86,400 s before"),
+        (option(expiry=CUT_TIME + 31 * 365 * DAY), "expiry", "30 years"),
+        (option(kind="perp", expiry=0), "strike", "a perp has no strike"),
+        (option(kind="perp", strike=0), "expiry", "a perp has no expiry"),
+    ],
+)
+def test_a_contract_that_nobody_could_value_is_not_opened(change: Change, term: str, says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        trade(change)
+    assert caught.value.field == f"changes[0].contract.{term}"
+
+
+def test_a_contract_listed_with_other_terms_is_not_opened_by_anybody() -> None:
+    """Another account's position shows what the name stands for."""
+    listed = contract(2, "call", 1.0)
+    rows = [*BASE, listed]
+    same = Change("open", listed.asset, 10**18, side="long", contract=listed.contract, unit=USDC)
+    assert trade(same, rows=rows).accepted
+    other = same._replace(contract=listed.contract._replace(strike=listed.contract.strike + 10**8))
+    with pytest.raises(InputError, match="is a call on ETH/USD, strike 2,000") as caught:
+        trade(other, rows=rows)
+    assert caught.value.field == "changes[0].contract"
+
+
+def test_without_a_price_nothing_is_opened() -> None:
+    known = [quote for quote in quotes() if quote.feed != "ETH/USD"]
+    given = snapshot(sorted(BASE))
+    epoch = Epoch(given, tuple(known), DERIVED, None, compute_report(given, known, DERIVED))
+    with pytest.raises(InputError, match="no known price") as caught:
+        what_if(epoch, account_id(1), [option()])
+    assert caught.value.field == "changes[0].contract.underlying"
+
+
+def test_a_blind_account_is_told_that_it_is() -> None:
+    odd = contract(1, "perp", 1.0, underlying="DOGE/USD")
+    answer = trade(option(), rows=[*BASE, odd])
+    assert not answer.accepted
+    assert "blind" in answer.reason
+    assert "'DOGE/USD' is no underlying" in answer.reason
+
+
+def test_amounts_at_fault_are_told_in_whole_units() -> None:
+    error = refused("changes[0].amount", Change("remove", ETH, 500 * 10**18))
+    assert error.problem == "500 T0 is more than the 10 T0 held"
+    error = refused("changes[0].amount", Change("remove", ETH, -5))
+    assert error.problem == "must be positive"
+
+
+def test_notes_say_what_a_reader_could_not_see() -> None:
+    (note,) = ask(Change("borrow", USDC, 10**6)).notes
+    assert "leaves the account" in note
+    wallet = position(1, USDC, 100.0)._replace(venue="wallet", control="none", removal_delay=0)
+    rows = [*BASE, wallet, position(2, SUSDC, 1.0)]
+    (note,) = ask(Change("transfer", USDC, 60 * 10**6, to=SUSDC), rows=rows).notes
+    assert "arrives in one" in note
+    vaulted = [*BASE, position(1, USDC, 100.0), position(2, SUSDC, 1.0)]
+    assert not ask(Change("transfer", USDC, 60 * 10**6, to=SUSDC), rows=vaulted).notes
+
+
+def test_a_lost_hedge_is_noted() -> None:
+    rows = [position(1, ETH, 10.0), position(1, USDC, 100_000.0), contract(1, "perp", -10.0)]
+    lost = trade(Change("remove", ETH, 10 * 10**18), rows=rows).notes
+    assert len(lost) == 1
+    assert lost[0].startswith("hedge lost")
+    assert not trade(Change("remove", USDC, 10**6), rows=rows).notes
+
+
 def test_an_unknown_account_is_named() -> None:
     with pytest.raises(UnknownError, match="account"):
         ask(Change("add", ETH, 1), account=9)
@@ -311,6 +390,12 @@ def test_what_is_no_amount_is_refused(text: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_units(text, 6, "--add")
     assert caught.value.field == "--add"
+
+
+@pytest.mark.parametrize("text", ["-5", "0", "0.0"])
+def test_what_is_not_positive_is_told_so(text: str) -> None:
+    with pytest.raises(InputError, match="must be positive"):
+        parse_units(text, 6, "--add")
 
 
 def test_sizes_count_in_1e18() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from aggregator import bootstrap
 from aggregator.bootstrap import build_bundle
 from aggregator.domain.errors import UnknownError
+from aggregator.service import bundle
 from aggregator.service.bundle import export_bundle
 from proofs import verify
 from proofs.bundle import PREIMAGES, parse_bundle
@@ -95,7 +95,7 @@ async def test_a_bundle_is_hashed_off_the_loop_and_reads_one_salt(
         salts.append(account)
         return await read_salt(account)
 
-    monkeypatch.setattr(bootstrap, "export_bundle", note)
+    monkeypatch.setattr(bundle, "export_bundle", note)
     monkeypatch.setattr(world.store, "salt", salt)
     assert await build_bundle(world.store, world.deployment, record, accounts["ada"].id) == exported
     assert threading.current_thread() not in threads
