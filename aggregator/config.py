@@ -157,6 +157,7 @@ EXAMPLES: Mapping[str, str] = {
     "policy.assets.*.jumps.cause": '"market", "depeg", "wrapper" or "bridge"',
     "policy.assets.*.daily_volume": "1e9",
     "policy.assets.*.impact": "1.0",
+    "policy.assets.*.protocol_share": "2e7",
     "policy.assets.*.liquidation_seconds": "900",
     "policy.assets.*.initial": "{confidence = 0.999, haircut = 0.08, liability_weight = 1.05}",
     "policy.assets.*.initial.confidence": "0.999",

@@ -190,6 +190,7 @@ class _Explainer:
         self._muted, _ = valuation.mute(book, known)
         rates = valuation.unit_rates(book.kinds, report.tables, asset_price, debt_price, bound)[LOW]
         coefficient = valuation.group_coefficients(book, report.tables.liquidity)
+        least = valuation.least_impacts(book, report.tables)
         self._place: dict[int, int] = {}  # local row -> place among the account's contracts
         if self.side is not None and book.contracts is not None:
             self._place = {int(row): n for n, row in enumerate(book.contracts.row)}
@@ -202,7 +203,7 @@ class _Explainer:
             for level in (INITIAL, MAINTENANCE):
                 raw = valuation.countable(book, book.free, counts) * rates[level][book.kind] * (1 + self._relief[level])
                 groups = valuation.sum_by(book.group, raw, len(book.group_start))
-                thin = 1 - 1 / valuation.liquidity_divisors(book, groups, coefficient)
+                thin = 1 - 1 / valuation.liquidity_divisors(book, groups, coefficient, least)
                 values = np.where(self._muted, 0.0, groups * (1 - thin))
                 self._value.append(raw * (1 - thin[book.group]))
                 self._share.append(np.where(self._muted, 0.0, self._recourse(values))[book.group])

@@ -181,9 +181,18 @@ def liquidity_haircut(notional: Floats, coefficient: Floats | float) -> Floats:
     return 1 - 1 / liquidity_divisor(np.sqrt(notional), coefficient)
 
 
-def liquidity_divisor(root: Floats, coefficient: Floats | float, out: Floats | None = None) -> Floats:
-    """Compute ``1 + x``, by which liquidity divides a value, from the square root of the notional; into ``out``."""
+def liquidity_divisor(
+    root: Floats, coefficient: Floats | float, out: Floats | None = None, least: Floats | None = None
+) -> Floats:
+    """Compute ``1 + x``, by which liquidity divides a value, from the square root of the notional; into ``out``.
+
+    Args:
+        least: what x is at least. A constant takes nothing from other parts, so that what is said of parts at
+            :func:`liquidity_haircut` still holds.
+    """
     x: Floats = np.multiply(root, coefficient, out=out)
+    if least is not None:
+        np.maximum(x, least, out=x)
     np.minimum(x, LARGEST_IMPACT, out=x)
     x += 1  # in place: this runs once per end, level and destination over all groups
     return x

@@ -338,7 +338,8 @@ def _opening_value(
 ) -> tuple[Floats, Floats]:
     """Return W+ and W- without home debts at (low, initial), for rates that open risk."""
     quantity = valuation.countable(book, book.free, tables.counts)
-    values = valuation.value_groups(book, rate, quantity, valuation.group_coefficients(book, tables.liquidity))
+    coefficient, least = valuation.group_coefficients(book, tables.liquidity), valuation.least_impacts(book, tables)
+    values = valuation.value_groups(book, rate, quantity, coefficient, least)
     muted, _ = valuation.mute(book, known)
     values[muted] = 0.0
     total = adder.add(values)

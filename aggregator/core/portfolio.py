@@ -573,6 +573,8 @@ class _Pools:
         self._free = np.where(self.counts, book.free[self.row], 0.0)
         self._whole = np.where(self.counts, book.amount[self.row], 0.0)
         self._coefficient = tables.liquidity[book.group_policy[chosen]]
+        least = valuation.least_impacts(book, tables)
+        self._least = None if least is None else least[chosen]
         _, self._pool = np.unique(book.pool[chosen], return_inverse=True)
 
     def value(self, rate: Floats, place: tuple[int, int], times: Floats, rows: Bools | None = None) -> Floats:
@@ -587,7 +589,7 @@ class _Pools:
         pools = valuation.sum_by(self._pool, total, int(self._pool.max()) + 1)
         if rows is not None:
             total = valuation.sum_by(self.group, np.where(rows, counted, 0.0), len(self.cell))
-        worth: Floats = total / liquidity_divisor(np.sqrt(pools)[self._pool], self._coefficient)
+        worth: Floats = total / liquidity_divisor(np.sqrt(pools)[self._pool], self._coefficient, least=self._least)
         return worth
 
     def by_cell(self, values: Floats, size: int) -> Floats:

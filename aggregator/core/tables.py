@@ -11,7 +11,7 @@ import numpy as np
 from aggregator.core.haircut import DECIMALS, Nodes, condense, haircut_table, hold_law, law_bound, liquidity_coefficient
 from aggregator.domain.book import ASSET, Book, Bools, Ints, is_missing
 from aggregator.domain.latency import Law
-from aggregator.domain.policy import PolicyRow
+from aggregator.domain.policy import AssetPolicyRow, PolicyRow
 from aggregator.domain.report import (
     INITIAL,
     MAINTENANCE,
@@ -20,6 +20,7 @@ from aggregator.domain.report import (
 )
 from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, LatencyLeg, RatioRow, SourceRow
 from aggregator.domain.snapshot import ChainView
+from aggregator.domain.units import Floats
 
 Legs = Mapping[str, Sequence[LatencyLeg | Law]]
 """The legs until a Hold lands, by chain."""
@@ -114,6 +115,19 @@ def build_tables(
         known=known,
         delay=delay,
         delay_chance=chance,
+        least_impact=_least_impact(policies),
+    )
+
+
+def _least_impact(policies: Sequence[AssetPolicyRow]) -> Floats | None:
+    """Return x of h_liq for what the protocol may have to sell at once of each policy, and of the unknown one."""
+    if not any(policy.protocol_share for policy in policies):
+        return None
+    return np.array(
+        [
+            *(liquidity_coefficient(p.daily_volume, p.impact, p.volatility) * p.protocol_share**0.5 for p in policies),
+            0.0,
+        ]
     )
 
 

@@ -76,22 +76,36 @@ def group_coefficients(book: Book, liquidity: Floats) -> Floats:
     return coefficients
 
 
-def value_groups(book: Book, rate: Floats, quantity: Floats, coefficient: Floats) -> Floats:
+def least_impacts(book: Book, tables: RiskTables) -> Floats | None:
+    """Return what x of h_liq is at least for each group, None where no policy says so; debts have none."""
+    if tables.least_impact is None:
+        return None
+    least: Floats = np.where(book.group_side == ASSET, tables.least_impact[book.group_policy], 0.0)
+    return least
+
+
+def value_groups(
+    book: Book, rate: Floats, quantity: Floats, coefficient: Floats, least: Floats | None = None
+) -> Floats:
     """Return what each group counts, USD, shape (G,): Σ quantity·rate, less liquidity on the size of its pool."""
     if not len(book.group_start):
         return np.zeros(0)
     value = rate.take(book.kind)
     value *= quantity
     total = sum_by(book.group, value, len(book.group_start))
-    total /= liquidity_divisors(book, total, coefficient)
+    total /= liquidity_divisors(book, total, coefficient, least)
     return total
 
 
-def liquidity_divisors(book: Book, total: Floats, coefficient: Floats) -> Floats:
-    """Return 1/(1 − h_liq) of each group. A pool's size is what counts after all other haircuts: what is relied on."""
+def liquidity_divisors(book: Book, total: Floats, coefficient: Floats, least: Floats | None = None) -> Floats:
+    """Return 1/(1 − h_liq) of each group. A pool's size is what counts after all other haircuts: what is relied on.
+
+    Args:
+        least: of :func:`least_impacts`.
+    """
     if book.pools == len(total):
-        return liquidity_divisor(np.sqrt(total), coefficient)
-    return liquidity_divisor(np.sqrt(sum_by(book.pool, total, book.pools)).take(book.pool), coefficient)
+        return liquidity_divisor(np.sqrt(total), coefficient, least=least)
+    return liquidity_divisor(np.sqrt(sum_by(book.pool, total, book.pools)).take(book.pool), coefficient, least=least)
 
 
 def mute(book: Book, known: Bools) -> tuple[Bools, Bools]:
@@ -168,7 +182,13 @@ class Adder:
         return counted
 
     def value(
-        self, rates: Floats, whole: Sequence[bool], coefficient: Floats, muted: Bools, low: Sequence[bool]
+        self,
+        rates: Floats,
+        whole: Sequence[bool],
+        coefficient: Floats,
+        muted: Bools,
+        low: Sequence[bool],
+        least: Floats | None = None,
     ) -> Floats:
         """Value every account under several rates, chunk by chunk.
 
@@ -177,6 +197,7 @@ class Adder:
             whole: for each rate, whether what is under a withdrawal request counts too.
             coefficient: of each group's liquidity haircut, shape (G,).
             muted: groups that count nothing under the rates marked in ``low``, shape (G,).
+            least: of :func:`least_impacts`.
 
         Returns:
             assets, debts without home debts, and home debts, shape (3, R, A).
@@ -185,12 +206,13 @@ class Adder:
         any_muted = bool(muted.any())
         for chunk in self._chunks:
             thin, root = coefficient[chunk.groups], np.empty(chunk.groups.stop - chunk.groups.start)
+            floor = None if least is None else least[chunk.groups]
             for r, rate in enumerate(rates):
                 values = (chunk.whole if whole[r] else chunk.free) @ rate
                 np.sqrt(values, out=root)
                 if len(chunk.shared):
                     root[chunk.shared] = np.sqrt(chunk.pools @ values)
-                values /= liquidity_divisor(root, thin, out=root)
+                values /= liquidity_divisor(root, thin, out=root, least=floor)
                 if any_muted and low[r]:
                     values[muted[chunk.groups]] = 0.0
                 sums = chunk.parts @ values
@@ -313,6 +335,7 @@ def value_book(
         group_coefficients(book, tables.liquidity),
         muted,
         [end == LOW for end, _ in ends],
+        least_impacts(book, tables),
     ).reshape(3, 3, 2, len(book.accounts))
     assets, home = parts[0], parts[2, LOW, INITIAL]
     debts = parts[1] + parts[2]

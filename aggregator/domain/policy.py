@@ -54,6 +54,7 @@ class AssetPolicyRow(Row):
     jumps: Annotated[tuple[JumpRow, ...], Field(max_length=MOST_JUMPS)] = ()
     daily_volume: Annotated[float, Field(gt=0)]  # ADV, USD
     impact: Annotated[float, Field(ge=0)]  # Y of the liquidity haircut
+    protocol_share: Annotated[float, Field(ge=0, le=1e15)] = 0.0  # USD that the protocol may have to sell at once
     liquidation_seconds: Seconds  # auction + bridge
     initial: LevelRow
     maintenance: LevelRow

@@ -321,6 +321,7 @@ class RiskTables:
     known: Floats  # (P, V, B) seconds: the part of the horizon that is no law
     delay: Floats  # (V, M) seconds: nodes of the law of the rest, the time until a Hold lands, ascending
     delay_chance: Floats  # (V, M) of each node; unused ones 0
+    least_impact: Floats | None = None  # (P,) what x of h_liq is at least, for what the protocol sells too; None: 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

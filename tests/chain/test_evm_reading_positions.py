@@ -99,6 +99,17 @@ async def test_a_trade_names_its_account_in_the_logs(venues: Venues) -> None:
     assert venues.account in words
 
 
+async def test_what_changes_for_everybody_names_the_venue_in_the_logs(venues: Venues) -> None:
+    reader = make_reader(venues.anvil, [venues.adapters()["margin-venue"]])
+    before = venues.latest().height
+    venues.run(venues["venue"].functions.setFundingRate(instrument("perp"), 10**9), venues.w3.eth.accounts[0])
+    words = await reader.changes(before + 1, venues.latest().height)
+    await reader.close()
+    assert words is not None
+    assert venues.names["venue"].lower() in words
+    assert venues.account not in words
+
+
 async def test_an_option_is_known_to_have_expired_by_the_pinned_block(venues: Venues) -> None:
     """Until what it pays is fixed a short one may owe anything and a long one counts nothing; then it is cash."""
     venue, feed = venues["venue"], venues["feed_eth"]
