@@ -76,8 +76,8 @@ class History:
             keep &= self.times < last
         if np.count_nonzero(keep) < 2:
             raise InputError("--since", f"{self.name} has fewer than two bars in this time", "choose a longer one")
-        series = (self.times, self.open, self.high, self.low, self.close)
-        return History(self.name, self.sha256, self.bar, *(column[keep] for column in series))  # type: ignore[arg-type]
+        prices = [column[keep] for column in (self.open, self.high, self.low, self.close)]
+        return History(self.name, self.sha256, self.bar, self.times[keep], *prices)
 
 
 class Returns(NamedTuple):

@@ -86,14 +86,15 @@ def procyclicality(
 
 
 def _measure(name: str, times: Any, returns: Floats, model: str, alpha: float, window: int, period: int) -> list[Told]:
-    from aggregator.core.risk.backtest import forecast
+    from aggregator.core.risk.backtest import MODELS, forecast
     from aggregator.core.risk.procyclicality import apply_rules, measure
     from aggregator.core.risk.tails import require_confidence
 
     require_confidence(alpha)
     if len(returns) <= window:
         raise ValueError(f"window: {window} periods leave none of {len(returns)}")
-    margins = forecast(returns, model, alpha, window).es  # type: ignore[arg-type]
+    chosen = MODELS[MODELS.index(model)]  # a name of CHOICES
+    margins = forecast(returns, chosen, alpha, window).es
     if not (margins > 0).all():
         raise ValueError(f"margins: {model} once asks for nothing, from which no rise can be measured")
     per_day = DAY // period

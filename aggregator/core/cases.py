@@ -21,6 +21,7 @@ from scipy.special import ndtr
 from aggregator.core import weights
 from aggregator.core.contracts import short_option_charges
 from aggregator.core.fusion import pyth_aggregate
+from aggregator.core.holdings import Legs
 from aggregator.core.instruments import option, perp, svi
 from aggregator.core.liquidation import auction_discount, liquidation_size
 from aggregator.core.margin import health, pmrm1, pmrm2, span, standard
@@ -546,7 +547,7 @@ def _pmrm2_margin(inputs: Inputs, fields: Sequence[str]) -> dict[str, Value]:
             column("conf", default=1.0),
             column("fwd_fixed", "fixed", default=0.0),
         ),
-        options=pmrm2.Legs(np.ravel(place).astype(np.int64), strike, is_call != 0, quantity, vol),
+        options=Legs(np.ravel(place).astype(np.int64), strike, is_call != 0, quantity, vol),
         perps=(pmrm2.Perp(*(perp_.number(name, default=0.0) for name in ("n", "px", "conf", "upnl", "funding"))),),
         collateral=tuple(
             pmrm2.Collateral(
@@ -589,7 +590,7 @@ def _pmrm1_margin(inputs: Inputs, fields: Sequence[str]) -> dict[str, Value]:
             spot=inputs.number("spot"),
             confidence=inputs.number("spot_conf", default=1.0),
             expiries=pmrm1.Expiries(expiries, fixed[first], variable[first], rate[first], least),
-            options=pmrm1.Legs(place, strike, is_call != 0, quantity, vol),
+            options=Legs(place, strike, is_call != 0, quantity, vol),
             perps=np.array([size]),
             perp_price=inputs.number("perp_px", default=inputs.number("spot")),
             perp_confidence=inputs.number("perp_conf", default=1.0),

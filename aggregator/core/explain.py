@@ -113,7 +113,8 @@ class _Side:
         self.rows = slice(*(int(x) for x in np.searchsorted(contracts.account, [index, index + 1])))
         self.settlements = slice(*(int(x) for x in np.searchsorted(contracts.settlement_account, [index, index + 1])))
         self.settlement = contracts.settlement[self.rows] - self.settlements.start
-        self.hedged: tuple[bool, bool] = tuple(bool(x) for x in derived.hedged[bound, LOW, :, c])  # type: ignore[assignment]
+        initial, maintenance = (bool(x) for x in derived.hedged[bound, LOW, :, c])
+        self.hedged = initial, maintenance
         self.values = derived.values[:, :, self.rows]
         count = self.settlements.stop - self.settlements.start
         self.nets = np.stack(

@@ -7,15 +7,33 @@ is fine for them. The scenario model, which margins every account of an epoch, h
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from aggregator.core.contracts import carry_factors, implied_vols, is_option, linear_units, verify_portfolios
+from aggregator.core.instruments.arguments import finite, not_negative
 from aggregator.domain.contracts import CALL, LAYERS, Bools, Ints, Market, Portfolios, Requirement
 from aggregator.domain.report import INITIAL, MAINTENANCE
 from aggregator.domain.units import Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Legs:
+    """The n options of a portfolio."""
+
+    expiry: Ints  # (n,) index of ``Expiries``
+    strike: Floats  # (n,) USD
+    is_call: Bools  # (n,)
+    quantity: Floats  # (n,) signed
+    vol: Floats  # (n,) per sqrt(year)
+
+    def __post_init__(self) -> None:
+        not_negative("strike", self.strike)
+        finite("quantity", self.quantity)
+        not_negative("vol", self.vol)
 
 
 class Options(NamedTuple):

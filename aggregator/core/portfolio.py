@@ -245,7 +245,7 @@ class _Work:
         if hedges is None:
             hedges = _Hedges(np.zeros((bounds, 2, *wide)), np.zeros((2, *wide)), np.zeros((bounds, 3, 2, count)))
         else:
-            helped: Bools = hedges.spot.any(axis=(0, 2))  # type: ignore[assignment]
+            helped: Bools = np.logical_or.reduce(hedges.spot != 0, axis=(0, 2))
             hedged = plain.updated(self._required(hedges.spot, helped), helped, self._local)
         barred = muted.copy()
         barred[self._local[~self._opens[of.feed][self._underlying]]] = True

@@ -35,10 +35,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from aggregator.core.holdings import Charges, Holding, holdings
+from aggregator.core.holdings import Charges, Holding, Legs, holdings
 from aggregator.core.instruments.arguments import finite, not_negative, positive
 from aggregator.core.instruments.option import black76
-from aggregator.domain.contracts import Bools, Ints, Market, Portfolios, Requirement
+from aggregator.domain.contracts import Market, Portfolios, Requirement
 from aggregator.domain.policy import PolicyRow
 from aggregator.domain.report import INITIAL, MAINTENANCE
 from aggregator.domain.units import SECONDS_PER_YEAR, Floats
@@ -138,22 +138,6 @@ class Expiries:
         not_negative("fixed", self.fixed)
         finite("rate", self.rate)
         not_negative("confidence", self.confidence)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Legs:
-    """The n options of a portfolio."""
-
-    expiry: Ints  # (n,) index of ``Expiries``
-    strike: Floats  # (n,) USD
-    is_call: Bools  # (n,)
-    quantity: Floats  # (n,) signed
-    vol: Floats  # (n,) per sqrt(year)
-
-    def __post_init__(self) -> None:
-        not_negative("strike", self.strike)
-        finite("quantity", self.quantity)
-        not_negative("vol", self.vol)
 
 
 class Collateral(NamedTuple):

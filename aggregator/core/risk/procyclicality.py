@@ -67,10 +67,11 @@ def apply_rules(margins: Floats, per_day: int = 1) -> dict[Rule, Floats]:
     told = np.arange(len(given)) + 1 >= min(len(given), LEAST * per_day)
     stress = np.maximum.accumulate(np.where(told, year, 0.0))
     floor = floored(given, stress, np.sqrt(_trailing_mean(given**2, LONG * per_day)))
-    both: dict[Rule, Floats] = {"as it is": given, "floor": floor}
-    for name, series in (("buffer", given), ("floor and buffer", floor)):
-        both[name] = buffered(series, _trailing_mean(series, YEAR * per_day))  # type: ignore[index]
-    return both
+
+    def with_buffer(series: Floats) -> Floats:
+        return buffered(series, _trailing_mean(series, YEAR * per_day))
+
+    return {"as it is": given, "floor": floor, "buffer": with_buffer(given), "floor and buffer": with_buffer(floor)}
 
 
 def _trailing_mean(values: Floats, length: int) -> Floats:

@@ -13,6 +13,7 @@ import pytest
 
 from aggregator.core import weights
 from aggregator.core.contracts import collect_instruments
+from aggregator.core.holdings import Legs
 from aggregator.core.instruments.option import black76
 from aggregator.core.liquidation import auction_discount, liquidation_size
 from aggregator.core.margin import health, pmrm1, pmrm2, span, standard
@@ -182,7 +183,7 @@ def test_pmrm2_is_value_less_balance() -> None:
     seconds, years = np.array([20.0 * DAY]), 20 * DAY / SECONDS_PER_YEAR
     forward = 2000 * math.exp(0.05 * years)
     vol = np.array([pmrm2.holdings(book([(0, CALL, ETH, 2200, 20, -3, 0)]), market()).__next__().options.vol[0]])
-    legs = pmrm2.Legs(np.zeros(1, np.int64), np.array([2200.0]), np.array([True]), np.array([-3.0]), vol)
+    legs = Legs(np.zeros(1, np.int64), np.array([2200.0]), np.array([True]), np.array([-3.0]), vol)
     expiries = pmrm2.Expiries(seconds, np.array([forward]), np.array([0.05]), np.array([1.0]))
     direct = pmrm2.margin(pmrm2.Portfolio(2000, 1.0, expiries, legs), pmrm2.scenario_grid(0.18))
     answer = pmrm2.requirement(book([(0, CALL, ETH, 2200, 20, -3, 0)]), market(), POLICY)
@@ -218,7 +219,7 @@ def test_pmrm1_scales_its_moves_to_a_greater_range_only() -> None:
 def test_pmrm1_settles_what_the_average_knows_already() -> None:
     def of(fixed: float, variable: float) -> float:
         expiries = pmrm1.Expiries(*(np.array([v]) for v in (900.0, fixed, variable, 0.0, 1.0)))
-        legs = pmrm1.Legs(np.zeros(1, np.int64), np.array([1000.0]), np.array([True]), np.array([-1.0]), np.ones(1))
+        legs = Legs(np.zeros(1, np.int64), np.array([1000.0]), np.array([True]), np.array([-1.0]), np.ones(1))
         return pmrm1.margin(pmrm1.Portfolio(1000, 1.0, expiries, legs, np.zeros(0))).worst
 
     assert of(750, 250) == pytest.approx(of(0, 1000) * 0.25, rel=0.1)
