@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from aggregator.domain.budgets import NO_LEVELS, Grant, Levels, PermitRecord
 from aggregator.domain.report import AccountMargin, LeafValues
 from aggregator.domain.snapshot import Account, ChainView, Finding, Reorg
 from proofs.hashing import keccak256
 from proofs.leaf import Leaf
+from proofs.sets import Rotation
 from proofs.statement import Header, StatementBody
 
-LinkKind = Literal["link", "revoke", "end"]
+LinkKind = Literal["link", "revoke", "end", "shares"]
 PostingState = Literal["waiting", "signed", "submitted", "confirmed", "final", "failed", "superseded"]
 
 
@@ -84,6 +86,10 @@ class State:
     accounts: tuple[Account, ...]  # ascending by id
     links: tuple[LinkRecord, ...]  # in the order of the log
     salts: Mapping[str, bytes]  # by account
+    rotations: tuple[Rotation, ...] = ()  # sets 2, 3, … in order
+    permits: tuple[PermitRecord, ...] = ()  # those that may still be used, ascending by nonce
+    grants: tuple[Grant, ...] = ()  # of accounts whose budget is not at one destination alone, ascending
+    levels: Levels = NO_LEVELS  # as the newest certified statement left them
 
 
 class EpochSummary(NamedTuple):
@@ -153,6 +159,7 @@ class LinkRecord(NamedTuple):
 
     Signatures are hex (EVM), base58 (Solana), or eip1271:0x… and pda:<base58> of addresses without a key. A link has
     both, a revoke the one of the side that revokes, an end none; an end has the terms of the revoke it completes.
+    Shares have no member and the controller's signature alone.
     """
 
     position: int
@@ -165,3 +172,4 @@ class LinkRecord(NamedTuple):
     accept_signature: str
     recorded_at: int
     kind: LinkKind = "link"
+    shares: str = ""  # of kind shares: canonical text, see proofs.links

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from aggregator.domain.budgets import NOT_DRAWN, Drawn
 from aggregator.domain.price import Quote
 
 Side = Literal["asset", "debt"]
@@ -148,6 +149,7 @@ class Position(NamedTuple):
     origin: str = ""  # the contract, program account or market that keeps it, "" for wallets
     seen: int = 0  # height of the older block it was read at and is carried from; 0 = the chain's block of the Cut
     contract: Contract = HOLDING
+    drawn: Drawn = NOT_DRAWN  # of venue ``registry``: what its registry said besides; ``amount`` is 1e-8 USD
 
 
 @dataclass(frozen=True, slots=True)

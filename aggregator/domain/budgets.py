@@ -1,0 +1,74 @@
+"""What may be drawn where: what registries say was drawn, what statements still allow, how owners share it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Drawn(NamedTuple):
+    """What a destination's registry said of an account when its ``used`` was read (``Position.drawn``)."""
+
+    posted: int = 0  # the newest epoch it held: no budget of an older one can be drawn any more
+    set_id: int = 0  # the newest set of attestors it knows, activated or not
+
+
+NOT_DRAWN = Drawn()
+
+
+class Grant(NamedTuple):
+    """A budget that a statement gave, certified or perhaps certified, and that may still be drawn."""
+
+    account: str  # 0x + 64 hex
+    destination: str  # 0x id
+    epoch: int
+    budget: int  # 1e-8 USD, the most drawn in total
+    valid_until: int  # Unix seconds, by the destination's clock
+
+
+class Share(NamedTuple):
+    """A part of an account's free collateral that its owner wants at one destination."""
+
+    destination: str  # CAIP-2
+    parts: int  # of 10,000
+
+
+class Level(NamedTuple):
+    """How large an account's budgets were: growth beyond is capped (protocol.md, "Growth caps"). USD, 1e-8."""
+
+    account: str
+    base: int  # the most attested in the window before this one
+    peak: int  # the most attested since: growth up to here was counted already
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """What the newest certified statement left for the next one to grow from.
+
+    Args:
+        window: number of the window; 0 before the first statement.
+        accounts: ascending by account; those that never had a budget are absent.
+        spent: by price feed, ascending: USD 1e-8 by which budgets grew in this window, deployment-wide.
+    """
+
+    window: int = 0
+    accounts: tuple[Level, ...] = ()
+    spent: tuple[tuple[str, int], ...] = ()
+
+
+NO_LEVELS = Levels()
+
+
+class PermitRecord(NamedTuple):
+    """A withdrawal permit that may still be used: its amount counts 0, whether it was used or not."""
+
+    account: str  # 0x + 64 hex
+    chain: str  # CAIP-2 of the vault
+    vault: str  # without the chain prefix
+    asset: str  # CAIP-19
+    amount: int  # base units
+    to: str  # address on the vault's chain
+    nonce: str  # 0x + 64 hex
+    epoch: int
+    expiry: int  # Unix seconds
+    request: str  # the controller's signature over PermitRequest
