@@ -1,8 +1,8 @@
 """The two trees of a statement, each as plain as its definition.
 
-`root`: OpenZeppelin's StandardMerkleTree (github.com/OpenZeppelin/merkle-tree), verified on chain: leaf hashes sorted
-ascending fill the end of an array of 2n-1 nodes in reverse, node i is the keccak256 of its two children 2i+1 and 2i+2
-in ascending order. A path proves membership, not position.
+`root`: OpenZeppelin's StandardMerkleTree (github.com/OpenZeppelin/merkle-tree, with `sortLeaves: false`), verified on
+chain: the leaf hashes, ascending by (account, destination) of their leaves, fill the end of an array of 2n-1 nodes in
+reverse, node i is the keccak256 of its two children 2i+1 and 2i+2 in ascending order. A path proves membership.
 
 `accounts_root`: the ordered SHA-256 tree of RFC 9162 §2.1 over entries account ‖ destination ‖ leaf hash in ascending
 order, whose paths prove the position too: with its neighbours at hand, that a pair occurs once, or not at all.
@@ -21,7 +21,7 @@ ENTRY_LENGTH = 96
 
 
 def root(hashes: Sequence[bytes]) -> bytes:
-    """Return the StandardMerkleTree root over 32-byte leaf hashes, in any order.
+    """Return the StandardMerkleTree root over 32-byte leaf hashes, in the order given.
 
     Raises:
         MerkleError: No leaves; a tree of nothing has no root.
@@ -34,7 +34,7 @@ def proof(hashes: Sequence[bytes], i: int) -> tuple[bytes, ...]:
     nodes = _standard_nodes(hashes)
     if not 0 <= i < len(hashes):
         raise MerkleError("i", f"{i} is not one of {len(hashes)} leaves")
-    position = len(nodes) - 1 - sorted(hashes).index(hashes[i])
+    position = len(nodes) - 1 - i
     path = []
     while position:
         path.append(nodes[position + 1 if position % 2 else position - 1])
@@ -144,7 +144,7 @@ def _standard_nodes(hashes: Sequence[bytes]) -> list[bytes]:
     for i, leaf_hash in enumerate(hashes):
         require_bytes(f"hashes[{i}]", leaf_hash, 32)
     count = len(hashes)
-    nodes = [b""] * (count - 1) + sorted(hashes, reverse=True)
+    nodes = [b""] * (count - 1) + list(reversed(hashes))
     for i in range(count - 2, -1, -1):
         nodes[i] = _pair(nodes[2 * i + 1], nodes[2 * i + 2])
     return nodes

@@ -1,4 +1,8 @@
-"""Commit to leaves: encode, hash and build both trees, fast and batched.
+"""Commit to leaves: encode, hash and build both trees, fast and batched, and update them where few leaves change.
+
+Both trees hold the leaves ascending by (account, destination): for the registries' tree that is OpenZeppelin's
+StandardMerkleTree with ``sortLeaves: false``. Sorted by their hashes, as that library does by default for the sake of
+multiproofs, one changed leaf would move the others, and nothing of a tree could be kept (docs/adr/0016-leaf-order.md).
 
 The verifier's encoding and trees are ``proofs.leaf`` and ``proofs.merkle``; nothing is shared on purpose, and a test
 compares the two byte for byte.
@@ -8,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -29,10 +33,9 @@ class Commitment:
     root: bytes  # of the tree registries verify against
     accounts_root: bytes  # of the log of (account, destination, leaf hash)
     hashes: tuple[bytes, ...]  # leaf hashes, in the order of the leaves given
-    tree: tuple[bytes, ...]  # 2n - 1 nodes, root first (OpenZeppelin StandardMerkleTree)
-    tree_index: tuple[int, ...]  # of each leaf in ``tree``
+    tree: tuple[bytes, ...]  # 2n - 1 nodes, root first; the leaf at place p is node 2n - 2 - p
     log: tuple[tuple[bytes, ...], ...]  # levels of the accounts log (RFC 9162), hashed entries first
-    log_index: tuple[int, ...]  # of each leaf among the entries, ascending by (account, destination)
+    places: tuple[int, ...]  # of each leaf, ascending by (account, destination)
 
     @property
     def leaf_count(self) -> int:
@@ -49,31 +52,55 @@ def build_commitment(leaves: Sequence[LeafValues]) -> Commitment:
     if not leaves:
         raise InputError("leaves", "there are none", "commit to at least one account and destination")
     encoded = [encode_leaf(leaf) for leaf in leaves]
-    hashes = [_keccak(_keccak(data)) for data in encoded]
+    hashes = hash_leaves(encoded)
     order = sorted(range(len(encoded)), key=encoded.__getitem__)  # the words begin with (account, destination)
     for first, second in pairwise(order):
         if encoded[first][:64] == encoded[second][:64]:
             leaf = leaves[first]
             raise InputError("leaves", f"two for account {leaf.account} at {leaf.destination}", "give one each")
-    tree, tree_index = _build_tree(hashes)
+    tree = build_tree([hashes[i] for i in order])
     log = _build_log([encoded[i][:64] + hashes[i] for i in order])
-    log_index = [0] * len(order)
-    for place, leaf_number in enumerate(order):
-        log_index[leaf_number] = place
-    return Commitment(
-        root=tree[0],
-        accounts_root=log[-1][0],
-        hashes=tuple(hashes),
-        tree=tuple(tree),
-        tree_index=tuple(tree_index),
-        log=log,
-        log_index=tuple(log_index),
-    )
+    places = [0] * len(order)
+    for place, i in enumerate(order):
+        places[i] = place
+    return Commitment(tree[0], log[-1][0], tuple(hashes), tuple(tree), log, tuple(places))
+
+
+def update_commitment(commitment: Commitment, changed: Mapping[int, LeafValues]) -> Commitment:
+    """Commit to the same leaves but for ``changed`` (by index): only what lies above those is hashed again.
+
+    Account and destination of a leaf stay what they were.
+
+    Raises:
+        InputError: a field outside its ABI type. IndexError: no such leaf.
+    """
+    if not changed:
+        return commitment
+    count = commitment.leaf_count
+    if not 0 <= min(changed) <= max(changed) < count:
+        raise IndexError(f"leaves 0 to {count - 1} are committed to, {sorted(changed)} given")
+    encoded = [encode_leaf(leaf) for leaf in changed.values()]
+    fresh = hash_leaves(encoded)
+    places = [commitment.places[i] for i in changed]
+    hashes = list(commitment.hashes)
+    for i, value in zip(changed, fresh, strict=True):
+        hashes[i] = value
+    tree = update_tree(commitment.tree, dict(zip(places, fresh, strict=True)))
+    entries = {p: words[:64] + value for p, words, value in zip(places, encoded, fresh, strict=True)}
+    log = _update_log(commitment.log, entries)
+    return Commitment(tree[0], log[-1][0], tuple(hashes), tuple(tree), log, commitment.places)
+
+
+def hash_leaves(encoded: Sequence[bytes]) -> list[bytes]:
+    """Return keccak256(keccak256(words)) of every encoded leaf: hashed twice, no inner node passes for a leaf."""
+    return [keccak_256(keccak_256(words).digest()).digest() for words in encoded]
 
 
 def proof(commitment: Commitment, index: int) -> tuple[bytes, ...]:
     """Return the sibling path of leaf ``index`` (in the order given to :func:`build_commitment`), leaf to root."""
-    node, path = commitment.tree_index[index], []
+    if not 0 <= index < commitment.leaf_count:
+        raise IndexError(f"leaves 0 to {commitment.leaf_count - 1} are committed to, {index} asked for")
+    node, path = len(commitment.tree) - 1 - commitment.places[index], []
     while node:
         path.append(commitment.tree[node + 1 if node % 2 else node - 1])
         node = (node - 1) // 2
@@ -81,8 +108,8 @@ def proof(commitment: Commitment, index: int) -> tuple[bytes, ...]:
 
 
 def accounts_path(commitment: Commitment, index: int) -> tuple[bytes, ...]:
-    """Return the RFC 9162 inclusion path, leaf to root, of leaf ``index``; its place is ``log_index[index]``."""
-    place, path = commitment.log_index[index], []
+    """Return the RFC 9162 inclusion path, leaf to root, of leaf ``index``; its place is ``places[index]``."""
+    place, path = commitment.places[index], []
     for level in commitment.log[:-1]:
         if place ^ 1 < len(level):
             path.append(level[place ^ 1])
@@ -150,18 +177,45 @@ def _is_hex(text: str) -> bool:
     return all(c in "0123456789abcdefABCDEF" for c in text)
 
 
-def _build_tree(hashes: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
-    """Lay sorted hashes out from the end, then fill parents: node i hashes the sorted pair 2i+1, 2i+2."""
+def build_tree(hashes: Sequence[bytes]) -> list[bytes]:
+    """Return the 2n - 1 nodes over n leaf hashes, by place.
+
+    Node i hashes its children 2i + 1 and 2i + 2, the lesser one first; the leaves fill the end in reverse. A level is
+    hashed at once: its nodes lie side by side.
+    """
     count = len(hashes)
-    tree = [b""] * (2 * count - 1)
-    places = [0] * count
-    for rank, leaf_number in enumerate(sorted(range(count), key=hashes.__getitem__)):
-        place = 2 * count - 2 - rank
-        tree[place], places[leaf_number] = hashes[leaf_number], place
-    for node in range(count - 2, -1, -1):
-        left, right = tree[2 * node + 1], tree[2 * node + 2]
-        tree[node] = _keccak(left + right if left < right else right + left)
-    return tree, places
+    tree = [b""] * (count - 1) + list(reversed(hashes))
+    for first, last in _levels(count):
+        below = tree[2 * first + 1 : 2 * last + 1]
+        tree[first:last] = [
+            keccak_256(a + b if a < b else b + a).digest() for a, b in zip(below[::2], below[1::2], strict=True)
+        ]
+    return tree
+
+
+def update_tree(tree: Sequence[bytes], changed: Mapping[int, bytes]) -> list[bytes]:
+    """Return the nodes of ``tree`` after leaf hashes were ``changed`` (by place of the leaf)."""
+    nodes, end = list(tree), len(tree) - 1
+    for i, value in changed.items():
+        nodes[end - i] = value
+    # Children come after their parents, and the leaves lie on two levels at most.
+    touched = {(end - i - 1) // 2 for i in changed} - {-1}
+    while touched:
+        deepest = 1 << (max(touched) + 1).bit_length() - 1  # the first node of its level, plus one
+        for node in (level := {node for node in touched if node + 1 >= deepest}):
+            a, b = nodes[2 * node + 1], nodes[2 * node + 2]
+            nodes[node] = keccak_256(a + b if a < b else b + a).digest()
+        touched = touched - level | {(node - 1) // 2 for node in level} - {-1}
+    return nodes
+
+
+def _levels(count: int) -> Iterator[tuple[int, int]]:
+    """Yield [first, last) of the inner nodes of every level, the lowest level first."""
+    last = count - 1
+    while last > 0:
+        first = (1 << last.bit_length() - 1) - 1
+        yield first, last
+        last = first
 
 
 def _build_log(entries: Sequence[bytes]) -> tuple[tuple[bytes, ...], ...]:
@@ -174,6 +228,25 @@ def _build_log(entries: Sequence[bytes]) -> tuple[tuple[bytes, ...], ...]:
         level = [sha256(b"\1" + level[i] + level[i + 1]).digest() for i in range(0, len(level) - 1, 2)] + odd
         levels.append(tuple(level))
     return tuple(levels)
+
+
+def _update_log(levels: Sequence[Sequence[bytes]], entries: Mapping[int, bytes]) -> tuple[tuple[bytes, ...], ...]:
+    """Return the levels after entries (by place) were changed."""
+    sha256 = hashlib.sha256
+    fresh = {place: sha256(b"\0" + entry).digest() for place, entry in entries.items()}
+    made: list[tuple[bytes, ...]] = []
+    for level in levels:
+        nodes = list(level)
+        for place, value in fresh.items():
+            nodes[place] = value
+        made.append(tuple(nodes))
+        fresh = {
+            place: sha256(b"\1" + nodes[2 * place] + nodes[2 * place + 1]).digest()
+            if 2 * place + 1 < len(nodes)
+            else nodes[2 * place]
+            for place in {place // 2 for place in fresh}
+        }
+    return tuple(made)
 
 
 def _keccak(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Compile this repository's Vyper contracts and load the committed results.
+"""Compile this repository's Vyper and Solidity contracts and load the committed results.
 
 `python -m infra.devnet.artifacts` writes `build/<Name>.json` beside every source; `--check` only compares. The results
 are committed, so running a devnet needs no compiler; a test rebuilds them and expects the same bytes.
@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import importlib
 import json
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_FOLDERS = (ROOT / "proofs" / "contracts", ROOT / "infra" / "devnet" / "contracts")
 COMPILER = "0.4.3"
+SOLIDITY = ROOT / "infra" / "devnet" / "solidity.mjs"
+INTERFACES = ROOT / "proofs" / "contracts"
+"""What Solidity sources import as ``crossmargin/<file>``."""
+SOLIDITY_SETTINGS = {
+    "evmVersion": "cancun",
+    "optimizer": {"enabled": True, "runs": 10_000},
+    "metadata": {"bytecodeHash": "none", "appendCBOR": False},  # the same bytes wherever the sources lie
+    "outputSelection": {"*": {"*": ["abi", "evm.bytecode.object"]}},
+}
 
 Abi = list[dict[str, Any]]
 
@@ -27,8 +37,11 @@ class ArtifactError(Exception):
 
 
 def find_sources() -> dict[str, Path]:
-    """Return the Vyper sources by contract name, in a stable order."""
-    return {path.stem: path for folder in SOURCE_FOLDERS for path in sorted(folder.glob("*.vy"))}
+    """Return the sources by contract name, in a stable order; Solidity interfaces are called ``I<Name>.sol``."""
+    paths = [
+        path for folder in SOURCE_FOLDERS for ending in ("vy", "sol") for path in sorted(folder.glob(f"*.{ending}"))
+    ]
+    return {path.stem: path for path in paths if not (path.suffix == ".sol" and path.stem[:2].isupper())}
 
 
 def get_artifact_path(source: Path) -> Path:
@@ -39,8 +52,10 @@ def get_artifact_path(source: Path) -> Path:
 def build_artifact(source: Path) -> dict[str, Any]:
     """Compile one source and return {name, abi, bytecode, compiler, source_sha256}; bytecode is 0x hex of the initcode.
 
-    Raise ArtifactError when the pinned compiler is not the one installed.
+    Raise ArtifactError when the pinned compiler is not the one installed, or refuses the source.
     """
+    if source.suffix == ".sol":
+        return _build_solidity(source)
     vyper = importlib.import_module("vyper")  # untyped, and absent from a production install
     if not str(vyper.__version__).startswith(COMPILER):
         raise ArtifactError(f"vyper {COMPILER} is required to build contracts, found {vyper.__version__}: make install")
@@ -51,6 +66,31 @@ def build_artifact(source: Path) -> dict[str, Any]:
         "abi": compiled["abi"],
         "bytecode": compiled["bytecode"],
         "compiler": f"vyper {COMPILER}",
+        "source_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def _build_solidity(source: Path) -> dict[str, Any]:
+    text = source.read_text(encoding="utf-8")
+    files = {f"crossmargin/{path.name}": path for path in sorted(INTERFACES.glob("*.sol"))} | {source.name: source}
+    request = {
+        "language": "Solidity",
+        "sources": {name: {"content": path.read_text(encoding="utf-8")} for name, path in files.items()},
+        "settings": SOLIDITY_SETTINGS,
+    }
+    done = subprocess.run(["node", SOLIDITY], input=json.dumps(request), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ArtifactError(f"the Solidity compiler does not run: {done.stderr.strip()[-300:]}: make install")
+    answer = json.loads(done.stdout)
+    problems = [e["formattedMessage"] for e in answer["output"].get("errors", ()) if e["severity"] != "info"]
+    if problems:
+        raise ArtifactError(f"{source.name}: {problems[0]}")
+    compiled = answer["output"]["contracts"][source.name][source.stem]
+    return {
+        "name": source.stem,
+        "abi": compiled["abi"],
+        "bytecode": "0x" + compiled["evm"]["bytecode"]["object"],
+        "compiler": f"solc {answer['version'].partition('+')[0]}",
         "source_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
 

@@ -22,6 +22,7 @@ from tests.bench.epoch import measure_epoch
 from tests.bench.freshness import measure_freshness
 from tests.bench.gas import PEERS, measure_post_gas
 from tests.bench.memory import measure_memory
+from tests.bench.merkle import measure_merkle
 from tests.bench.options import measure_options
 from tests.bench.quorum import measure_quorum
 from tests.bench.reading import measure_reading
@@ -39,6 +40,7 @@ BOUNDS: Mapping[str, tuple[str, Callable[[float, float], bool], str]] = {
     "balances/s": ("ratio", operator.ge, "ratio ≥ {:g}"),
     "evaluations/s": ("ratio", operator.ge, "ratio ≥ {:g}"),
     "exponent": ("value", operator.le, "≤ {:g}"),
+    "s": ("ratio", operator.le, "ratio ≤ {:g}"),
     "ms/epoch": ("ratio", operator.le, "ratio ≤ {:g}"),
 }
 MEASUREMENTS: Mapping[str, Callable[[], Sequence[Mapping[str, Any]]]] = {
@@ -50,6 +52,7 @@ MEASUREMENTS: Mapping[str, Callable[[], Sequence[Mapping[str, Any]]]] = {
     "recovery after faults of providers": measure_recovery,
     "gas of a posting on Anvil": measure_post_gas,
     "compute units in the SVM": measure_cu,
+    "Merkle trees of 1,000,000 leaves": measure_merkle,
     "valuation of 1,000,000 accounts": measure_valuation,
     "perps and options of 50,000 accounts": measure_options,
     "a report of 5,000 accounts with contracts": measure_reports,

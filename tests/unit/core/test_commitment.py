@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.core.commitment import accounts_path, build_commitment, digest_text, encode_leaf, proof
+from aggregator.core.commitment import (
+    accounts_path,
+    build_commitment,
+    digest_text,
+    encode_leaf,
+    proof,
+    update_commitment,
+)
 from aggregator.domain.errors import InputError
 from aggregator.domain.report import LeafValues
 from proofs import leaf as verifier_leaf
@@ -50,16 +57,17 @@ def test_producer_and_verifier_agree(leaves: list[LeafValues]) -> None:
     for leaf in leaves:
         assert encode_leaf(leaf) == verifier_leaf.abi_encode(theirs(leaf))
     assert list(made.hashes) == [verifier_leaf.hash_leaf(theirs(leaf)) for leaf in leaves]
-    assert made.root == merkle.root(made.hashes)
+    ranked = [made.hashes[i] for i in sorted(range(len(leaves)), key=made.places.__getitem__)]
+    assert made.root == merkle.root(ranked)
     entries = sorted(
         merkle.accounts_entry(theirs(leaf).account, theirs(leaf).destination, digest)
         for leaf, digest in zip(leaves, made.hashes, strict=True)
     )
     assert made.accounts_root == merkle.accounts_root(entries)
     for i, leaf in enumerate(leaves):
-        assert proof(made, i) == merkle.proof(made.hashes, i)
+        assert proof(made, i) == merkle.proof(ranked, made.places[i])
         merkle.verify_proof(made.hashes[i], proof(made, i), made.root)
-        entry, place = entries[made.log_index[i]], made.log_index[i]
+        entry, place = entries[made.places[i]], made.places[i]
         assert entry[32:64] == theirs(leaf).destination
         assert accounts_path(made, i) == merkle.accounts_proof(entries, place)
         merkle.verify_accounts_inclusion(entry, place, len(entries), accounts_path(made, i), made.accounts_root)
@@ -75,6 +83,22 @@ def test_the_roots_do_not_depend_on_order(leaves: list[LeafValues], random: obje
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     second = build_commitment(shuffled)
     assert (second.root, second.accounts_root) == (first.root, first.accounts_root)
+
+
+@given(some_leaves, st.data())
+def test_an_update_is_what_building_anew_gives(leaves: list[LeafValues], data: st.DataObject) -> None:
+    changed = data.draw(st.dictionaries(st.integers(0, len(leaves) - 1), st.integers(0, 2**128 - 1)))
+    after = [leaf._replace(budget=changed.get(i, leaf.budget)) for i, leaf in enumerate(leaves)]
+    assert update_commitment(build_commitment(leaves), {i: after[i] for i in changed}) == build_commitment(after)
+
+
+def test_what_is_not_committed_to_is_not_updated_nor_proven() -> None:
+    made = build_commitment([LEAF])
+    for i in (-1, 1):
+        with pytest.raises(IndexError, match="0 to 0"):
+            update_commitment(made, {i: LEAF})
+        with pytest.raises(IndexError, match="0 to 0"):
+            proof(made, i)
 
 
 def test_nothing_and_twice_are_refused() -> None:
