@@ -1,8 +1,11 @@
-"""Key files: secrets at rest, encrypted, and the objects that sign with them.
+"""Key files: secrets at rest, encrypted, and the objects that sign with them. `open_signer` opens any kind of key.
 
 A file is a Web3 Secret Storage (keystore version 3) JSON document, so that any Ethereum tool can read an EVM key. An
 Ed25519 key of Solana uses the same encryption over its 32-byte seed and says ``"chain": "solana"``. Files are created
 with mode 0600, are never overwritten, and are refused when others could read them.
+
+A file says its key's role (``"role"``), and a key is used in no other: one that signs statements must not also sign
+transactions or messages, whose digests others choose. Keys in tokens and services have their role in their name.
 
 Neither keys nor passphrases appear in any message, ``repr`` or pickle.
 """
@@ -13,21 +16,64 @@ import json
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NamedTuple, NoReturn, get_args
 
 from coincurve import PrivateKey
 from solders.keypair import Keypair
 
-from aggregator.domain.errors import InputError
+from aggregator.domain.errors import CrossmarginError, Garbage, InputError
+from aggregator.ports import Signer
 from proofs.document import MAX_DEPTH, measure_depth
+from proofs.errors import ProofError
 from proofs.hashing import keccak256
-from proofs.signing import HALF_ORDER, ORDER
+from proofs.signing import HALF_ORDER, ORDER, compact_from_rsv, recover
 
+Role = Literal["attestor", "relayer", "wire", "evidence"]
+"""What a key signs: statements, transactions that post them, messages between processes, disputes."""
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
 DEFAULT_ITERATIONS: Final = 600_000  # PBKDF2-HMAC-SHA256 (OWASP Password Storage Cheat Sheet, 2023)
 _SECRET_LENGTH: Final = 32
 _SIZE_LIMIT: Final = 64 * 1024
 _OTHERS: Final = 0o077
+
+
+class KeyFile(NamedTuple):
+    """What a key file says of itself without being decrypted."""
+
+    path: Path
+    address: str  # 0x lower-case, or base58
+    role: str  # "" where it says none: such a file can only be imported
+    chain: str  # "evm" or "solana"
+    problem: str = ""  # why it cannot be used; all else but the path is "" then
+
+
+def address_of(point: bytes) -> str:
+    """Return the EVM address (0x, lower-case) of an uncompressed public key (65 bytes, 0x04 first)."""
+    return "0x" + keccak256(point[1:])[12:].hex()
+
+
+def compact_signature(source: str, address: str, digest: bytes, r: int, s: int) -> tuple[bytes, bytes]:
+    """Return the EIP-2098 form (r, vs) of what a device signed: s made low, v found by recovery.
+
+    Args:
+        source: the device, for messages.
+        address: of the key that was to sign, 0x lower-case.
+        digest: the 32 bytes it was given.
+
+    Raises:
+        Garbage: no v makes it a signature of ``digest`` by ``address``.
+    """
+    low = min(s, ORDER - s)
+    for v in (0, 1):
+        try:
+            signature = compact_from_rsv(r, low, v)
+            if "0x" + recover(digest, *signature).hex() == address:
+                return signature
+        except ProofError:
+            continue
+    raise Garbage(source, f"gave a signature that is not one of {address}")
 
 
 class KeySigner:
@@ -37,7 +83,7 @@ class KeySigner:
 
     def __init__(self, secret: bytes) -> None:
         self._key = PrivateKey(secret)
-        self._address = "0x" + keccak256(self._key.public_key.format(compressed=False)[1:])[12:].hex()
+        self._address = address_of(self._key.public_key.format(compressed=False))
 
     @property
     def address(self) -> str:
@@ -91,14 +137,20 @@ class SolanaSigner:
 
 
 def create_key(
-    path: Path, passphrase: str, entropy: bytes | None = None, *, iterations: int = DEFAULT_ITERATIONS
+    path: Path,
+    passphrase: str,
+    entropy: bytes | None = None,
+    *,
+    role: Role = "attestor",
+    iterations: int = DEFAULT_ITERATIONS,
 ) -> str:
     """Write a new secp256k1 key file and return its address (0x, lower-case).
 
     Args:
         path: where; nothing may be there yet, its folder must exist.
         passphrase: encrypts the file; not empty.
-        entropy: the 32-byte secret itself (devnets and tests); by default the system's randomness.
+        entropy: the 32-byte secret itself (imports, devnets and tests); by default the system's randomness.
+        role: the only one it can be used in.
         iterations: PBKDF2 rounds.
 
     Raises:
@@ -109,7 +161,7 @@ def create_key(
         raise InputError("entropy", "is not a secp256k1 secret", "give 32 bytes in [1, n-1]")
     document = _encrypt(secret, passphrase, iterations)
     signer = KeySigner(secret)
-    document["address"] = signer.address.removeprefix("0x")
+    document |= {"address": signer.address.removeprefix("0x"), "role": role}
     _write(path, document)
     return signer.address
 
@@ -117,24 +169,66 @@ def create_key(
 def create_solana_key(
     path: Path, passphrase: str, entropy: bytes | None = None, *, iterations: int = DEFAULT_ITERATIONS
 ) -> str:
-    """Write a new Ed25519 key file and return its address (base58). Arguments and errors as for `create_key`."""
+    """Write a new Ed25519 key file and return its address (base58). Arguments and errors as for `create_key`.
+
+    Its role is relayer: nothing else is signed with Ed25519.
+    """
     secret = _secret(entropy)
     signer = SolanaSigner(secret)
     document = _encrypt(secret, passphrase, iterations)
-    document |= {"address": signer.address, "chain": "solana"}
+    document |= {"address": signer.address, "chain": "solana", "role": "relayer"}
     _write(path, document)
     return signer.address
 
 
-def load_key(path: Path, passphrase: str) -> KeySigner:
+def import_key(
+    source: Path,
+    source_passphrase: Callable[[], str],
+    path: Path,
+    passphrase: str,
+    *,
+    role: Role,
+    solana: bool = False,
+    iterations: int = DEFAULT_ITERATIONS,
+) -> str:
+    """Write a key that another tool made into a new key file with a role; return its address.
+
+    Args:
+        source: a keystore of version 3 with any cipher eth_keyfile knows, or a text file of 64 hex digits.
+        source_passphrase: asked only if ``source`` is a keystore.
+        solana: the 32 bytes are an Ed25519 seed; a keystore of ours says so itself.
+
+    Raises:
+        InputError: names the file at fault; nothing is written then.
+    """
+    content = read_secret(source, "name the file to import")
+    if content.lstrip().startswith("{"):
+        document = _parse(source, content)
+        secret = _decrypt(source, document, source_passphrase())
+        solana = solana or document.get("chain") == "solana"
+    else:
+        digits = content.strip().removeprefix("0x")
+        if len(digits) != 2 * _SECRET_LENGTH or not set(digits.lower()) <= set("0123456789abcdef"):
+            raise InputError(str(source), "is neither a keystore of version 3 nor 64 hex digits", "name a key's file")
+        secret = bytes.fromhex(digits)
+    if solana:
+        if role != "relayer":
+            raise InputError("role", f"{role!r} given, a Solana key only pays for postings", "give relayer")
+        return create_solana_key(path, passphrase, secret, iterations=iterations)
+    return create_key(path, passphrase, secret, role=role, iterations=iterations)
+
+
+def load_key(path: Path, passphrase: str, *, role: Role = "attestor") -> KeySigner:
     """Decrypt a secp256k1 key file.
 
     Raises:
-        InputError: names the file: missing, readable by others, not a keystore, wrong passphrase or kind of key.
+        InputError: names the file: missing, readable by others, not a keystore, of another role, wrong passphrase or
+            kind of key.
     """
     document = _read(path)
     if document.get("chain") == "solana":
         raise InputError(str(path), "holds a Solana key, an EVM key is needed here", "name the right key file")
+    _require_role(path, document, role)
     signer = KeySigner(_decrypt(path, document, passphrase))
     _require_address(path, signer.address, _address(path, document))
     return signer
@@ -145,14 +239,78 @@ def load_solana_key(path: Path, passphrase: str) -> SolanaSigner:
     document = _read(path)
     if document.get("chain") != "solana":
         raise InputError(str(path), "holds an EVM key, a Solana key is needed here", "name the right key file")
+    _require_role(path, document, "relayer")
     signer = SolanaSigner(_decrypt(path, document, passphrase))
     _require_address(path, signer.address, _address(path, document))
     return signer
 
 
+def open_signer(
+    key: str, role: Role, *, folder: Path, passphrase: Callable[[], str], address: str | None = None
+) -> Signer:
+    """Return what signs with a secp256k1 key, wherever that is.
+
+    Args:
+        key: a name (of ``<folder>/<name>.json``), ``file:PATH``, ``pkcs11:…`` (``adapters.hsm``) or
+            ``kms:PROVIDER/KEY`` (``adapters.kms``).
+        role: what it is to sign; the key must be of this role.
+        folder: of key files.
+        passphrase: of key files; asked for these only.
+        address: the one the key must have (0x, lower-case), None for any.
+
+    Raises:
+        InputError: names the key or its file. SourceError: the device does not answer well.
+    """
+    scheme, colon, rest = key.partition(":")
+    signer: Signer
+    match scheme if colon else "":
+        case "":
+            signer = load_key(folder / f"{key}.json", passphrase(), role=role)
+        case "file":
+            signer = load_key(Path(rest), passphrase(), role=role)
+        case "pkcs11":
+            from adapters.hsm import TokenSigner  # here: python-pkcs11 is optional
+
+            signer = TokenSigner(key, role)
+        case "kms":
+            from adapters.kms import open_kms  # here: few use it
+
+            signer = open_kms(key, role)
+        case _:
+            raise InputError("key", f"{scheme}: is no kind of key", "give a name, file:…, pkcs11:… or kms:…")
+    if address is not None and signer.address != address:
+        raise InputError("key", f"{key} is the key of {signer.address}, {address} is expected", "name the right key")
+    return signer
+
+
 def show_key(path: Path) -> str:
     """Return the address a key file says it is for, without decrypting it."""
-    return _address(path, _read(path))
+    return describe_key(path).address
+
+
+def describe_key(path: Path) -> KeyFile:
+    """Return what a key file says of itself, without decrypting it. Errors as for `load_key`."""
+    document = _read(path)
+    return KeyFile(path, _address(path, document), str(document.get("role", "")), str(document.get("chain", "evm")))
+
+
+def list_keys(folder: Path) -> list[KeyFile]:
+    """Return every key file of a folder by name; one that cannot be used says why.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix == ".json")
+    except OSError as error:
+        raise InputError(str(folder), f"cannot be read: {error.strerror}", "name the folder of the key files") from None
+    found = []
+    for path in paths:
+        try:
+            found.append(describe_key(path))
+        except CrossmarginError as error:
+            found.append(KeyFile(path, "", "", "", str(error)))
+    return found
 
 
 def _secret(entropy: bytes | None) -> bytes:
@@ -194,16 +352,36 @@ def _address(path: Path, document: dict[str, Any]) -> str:
     return address if document.get("chain") == "solana" else "0x" + address.lower().removeprefix("0x")
 
 
+def _require_role(path: Path, document: dict[str, Any], role: Role) -> None:
+    given = document.get("role")
+    if given is None:
+        raise InputError(str(path), "says no role", f"give it one: crossmargin keys import {path} NEW --role {role}")
+    if given != role:
+        raise InputError(str(path), f"is a key for the role {given!r}, not {role!r}", f"create a key for {role}")
+
+
 def _require_address(path: Path, actual: str, stated: str) -> None:
     if actual != stated:
         raise InputError(str(path), f"names {stated} but holds the key of {actual}", "restore it from a backup")
 
 
 def _read(path: Path) -> dict[str, Any]:
+    return _parse(path, read_secret(path, "create it with `crossmargin keys create`"))
+
+
+def read_secret(path: Path, remedy: str) -> str:
+    """Return the text of a file that only its owner can read; "" if it is no text of at most 64 KiB.
+
+    Args:
+        remedy: what to do if there is none.
+
+    Raises:
+        InputError: names the file: missing, open to others, not a file.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise InputError(str(path), "does not exist", "create it with `crossmargin keys create`") from None
+        raise InputError(str(path), "does not exist", remedy) from None
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {error.strerror}", "check the path and its owner") from None
     try:
@@ -217,10 +395,18 @@ def _read(path: Path) -> dict[str, Any]:
     finally:
         os.close(descriptor)
     try:
-        text = content.decode() if len(content) <= _SIZE_LIMIT else ""
+        return content.decode() if len(content) <= _SIZE_LIMIT else ""
+    except UnicodeDecodeError:
+        return ""
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
         document = json.loads(text) if measure_depth(text) <= MAX_DEPTH else None  # parsing a deep one could crash
     except ValueError:
         document = None
+    if isinstance(document, dict) and "Crypto" in document:  # as older tools write it
+        document = {**document, "crypto": document["Crypto"]}
     if not isinstance(document, dict) or document.get("version") != 3 or not isinstance(document.get("crypto"), dict):
         raise InputError(str(path), "is not a keystore of version 3", "name a key file, or create one")
     return document

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
@@ -29,9 +29,9 @@ from aggregator.config import Settings
 from aggregator.domain.certificate import EpochRecord, Posting
 from aggregator.domain.errors import ConfigError, CrossmarginError, InputError, SourceError, Unreachable
 from aggregator.domain.latency import LatencyReport, Leg
-from aggregator.domain.rows import AssetRow, ChainRow, DestinationRow, PythRow, VenueRow
+from aggregator.domain.rows import AssetRow, AttestorRow, ChainRow, DestinationRow, OwnAttestorRow, PythRow, VenueRow
 from aggregator.domain.snapshot import ChainView, Finding, Reading, Subject
-from aggregator.ports import ChainReader, Destination, Halts, Store, Watcher
+from aggregator.ports import ChainReader, Destination, Halts, PriceSource, Record, Signer, Store, Watcher
 from aggregator.store.halts import SqlHalts
 from aggregator.store.latencies import SqlLatencies
 from aggregator.store.sql import SqlStore as SqlStore
@@ -40,15 +40,27 @@ from proofs.statement import DEVNET, Deployment
 if TYPE_CHECKING:
     import uvicorn
 
+    from adapters.approvals import FileApprovals
     from adapters.disputes import Dispute, DisputeLog, Entry
     from adapters.evm.reader import EvmAdapter
-    from adapters.keys import KeySigner
+    from adapters.grants import SqliteGrants
+    from adapters.keys import KeyFile as KeyFile
+    from adapters.keys import KeySigner, Role
     from adapters.solana.reader import SolanaAdapter
+    from adapters.watermark import SqliteWatermark
     from aggregator.core.tables import World
     from aggregator.service.accounts import Witness
+    from aggregator.service.attest import Attesting, Rules
     from aggregator.service.collect import Observer
+    from aggregator.service.committed import Committed
     from aggregator.service.cycle import Cycle
+    from aggregator.service.envelope import Kind
+    from aggregator.service.latency import LatencyMeter
+    from aggregator.service.node import DocumentSigner, Node, Peers
     from aggregator.service.relayer import Relayer
+    from aggregator.service.remote import AttestorClient, Fences
+    from aggregator.service.rotation import RotationRules
+    from aggregator.service.workbench import Workbench
 
 DISPUTES, EVIDENCE_KEY = "disputes.jsonl", "evidence"
 """In the data folder: the log of disputes, and the name of the key that signs it."""
@@ -138,7 +150,9 @@ def evidence_signer(settings: Settings) -> KeySigner:
     Raises:
         ConfigError: an attestor or a payer is configured to use this key. InputError: its file cannot be used.
     """
-    used = {*settings.service.attestor_keys, *(d.payer_key for d in settings.destinations)}
+    own, service = settings.attestor, settings.service
+    used = {*service.attestor_keys, service.wire_key, *(d.payer_key for d in settings.destinations)}
+    used |= {own.key, own.wire_key} if own else set()
     if EVIDENCE_KEY in used:
         problem = f"{EVIDENCE_KEY!r} is the key that signs disputes; an attestor or payer needs one of its own"
         raise ConfigError("configuration", "service.attestor_keys, destinations.payer_key", problem, '"attestor-0"')
@@ -151,8 +165,8 @@ def _evidence_signer(path: Path, passphrase: str) -> KeySigner:
 
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        create_key(path, passphrase)
-    return load_key(path, passphrase)
+        create_key(path, passphrase, role="evidence")
+    return load_key(path, passphrase, role="evidence")
 
 
 def list_disputes(settings: Settings) -> list[Entry]:
@@ -426,21 +440,25 @@ def chain_witness(settings: Settings) -> Witness:
     return ask
 
 
-def build_destination(settings: Settings, row: DestinationRow) -> Destination:
-    """Return one destination with its payer's key."""
+def build_destination(settings: Settings, row: DestinationRow, *, reading: bool = False) -> Destination:
+    """Return one destination with its payer's key.
+
+    Args:
+        reading: it is only read, by whoever holds no payer's key; one that has nothing stands in its place.
+    """
     from adapters.destinations.evm import EvmRegistryDestination
     from adapters.destinations.solana import SolanaRegistryDestination
-    from adapters.keys import load_key, load_solana_key
+    from adapters.keys import KeySigner, SolanaSigner, load_key, load_solana_key
     from adapters.rpc import EvmEndpoint, SolanaEndpoint
 
     chain = settings.chain(row.chain)
     if chain is None:
         raise ConfigError("configuration", "destinations.chain", f"{row.chain!r} is not configured")
-    passphrase = passphrase_of(settings)
+    passphrase, path, nobody = passphrase_of(settings), key_path(settings, row.payer_key), secrets.token_bytes(32)
     if row.kind == "evm-registry":
-        payer = load_key(key_path(settings, row.payer_key), passphrase)
+        payer = KeySigner(nobody) if reading else load_key(path, passphrase, role="relayer")
         return EvmRegistryDestination(row, chain, EvmEndpoint(chain, chain.rpc[0]), payer, deployment_of(settings))
-    solana_payer = load_solana_key(key_path(settings, row.payer_key), passphrase)
+    solana_payer = SolanaSigner(nobody) if reading else load_solana_key(path, passphrase)
     return SolanaRegistryDestination(
         row, chain, SolanaEndpoint(chain, chain.rpc[0]), solana_payer, deployment_of(settings)
     )
@@ -454,28 +472,31 @@ class Service:
     relayer: Relayer
     server: uvicorn.Server
     listener: socket.socket
+    door: tuple[uvicorn.Server, socket.socket] | None = None  # where attestors tell of certificates
 
     async def run(self, stop: asyncio.Event) -> None:
         """Post, serve and run epochs until ``stop`` is set, or until one of them ends; raise what ended it."""
+        servers = [(self.server, self.listener), *([self.door] if self.door else [])]
         try:
             await self.relayer.start()
-            serving = asyncio.create_task(self.server.serve(sockets=[self.listener]))
+            serving = [asyncio.create_task(server.serve(sockets=[listener])) for server, listener in servers]
             epochs = asyncio.create_task(self.cycle.run(stop))
             ended = asyncio.create_task(stop.wait())
             try:
-                await asyncio.wait({serving, epochs, ended}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({*serving, epochs, ended}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 stop.set()
-                self.server.should_exit = True
-                await asyncio.gather(serving, epochs, ended, return_exceptions=True)
-            for task in (epochs, serving):
+                for server, _ in servers:
+                    server.should_exit = True
+                await asyncio.gather(*serving, epochs, ended, return_exceptions=True)
+            for task in (epochs, *serving):
                 task.result()
         finally:
             await self.relayer.stop()
 
 
-def _listen(address: str) -> socket.socket:
-    """Return a socket bound to host:port.
+def _listen(address: str, key: str = "service.listen") -> socket.socket:
+    """Return a socket bound to host:port; ``key`` is where it is configured.
 
     Raises:
         ConfigError: it is taken, or not ours to bind.
@@ -489,8 +510,19 @@ def _listen(address: str) -> socket.socket:
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)
         problem = f"{address} cannot be listened on: {reason}; stop what uses it or choose another port"
-        raise ConfigError("configuration", "service.listen", problem, '"127.0.0.1:8081"') from None
+        raise ConfigError("configuration", key, problem, '"127.0.0.1:8085"') from None
     return listener
+
+
+@contextlib.contextmanager
+def stopped(settings: Settings) -> Iterator[None]:
+    """Hold a data folder while nothing runs on it.
+
+    Raises:
+        ConfigError: something does.
+    """
+    with _sole_user(Path(settings.service.data)):
+        yield
 
 
 @contextlib.contextmanager
@@ -510,6 +542,128 @@ def _sole_user(data: Path) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What a coordinator and an attestor stand on alike: the store, the price source, the rules, and their eyes."""
+
+    settings: Settings
+    closing: AsyncExitStack
+    clock: SystemClock
+    deployment: Deployment
+    store: SqlStore
+    source: PriceSource | None
+    halts: SqlHalts
+    rules: Rules
+    workbench: Workbench
+    witness: Witness
+
+    @classmethod
+    async def lay(cls, settings: Settings, closing: AsyncExitStack) -> _Ground:
+        """Open store and price source, which ``closing`` closes again."""
+        from adapters.prices.pyth import PythSource
+        from aggregator.service.attest import Rules
+        from aggregator.service.workbench import Workbench
+
+        deployment, service = deployment_of(settings), settings.service
+        store = await open_store(settings)
+        closing.push_async_callback(store.close)
+        source = PythSource(settings.pyth, settings.sources) if settings.pyth else None
+        if source is not None:
+            closing.push_async_callback(source.close)
+        evidence_signer(settings)  # now, since it takes a moment
+        closing.push_async_callback(asyncio.to_thread, dispute_log(settings).flush)
+        # A restarted attestor waits out whatever it may have signed; a devnet starts at once.
+        longest = service.epoch_seconds + settings.policy.lifetime + max(d.clock_bound for d in settings.destinations)
+        start_delay = 0 if deployment.network_class == DEVNET else longest
+        return cls(
+            settings,
+            closing,
+            SystemClock(),
+            deployment,
+            store,
+            source,
+            SqlHalts(store),
+            Rules(deployment, service.epoch_seconds, service.clock_skew, service.max_lifetime, start_delay),
+            Workbench(world_of(settings), settings.pyth, settings.policy.lifetime),
+            chain_witness(settings),
+        )
+
+    def open_grants(self, path: Path) -> SqliteGrants:
+        """Return a party's record of budgets, which ends with everything else."""
+        from adapters.grants import SqliteGrants
+
+        slack = max(d.clock_bound for d in self.settings.destinations) + max(c.max_age for c in self.settings.chains)
+        grants = SqliteGrants(path, slack)
+        self.closing.push_async_callback(grants.close)
+        return grants
+
+    async def observe(
+        self,
+        name: str,
+        meter: LatencyMeter,
+        *,
+        closing: AsyncExitStack | None = None,
+        memory_of: str = "",
+        watching: bool = False,
+    ) -> Observer:
+        """Return a party's observer, started, with what it remembers.
+
+        Args:
+            closing: closes it; by default with everything else.
+            memory_of: another party whose memory it begins with.
+        """
+        last = await self.store.epoch()
+        observer = build_observer(
+            self.settings,
+            name,
+            await self.store.readings(memory_of or name),
+            self.halts,
+            meter.measure,
+            watching=watching,
+            certified=(0, ()) if last is None else (last.header.epoch, last.chains),
+        )
+        (closing or self.closing).push_async_callback(observer.close)
+        await observer.start()
+        return observer
+
+
+def _server(app: Any) -> uvicorn.Server:
+    """Return a server of ``app`` inside our loop: signals are the command line's business."""
+    import uvicorn
+
+    class QuietServer(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    return QuietServer(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", workers=1))
+
+
+def _build_peers(
+    settings: Settings, rows: Iterable[AttestorRow], signer: Signer, told: str | None = None, coordinator: str = ""
+) -> tuple[Peers, Fences]:
+    """Return the way to other parties, and what keeps their fencing numbers.
+
+    Args:
+        told: URL of the coordinator, for an attestor that knows it; ``coordinator`` is its wire address then.
+    """
+    from adapters.wire import WireClient
+    from aggregator.service.node import Peers
+    from aggregator.service.remote import AttestorClient, Fences, Parcels
+
+    deployment_id, fences, parcels, clock = deployment_of(settings).deployment_id(), Fences(), Parcels(), SystemClock()
+
+    def client(name: str, index: int, member: bytes, url: str, wire: str) -> AttestorClient:
+        way = WireClient(deployment_id, signer, url, wire, name, clock)
+        return AttestorClient(name, index, member, way, deployment_id=deployment_id, fences=fences, parcels=parcels)
+
+    attestors = [
+        client(row.name, row.index, bytes.fromhex((settings.member(row) or "")[2:]), row.url, row.wire) for row in rows
+    ]
+    others = [client("coordinator", -1, b"", told, coordinator)] if told else []
+    return Peers(attestors, others), fences
+
+
 @asynccontextmanager
 async def build_service(settings: Settings) -> AsyncIterator[Service]:
     """Wire the service; close everything when left.
@@ -519,98 +673,33 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
         SourceError, RefusedError: a part refuses to start.
     """
     # Imported here: a command that only reads the store should not wait for servers and workflow engines to load.
-    import uvicorn
-
-    from adapters.keys import load_key
-    from adapters.prices.pyth import PythSource
-    from adapters.watermark import SqliteWatermark
+    from adapters.wire import WireGate
     from aggregator.api.app import ApiService, create_app
+    from aggregator.api.attestor_app import create_attestor_app
     from aggregator.service import telemetry
     from aggregator.service.accounts import AccountBook, LinkEnder
-    from aggregator.service.attest import Attestor, Rules
     from aggregator.service.bundle import leaf_proof
     from aggregator.service.cycle import Cycle
     from aggregator.service.desk import Desk
-    from aggregator.service.examine import Examiner
     from aggregator.service.latency import LatencyMeter
+    from aggregator.service.node import CoordinatorDoor, Learner
     from aggregator.service.relayer import Relayer
-    from aggregator.service.state_rules import StateRules
-    from aggregator.service.workbench import Workbench
 
-    class QuietServer(uvicorn.Server):
-        """uvicorn inside our loop: signals are the command line's business."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
+    service = settings.service
+    if settings.attestor is not None:
+        problem = "is an attestor's configuration: start it with `crossmargin attestor run`"
+        raise ConfigError("configuration", "attestor", problem)
     async with AsyncExitStack() as closing:
-        data, clock, deployment = Path(settings.service.data), SystemClock(), deployment_of(settings)
+        data = Path(service.data)
         closing.enter_context(_sole_user(data))
-        listener = closing.enter_context(_listen(settings.service.listen))
-        store = await open_store(settings)
-        closing.push_async_callback(store.close)
-        source = PythSource(settings.pyth, settings.sources) if settings.pyth else None
-        if source is not None:
-            closing.push_async_callback(source.close)
-        evidence_signer(settings)  # now, since it takes a moment
-        closing.push_async_callback(asyncio.to_thread, dispute_log(settings).flush)
+        listener = closing.enter_context(_listen(service.listen))
+        ground = await _Ground.lay(settings, closing)
+        clock, deployment, store, halts = ground.clock, ground.deployment, ground.store, ground.halts
         destinations: dict[str, Destination] = {}
         for row in settings.destinations:
             destinations[row.chain] = build_destination(settings, row)
             closing.push_async_callback(destinations[row.chain].close)
-
-        halts = SqlHalts(store)
-        last_epoch = await store.epoch()
-        certified = (0, ()) if last_epoch is None else (last_epoch.header.epoch, last_epoch.chains)
-        rows = settings.chains, settings.destinations
-
-        async def observe(name: str, meter: LatencyMeter, *, watching: bool = False) -> Observer:
-            remembered = await store.readings(name)
-            observer = build_observer(
-                settings, name, remembered, halts, meter.measure, watching=watching, certified=certified
-            )
-            closing.push_async_callback(observer.close)
-            await observer.start()
-            return observer
-
-        rules = Rules(
-            deployment,
-            settings.service.epoch_seconds,
-            settings.service.clock_skew,
-            settings.service.max_lifetime,
-            # A restarted attestor waits out whatever it may have signed; a devnet starts at once.
-            0 if deployment.network_class == DEVNET else settings.service.epoch_seconds + settings.policy.lifetime,
-        )
-        workbench = Workbench(world_of(settings), settings.pyth, settings.policy.lifetime)
-        desk = Desk(workbench.world)
-        newest, on_chain = await store.certificate(), await _highest_on_chain(destinations.values())
-        passphrase, witness = passphrase_of(settings), chain_witness(settings)
-        attestors: list[Attestor] = []
-        for index, name in enumerate(settings.service.attestor_keys):
-            record = data / "attestors" / f"{name}.sqlite3"
-            record.parent.mkdir(parents=True, exist_ok=True)
-            watermark = SqliteWatermark(record)
-            closing.push_async_callback(watermark.close)
-            # Each measures what it sees itself; the coordinator's alone are kept, shown and counted.
-            own = LatencyMeter(clock, *rows, histogram=None)
-            observer = await observe(name, own)
-            state_rules = StateRules(deployment.deployment_id(), settings.service.link_cooldown, witness)
-            examiner = Examiner(state_rules, workbench, observer, source, store, own)
-            attestors.append(
-                Attestor(
-                    name,
-                    index,
-                    load_key(key_path(settings, name), passphrase),
-                    watermark,
-                    examiner.recompute,
-                    rules=rules,
-                    clock=clock,
-                    last=newest,
-                    chain_highest=on_chain,
-                )
-            )
-        meter = LatencyMeter(clock, *rows, SqlLatencies(store))
+        meter = LatencyMeter(clock, settings.chains, settings.destinations, SqlLatencies(store))
         await meter.load()
 
         def on_posting(posting: Posting) -> None:
@@ -622,38 +711,59 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             destinations,
             clock,
             data / "relayer.sqlite3",
-            heartbeat_seconds=settings.service.heartbeat_seconds,
+            heartbeat_seconds=service.heartbeat_seconds,
             # A reorganisation that drops postings leaves a gap below the nonces of those in flight: only this ends it.
-            bump_seconds=min(60.0, 5.0 * settings.service.epoch_seconds),
+            bump_seconds=min(60.0, 5.0 * service.epoch_seconds),
             on_posting=on_posting,
         )
+        grants = ground.open_grants(data / "grants.sqlite3")
+        peers, door, learner = None, None, None
+        attestors: Sequence[Attesting]
+        if service.wire_key is not None:
+            signer = signer_of(settings, service.wire_key, "wire")
+            peers, fences = _build_peers(settings, settings.attestors, signer)
+            closing.push_async_callback(peers.close)
+            attestors = peers.attestors
+            learner = Learner(store, ground.rules, peers, relayer.offer, grants)
+            if service.wire_listen is not None:
+                names = {row.wire: row.name for row in settings.attestors}
+                gate = WireGate(deployment.deployment_id(), signer, names, clock)
+                app = create_attestor_app(gate, CoordinatorDoor(learner, store, fences), kinds=())
+                door = _server(app), closing.enter_context(_listen(service.wire_listen, "service.wire_listen"))
+        else:
+            attestors = await _attestors_here(ground, destinations.values())
+        desk = Desk(ground.workbench.world)
         cycle = Cycle(
-            workbench=workbench,
-            observer=await observe("coordinator", meter, watching=True),
-            source=source,
+            workbench=ground.workbench,
+            observer=await ground.observe("coordinator", meter, watching=True),
+            source=ground.source,
             store=store,
             attestors=attestors,
-            rules=rules,
+            rules=ground.rules,
             clock=clock,
             offer=relayer.offer,
-            keep_epochs=settings.service.keep_epochs,
+            keep_epochs=service.keep_epochs,
             meter=meter,
-            ender=LinkEnder(store, clock, settings.service.link_cooldown),
+            ender=LinkEnder(store, clock, service.link_cooldown),
             on_computed=desk.take,
+            catch_up=learner.catch_up if learner else None,
+            tell=peers.tell if peers else None,
+            grants=grants,
         )
 
         async def bundle(record: EpochRecord, account: str) -> str:
-            return await build_bundle(store, deployment, record, account)
+            return await build_bundle(store, deployment, record, account, ground.workbench.committed)
 
         def readiness() -> Sequence[Finding]:
             return [Finding("epoch", "service", cycle.last_problem)] if cycle.last_problem else []
 
         chains = [c.id for c in settings.chains]
+        accounts = AccountBook(store, clock, deployment.deployment_id(), chains, list(destinations), ground.witness)
         api = ApiService(
             store=store,
             halts=halts,
             latency=functools.partial(measured_latency, settings, store),
-            accounts=AccountBook(store, clock, deployment.deployment_id(), chains, list(destinations), witness),
+            accounts=accounts,
             chains=settings.chains,
             assets=settings.assets,
             sources=settings.sources,
@@ -665,10 +775,204 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             readiness=readiness,
             desk=desk,
         )
-        server = QuietServer(
-            uvicorn.Config(create_app(api), log_level="warning", access_log=False, lifespan="off", workers=1)
+        yield Service(cycle, relayer, _server(create_app(api)), listener, door)
+
+
+async def _attestors_here(ground: _Ground, destinations: Iterable[Destination]) -> Sequence[Attesting]:
+    """Return the attestors of a devnet, inside this process, over the coordinator's store."""
+    from adapters.keys import load_key
+    from adapters.watermark import SqliteWatermark
+    from aggregator.service.attest import Attestor
+    from aggregator.service.examine import Examiner
+    from aggregator.service.latency import LatencyMeter
+    from aggregator.service.state_rules import StateRules
+
+    settings, store, clock = ground.settings, ground.store, ground.clock
+    newest, on_chain = await store.certificate(), await _highest_on_chain(destinations)
+    passphrase, rotations = passphrase_of(settings), await store.rotations()
+    attestors: list[Attesting] = []
+    for index, name in enumerate(settings.service.attestor_keys):
+        record = Path(settings.service.data) / "attestors" / f"{name}.sqlite3"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        watermark = SqliteWatermark(record)
+        ground.closing.push_async_callback(watermark.close)
+        # Each measures what it sees itself; the coordinator's alone are kept, shown and counted.
+        own = LatencyMeter(clock, settings.chains, settings.destinations, histogram=None)
+        observer = await ground.observe(name, own)
+        grants = ground.open_grants(record.with_name(f"{name}-grants.sqlite3"))
+        state_rules = StateRules(ground.rules.deployment_id, settings.service.link_cooldown, ground.witness, grants)
+        examiner = Examiner(state_rules, ground.workbench, observer, ground.source, store, own)
+        attestors.append(
+            Attestor(
+                name,
+                index,
+                load_key(key_path(settings, name), passphrase),
+                watermark,
+                examiner.recompute,
+                rules=ground.rules,
+                clock=clock,
+                last=newest,
+                chain_highest=on_chain,
+                rotations=rotations,
+                grants=grants,
+            )
         )
-        yield Service(cycle, relayer, server, listener)
+    return attestors
+
+
+@dataclass(frozen=True, slots=True)
+class AttestorProcess:
+    """Everything ``crossmargin attestor run`` runs."""
+
+    node: Node
+    server: uvicorn.Server
+    listener: socket.socket
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Answer, watch and propose until ``stop`` is set, or until a part ends; raise what ended it."""
+        await self.node.start()
+        serving = asyncio.create_task(self.server.serve(sockets=[self.listener]))
+        watching = asyncio.create_task(self.node.run(stop))
+        ended = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({serving, watching, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.set()
+            self.server.should_exit = True
+            await asyncio.gather(serving, watching, ended, return_exceptions=True)
+        for task in (watching, serving):
+            task.result()
+
+
+def own_attestor(settings: Settings) -> OwnAttestorRow:
+    """Return the table of an attestor's own.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if settings.attestor is None:
+        problem = "is missing: this is no attestor's configuration"
+        raise ConfigError("configuration", "attestor", problem, "{index = 0, key = ..., ...}, see attestor.toml")
+    return settings.attestor
+
+
+def open_record(settings: Settings) -> SqliteWatermark:
+    """Return an attestor's durable record of what it signed; close it when done.
+
+    Raises:
+        ConfigError: the configuration is no attestor's.
+    """
+    from adapters.watermark import Owner, SqliteWatermark
+
+    path = Path(settings.service.data) / "attestor.sqlite3"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    address = settings.member(own_attestor(settings)) or _attestor_signer(settings).address
+    return SqliteWatermark(path, Owner(deployment_of(settings).deployment_id(), address))
+
+
+def _attestor_signer(settings: Settings) -> Signer:
+    """Return what signs statements, checked against the member it is configured to be."""
+    own = own_attestor(settings)
+    return signer_of(settings, own.key, "attestor", settings.member(own))
+
+
+@asynccontextmanager
+async def build_attestor(settings: Settings) -> AsyncIterator[AttestorProcess]:
+    """Wire one attestor process; close everything when left.
+
+    Raises:
+        ConfigError: a part cannot be built as configured. SourceError, RefusedError: a part refuses to start.
+    """
+    from adapters.wire import WireGate
+    from aggregator.api.attestor_app import create_attestor_app
+    from aggregator.service.attest import Attestor
+    from aggregator.service.cycle import Cycle
+    from aggregator.service.examine import Examiner
+    from aggregator.service.latency import LatencyMeter
+    from aggregator.service.node import Node
+    from aggregator.service.replica import Replica
+    from aggregator.service.state_rules import StateRules
+
+    own, service = own_attestor(settings), settings.service
+    async with AsyncExitStack() as closing:
+        data = Path(service.data)
+        closing.enter_context(_sole_user(data))
+        listener = closing.enter_context(_listen(own.listen, "attestor.listen"))
+        ground = await _Ground.lay(settings, closing)
+        rules, clock, store = ground.rules, ground.clock, ground.store
+        signer, wire_signer = _attestor_signer(settings), signer_of(settings, own.wire_key, "wire")
+        if signer.address == wire_signer.address:
+            raise ConfigError("configuration", "attestor.wire_key", "is the key that signs statements", '"wire"')
+        record = open_record(settings)
+        closing.push_async_callback(record.close)
+        async with AsyncExitStack() as reading:
+            destinations = [build_destination(settings, row, reading=True) for row in settings.destinations]
+            for destination in destinations:
+                reading.push_async_callback(destination.close)
+            on_chain = await _highest_on_chain(destinations)
+        meter = LatencyMeter(clock, settings.chains, settings.destinations)
+        observer = await ground.observe(own.name, meter)
+        grants = ground.open_grants(data / "grants.sqlite3")
+        state_rules = StateRules(rules.deployment_id, service.link_cooldown, ground.witness, grants)
+        replica = Replica(store, clock, skew=service.clock_skew, epoch_seconds=service.epoch_seconds)
+        examiner = Examiner(state_rules, ground.workbench, observer, ground.source, store, meter, replica)
+        attestor = Attestor(
+            own.name,
+            own.index if own.index < len(ground.deployment.members) else None,
+            signer,
+            record,
+            examiner.recompute,
+            rules=rules,
+            clock=clock,
+            last=await store.certificate(),
+            chain_highest=on_chain,
+            rotations=await store.rotations(),
+            grants=grants,
+        )
+        peers, fences = _build_peers(settings, own.peers, wire_signer, own.coordinator_url, own.coordinator)
+        closing.push_async_callback(peers.close)
+        signers: dict[Kind, DocumentSigner] = {"rotation": rotation_rules(settings, signer, record, store)}
+
+        @asynccontextmanager
+        async def make_cycle(node: Node) -> AsyncIterator[Cycle]:
+            async with AsyncExitStack() as proposing:
+                name = f"{own.name}-proposer"
+                yield Cycle(
+                    workbench=ground.workbench,
+                    observer=await ground.observe(name, meter, closing=proposing, memory_of=own.name),
+                    source=ground.source,
+                    store=store,
+                    attestors=[attestor, *node.peers.attestors],
+                    rules=rules,
+                    clock=clock,
+                    offer=node.certified,
+                    keep_epochs=service.keep_epochs,
+                    meter=meter,
+                    ender=None,  # the coordinator alone appends to the log
+                    grants=grants,
+                )
+
+        node = Node(
+            own.index,
+            attestor,
+            examiner,
+            store,
+            record,
+            signer,
+            signers=signers,
+            rules=rules,
+            clock=clock,
+            peers=peers,
+            fences=fences,
+            coordinator=own.coordinator,
+            make_cycle=make_cycle,
+            propose_after=own.propose_after,
+            keep_epochs=service.keep_epochs,
+            grants=grants,
+        )
+        known = {own.coordinator: "coordinator", **{row.wire: row.name for row in own.peers}}
+        gate = WireGate(rules.deployment_id, wire_signer, known, clock)
+        yield AttestorProcess(node, _server(create_attestor_app(gate, node)), listener)
 
 
 async def _highest_on_chain(destinations: Iterable[Destination]) -> int:
@@ -681,13 +985,15 @@ async def _highest_on_chain(destinations: Iterable[Destination]) -> int:
     return highest
 
 
-async def build_bundle(store: Store, deployment: Deployment, record: EpochRecord, account: str) -> str:
-    """Return the audit bundle of one account at one epoch."""
+async def build_bundle(
+    store: Store, deployment: Deployment, record: EpochRecord, account: str, committed: Committed | None = None
+) -> str:
+    """Return the audit bundle of one account at one epoch; ``committed`` saves digesting all accounts anew."""
     from aggregator.service.bundle import export_bundle
 
-    links, salt = await store.links(account), await store.salt(account)
-    # In a thread: it builds both trees of the epoch, and requests and epochs share the loop.
-    return await asyncio.to_thread(export_bundle, record, account, deployment, links, {account: salt})
+    state = await store.state()
+    # In a thread: it builds both trees of the epoch and that of its state, and requests and epochs share the loop.
+    return await asyncio.to_thread(export_bundle, record, account, deployment, state, (), committed)
 
 
 async def preflight(settings: Settings, told: Callable[[frozenset[str]], None] = lambda _: None) -> tuple[Finding, ...]:
@@ -823,15 +1129,117 @@ async def stored_roots(settings: Settings, epoch: int) -> dict[str, bytes]:
     return roots
 
 
-def create_key_file(path: Path, passphrase: str, *, solana: bool) -> str:
-    """Create an encrypted key file and return its address."""
-    from adapters.keys import create_key, create_solana_key
+def create_key_file(path: Path, passphrase: str, role: Role) -> str:
+    """Create an encrypted secp256k1 key file and return its address."""
+    from adapters.keys import create_key
 
-    return create_solana_key(path, passphrase) if solana else create_key(path, passphrase)
+    return create_key(path, passphrase, role=role)
 
 
-def show_key_file(path: Path) -> str:
-    """Return the address of a key file."""
-    from adapters.keys import show_key
+def create_solana_key_file(path: Path, passphrase: str) -> str:
+    """Create an encrypted Ed25519 key file of a payer and return its address."""
+    from adapters.keys import create_solana_key
 
-    return show_key(path)
+    return create_solana_key(path, passphrase)
+
+
+def create_token_key(uri: str, role: Role) -> str:
+    """Create a key pair inside a PKCS#11 token and return its address."""
+    from adapters.hsm import create_token_key as create
+
+    return create(uri, role)
+
+
+def import_key_file(
+    source: Path, source_passphrase: Callable[[], str], path: Path, passphrase: str, role: Role, *, solana: bool
+) -> str:
+    """Write another tool's key to a key file with a role and return its address."""
+    from adapters.keys import import_key
+
+    return import_key(source, source_passphrase, path, passphrase, role=role, solana=solana)
+
+
+def list_key_files(folder: Path) -> list[KeyFile]:
+    """Return the key files of a folder."""
+    from adapters.keys import list_keys
+
+    return list_keys(folder)
+
+
+def show_key_file(path: Path) -> KeyFile:
+    """Return what a key file says of itself."""
+    from adapters.keys import describe_key
+
+    return describe_key(path)
+
+
+def show_token_key(uri: str, role: Role) -> str:
+    """Return the address of a key in a token or a service."""
+    from adapters.keys import open_signer
+
+    return open_signer(uri, role, folder=Path(), passphrase=str).address
+
+
+def signer_of(settings: Settings, key: str, role: Role, address: str | None = None) -> Signer:
+    """Return what signs with a configured key: a file's name, ``pkcs11:…`` or ``kms:…``.
+
+    Args:
+        address: the one it must have (0x, lower-case), None for any.
+
+    Raises:
+        InputError: the key cannot be used. SourceError: its device does not answer well.
+    """
+    from adapters.keys import open_signer
+
+    folder = Path(settings.service.data) / "keys"
+    return open_signer(key, role, folder=folder, passphrase=functools.partial(passphrase_of, settings), address=address)
+
+
+def approvals_of(settings: Settings) -> FileApprovals:
+    """Return what the operator of this machine approved."""
+    from adapters.approvals import FileApprovals
+
+    return FileApprovals(Path(settings.service.data) / "approvals")
+
+
+def rotation_rules(settings: Settings, signer: Signer, record: Record, store: SqlStore) -> RotationRules:
+    """Return what an attestor signs of rotations."""
+    from aggregator.service.rotation import RotationRules
+
+    return RotationRules(
+        signer,
+        record,
+        approvals_of(settings),
+        store.rotations,
+        deployment=deployment_of(settings),
+        epoch_seconds=settings.service.epoch_seconds,
+        clock=SystemClock(),
+    )
+
+
+@asynccontextmanager
+async def attestor_clients(settings: Settings) -> AsyncIterator[Sequence[AttestorClient]]:
+    """Reach every attestor that the coordinator's configuration names; what is open is closed when left.
+
+    Raises:
+        ConfigError: none is a process of its own.
+    """
+    if not settings.attestors or settings.service.wire_key is None:
+        problem = "names no attestors that are processes of their own; only those rotate"
+        raise ConfigError("configuration", "attestors", problem, '{index = 0, url = "https://…", wire = "0x…"}')
+    peers, _ = _build_peers(settings, settings.attestors, signer_of(settings, settings.service.wire_key, "wire"))
+    try:
+        yield peers.attestors
+    finally:
+        await peers.close()
+
+
+@asynccontextmanager
+async def destinations_of(settings: Settings) -> AsyncIterator[dict[str, Destination]]:
+    """Open every destination with its payer's key; they are closed when left."""
+    async with AsyncExitStack() as closing:
+        opened: dict[str, Destination] = {}
+        for row in settings.destinations:
+            opened[row.chain] = build_destination(settings, row)
+            closing.push_async_callback(opened[row.chain].close)
+        yield opened

@@ -28,12 +28,16 @@ from aggregator.domain.ids import (
 from aggregator.domain.policy import PolicyRow
 from aggregator.domain.rows import (
     AssetRow,
+    AttestorRow,
     ChainRow,
     DeploymentRow,
     DestinationRow,
     Family,
     FinalityRow,
+    KeyName,
+    Listen,
     Name,
+    OwnAttestorRow,
     PythRow,
     RatioRow,
     Row,
@@ -50,6 +54,8 @@ EXAMPLES: Mapping[str, str] = {
     "service.epoch_seconds": "12",
     "service.listen": '"127.0.0.1:8080"',
     "service.attestor_keys": '"attestor-0"',
+    "service.wire_listen": '"127.0.0.1:8081"',
+    "service.wire_key": '"wire-coordinator"',
     "service.passphrase_file": '"/etc/crossmargin/passphrase"',
     "service.clock_skew": "5",
     "service.max_lifetime": "3600",
@@ -58,6 +64,26 @@ EXAMPLES: Mapping[str, str] = {
     "service.reread_epochs": "64",
     "service.full_read_below": "2000",
     "service.link_cooldown": "7200",
+    "attestors": '{index = 0, url = "https://attestor-0.example.org", wire = "0x…"}',
+    **{
+        f"{table}.{key}": example
+        for table in ("attestors", "attestor.peers")
+        for key, example in (
+            ("index", "0"),
+            ("url", '"https://attestor-0.example.org"'),
+            ("wire", '"0x9965507d1a55bcc2695c58ba16fb37d819b0a4dc"'),
+            ("member", '"0x70997970c51812dc3a010c7d01b50e0d17dc79c8"'),
+        )
+    },
+    "attestor": "{index = 0, key = ..., wire_key = ..., listen = ..., coordinator = ..., propose_after = 6}",
+    "attestor.index": "0",
+    "attestor.key": '"attestor"',
+    "attestor.wire_key": '"wire"',
+    "attestor.listen": '"127.0.0.1:8090"',
+    "attestor.coordinator": '"0x9965507d1a55bcc2695c58ba16fb37d819b0a4dc"',
+    "attestor.coordinator_url": '"https://crossmargin.example.org:8081"',
+    "attestor.propose_after": "6",
+    "attestor.peers": '{index = 1, url = "https://attestor-1.example.org", wire = "0x…"}',
     "deployment": "{network_class = 1, members = [...], threshold = 3, not_after = 1900000000, salt = ...}",
     "deployment.members": '"0x70997970c51812dc3a010c7d01b50e0d17dc79c8"',
     "deployment.threshold": "3",
@@ -231,6 +257,10 @@ EXAMPLES: Mapping[str, str] = {
     "policy.scenario.confidence_threshold": "0.55",
     "policy.scenario.confidence_margin": "1.0",
     "policy.scenario.concentration": "1.0",
+    "policy.growth": "{account_usd = 1000000.0, account_ratio = 1.0, asset_usd = 50000000.0}",
+    "policy.growth.account_usd": "1000000.0",
+    "policy.growth.account_ratio": "1.0",
+    "policy.growth.asset_usd": "50000000.0",
     "policy.var": '{method = "historical"}',
     "policy.var.method": '"historical"',
     "policy.var.draws": "4096",
@@ -252,7 +282,16 @@ EXAMPLES: Mapping[str, str] = {
 }
 """An example for every key; of a list, one element."""
 LISTS = frozenset(
-    {"service.attestor_keys", "deployment.members", "chains", "chains.rpc", "chains.ws", "chains.hold"}
+    {
+        "service.attestor_keys",
+        "attestors",
+        "attestor.peers",
+        "deployment.members",
+        "chains",
+        "chains.rpc",
+        "chains.ws",
+        "chains.hold",
+    }
     | {"assets", "sources", "ratios", "pyth.guardians", "venues", "destinations", "policy.assets.*.jumps"}
     | {"policy.underlyings.*.surface", "policy.underlyings.*.tiers", "policy.scenario.tails"}
     | {"policy.dollars", "policy.history.underlyings", "policy.history.moves", "policy.provenance"}
@@ -280,8 +319,10 @@ class ServiceRow(Row):
 
     data: str
     epoch_seconds: Annotated[int, Field(ge=1)]
-    listen: Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$")]
-    attestor_keys: tuple[Name, ...] = Field(min_length=1)  # file names below <data>/keys, in member order
+    listen: Listen
+    attestor_keys: tuple[Name, ...] = ()  # of attestors in this very process: file names, in member order; devnets only
+    wire_key: KeyName | None = None  # authenticates messages to attestors that are processes of their own
+    wire_listen: Listen | None = None  # where such attestors tell of certificates that they proposed themselves
     passphrase_file: str
     clock_skew: Annotated[int, Field(ge=0)] = 5  # as the registries were deployed with
     max_lifetime: Annotated[int, Field(gt=0)] = 3600  # as the registries were deployed with
@@ -293,9 +334,11 @@ class ServiceRow(Row):
 
 
 class Settings(Row):
-    """Everything ``crossmargin run`` depends on."""
+    """Everything ``crossmargin run`` and ``crossmargin attestor run`` depend on."""
 
     service: ServiceRow
+    attestors: tuple[AttestorRow, ...] = ()  # whom a coordinator asks
+    attestor: OwnAttestorRow | None = None  # in the file of an attestor
     deployment: DeploymentRow
     chains: tuple[ChainRow, ...] = Field(min_length=1)
     assets: tuple[AssetRow, ...] = Field(min_length=1)
@@ -305,6 +348,13 @@ class Settings(Row):
     venues: tuple[VenueRow, ...] = ()
     destinations: tuple[DestinationRow, ...] = Field(min_length=1)
     policy: PolicyRow
+
+    def member(self, row: AttestorRow | OwnAttestorRow) -> str | None:
+        """Return the address that an attestor signs with, 0x; None where only its key tells."""
+        if isinstance(row, AttestorRow) and row.member is not None:
+            return row.member
+        members = self.deployment.members
+        return members[row.index] if row.index < len(members) else None
 
     def chain(self, id_or_name: str) -> ChainRow | None:
         """Return the chain with this CAIP-2 id or name, if configured."""
@@ -433,8 +483,19 @@ def _canonical(file: str, s: Settings) -> Settings:
             raise _refusal(file, ("destinations", i, "kind"), problem, f'"{REGISTRIES[family]}"')
         return row.model_copy(update={"address": address(family, row.address, "destinations", i, "address")})
 
+    def attestor(place: tuple[int | str, ...], row: AttestorRow) -> AttestorRow:
+        member = None if row.member is None else address("evm", row.member, *place, "member")
+        return row.model_copy(update={"wire": address("evm", row.wire, *place, "wire"), "member": member})
+
     members = tuple(address("evm", m, "deployment", "members", i) for i, m in enumerate(s.deployment.members))
+    own = s.attestor
+    if own is not None:
+        peers = tuple(attestor(("attestor", "peers", i), row) for i, row in enumerate(own.peers))
+        coordinator = address("evm", own.coordinator, "attestor", "coordinator")
+        own = own.model_copy(update={"coordinator": coordinator, "peers": peers})
     tables: dict[str, Any] = {
+        "attestors": tuple(attestor(("attestors", i), row) for i, row in enumerate(s.attestors)),
+        "attestor": own,
         "deployment": s.deployment.model_copy(update={"members": members}),
         "chains": tuple(chain(i, row) for i, row in enumerate(s.chains)),
         "assets": tuple(asset(i, row) for i, row in enumerate(s.assets)),
@@ -465,6 +526,11 @@ def _check_duplicates(file: str, s: Settings) -> None:
     _require_unique(file, "venues", "", venues, "is an earlier venue again; its positions would count twice")
     _require_unique(file, "destinations", "chain", (d.chain for d in s.destinations))
     _require_unique(file, "service.attestor_keys", "", s.service.attestor_keys)
+    for table, rows in _attestor_tables(s):
+        for key in ("index", "url"):
+            _require_unique(file, table, key, (getattr(row, key) for row in rows))
+        _require_unique(file, table, "wire", (row.wire for row in rows))
+        _require_unique(file, table, "member", (m for row in rows if (m := s.member(row))))
     _require_unique(file, "deployment.members", "", s.deployment.members)
     if s.pyth is not None:
         _require_unique(file, "pyth.guardians", "", s.pyth.guardians)
@@ -568,14 +634,18 @@ def _check_rules(file: str, s: Settings) -> None:
     if not minimal_threshold(n) <= d.threshold <= n:
         problem = f"is {d.threshold}; with {n} members it must be from {minimal_threshold(n)} to {n}"
         raise _refusal(file, ("deployment", "threshold"), problem, str(minimal_threshold(n)))
-    if len(s.service.attestor_keys) > n:
-        raise _refusal(file, ("service", "attestor_keys"), "names more keys than deployment.members has members")
+    _check_attestors(file, s)
     for i, destination in enumerate(s.destinations):
         if destination.payer_key in s.service.attestor_keys:
             problem = f"{destination.payer_key!r} is also in service.attestor_keys; a payer needs a key of its own"
             raise _refusal(file, ("destinations", i, "payer_key"), problem)
-    if int(s.service.listen.rpartition(":")[2]) > 65535:
-        raise _refusal(file, ("service", "listen"), f"{s.service.listen!r} has a port above 65535")
+    for place, listen in (
+        (("service", "listen"), s.service.listen),
+        (("service", "wire_listen"), s.service.wire_listen),
+        (("attestor", "listen"), s.attestor.listen if s.attestor else None),
+    ):
+        if listen is not None and int(listen.rpartition(":")[2]) > 65535:
+            raise _refusal(file, place, f"{listen!r} has a port above 65535")
     if s.policy.lifetime > s.service.max_lifetime:
         problem = "is above service.max_lifetime; the registries would refuse it"
         raise _refusal(file, ("policy", "lifetime"), problem, str(s.service.max_lifetime))
@@ -593,6 +663,59 @@ def _check_rules(file: str, s: Settings) -> None:
                 "or one slow node outlasts a statement"
             )
             raise _refusal(file, ("chains", i, "timeout"), problem, f"{min(5.0, s.policy.lifetime / 4):g}")
+
+
+def _attestor_tables(s: Settings) -> list[tuple[str, tuple[AttestorRow, ...]]]:
+    return [("attestors", s.attestors), ("attestor.peers", s.attestor.peers if s.attestor else ())]
+
+
+def _check_attestors(file: str, s: Settings) -> None:
+    """Check who attests, and that every key has one role."""
+    service, own, members = s.service, s.attestor, s.deployment.members
+    named = [k for k, given in (("attestor_keys", service.attestor_keys), ("attestors", s.attestors)) if given]
+    if own is not None and (named or service.wire_key):
+        raise _refusal(file, ("attestor",), "is an attestor's own table; a coordinator's keys are in another file")
+    if own is None and len(named) != 1:
+        problem = "are both given; attestors are in this process or in their own" if named else "is missing"
+        key = ("attestors",) if s.deployment.network_class != DEVNET or named else ("service", "attestor_keys")
+        raise _refusal(file, key, f"with service.attestor_keys {problem}" if named else problem)
+    if service.attestor_keys and s.deployment.network_class != DEVNET:
+        problem = "are for devnets (network_class 3); elsewhere attestors are processes of their own: see [[attestors]]"
+        raise _refusal(file, ("service", "attestor_keys"), problem)
+    if len(service.attestor_keys) > len(members):
+        raise _refusal(file, ("service", "attestor_keys"), "names more keys than deployment.members has members")
+    if (service.wire_key is None) == bool(s.attestors):
+        problem = "is missing, and attestors are configured" if s.attestors else "is given, and there are no attestors"
+        raise _refusal(file, ("service", "wire_key"), problem)
+    if service.wire_listen is not None and service.wire_key is None:
+        raise _refusal(file, ("service", "wire_listen"), "is given, and there are no attestors to listen to")
+    if own is not None and own.index in {row.index for row in own.peers}:
+        raise _refusal(file, ("attestor", "peers"), f"names index {own.index}, which is this attestor itself")
+    signers = set(members) | {row.member for _, rows in _attestor_tables(s) for row in rows if row.member}
+    for table, rows in _attestor_tables(s):
+        for i, row in enumerate(rows):
+            if s.member(row) is None:
+                problem = f"is missing; {row.index} is no place in deployment.members, which has {len(members)}"
+                raise _refusal(file, (*table.split("."), i, "member"), problem)
+            if row.wire in signers:
+                raise _refusal(
+                    file, (*table.split("."), i, "wire"), "is an attestor's address; messages need a key of their own"
+                )
+    if own is not None and own.coordinator in signers:
+        raise _refusal(file, ("attestor", "coordinator"), "is an attestor's address; messages need a key of their own")
+    keys = [
+        ("service.wire_key", service.wire_key),
+        *((f"service.attestor_keys[{i}]", k) for i, k in enumerate(service.attestor_keys)),
+    ]
+    keys += [("attestor.key", own.key), ("attestor.wire_key", own.wire_key)] if own else []
+    keys += [] if own else [(f"destinations[{i}].payer_key", d.payer_key) for i, d in enumerate(s.destinations)]
+    roles: dict[str, str] = {}
+    for at, name in keys:
+        role = at.partition("[")[0].rpartition(".")[2]
+        if name is not None and roles.setdefault(name, role) != role:
+            parts = at.replace("[", ".").replace("]", "").split(".")
+            problem = f"{name!r} is also the {roles[name]}; every role needs a key of its own"
+            raise _refusal(file, tuple(int(p) if p.isdigit() else p for p in parts), problem)
 
 
 R = TypeVar("R", bound=Row)

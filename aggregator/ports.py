@@ -6,10 +6,12 @@ default in place of an answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
+from aggregator.domain.budgets import Grant, PermitRecord
 from aggregator.domain.certificate import (
+    Attestation,
     Certificate,
     EpochRecord,
     EpochSummary,
@@ -22,11 +24,13 @@ from aggregator.domain.certificate import (
 )
 from aggregator.domain.latency import Sample
 from aggregator.domain.links import LinkMessage
+from aggregator.domain.permits import PermitMessage, SignedPermit
 from aggregator.domain.price import Quote
 from aggregator.domain.report import AccountMargin, LeafValues
 from aggregator.domain.rows import ChainRow, DestinationRow
 from aggregator.domain.snapshot import Account, Block, Finding, Reading, Subject
 from aggregator.domain.stress import Change, Replay, Scenario, StressReport, SystemicReport, WhatIf
+from proofs.sets import Rotation
 
 HEADERS_LIMIT = 256
 """Blocks whose parents are followed one by one; a longer gap is compared at its ends."""
@@ -170,6 +174,10 @@ class Destination(Protocol):
         """Build and sign the posting transaction; nothing is sent."""
         ...
 
+    async def sign_rotation(self, rotation: Rotation) -> SignedPosting:
+        """Build and sign the transaction that adds the next set of attestors; the rest is as for postings."""
+        ...
+
     async def submit(self, posting: SignedPosting) -> None:
         """Send signed bytes; sending the same bytes again is harmless."""
         ...
@@ -178,6 +186,10 @@ class Destination(Protocol):
 
     async def read_latest(self) -> PostedRoot | None:
         """Return what the destination holds, None before the first posting."""
+        ...
+
+    async def read_newest_set(self) -> int:
+        """Return the id of the newest set of attestors that the destination knows, active already or not."""
         ...
 
     async def read_root(self, epoch: int) -> bytes | None:
@@ -224,6 +236,105 @@ class Watermark(Protocol):
     async def highest(self) -> int | None: ...
 
 
+class RefusalNote(NamedTuple):
+    """A refusal as an attestor keeps it for its operator."""
+
+    noted_at: int  # Unix seconds
+    kind: str  # epoch, rotation, permit, hold
+    key: str  # the epoch's number, or what else names the document
+    reason: str  # "<rule>: <both values>"
+
+
+class Record(Watermark, Protocol):
+    """The whole durable record of an attestor that is a process of its own."""
+
+    async def claim_once(self, kind: str, key: str, digest: bytes) -> None:
+        """Record the intent to sign ``digest`` as the one document of (``kind``, ``key``), durably.
+
+        An identical repeat is allowed.
+
+        Raises:
+            RefusedError: another digest is on record for them.
+        """
+        ...
+
+    async def begin(self) -> int:
+        """Count one more start, durably, and return the number: the fencing number that every answer carries."""
+        ...
+
+    async def starts(self) -> int:
+        """Return the fencing number of the newest start, 0 before the first."""
+        ...
+
+    async def raise_to(self, *, starts: int = 0, epoch: int = 0) -> None:
+        """Learn from others that this member started, or signed an epoch, which the record lacks; never lowers.
+
+        No other statement of ``epoch`` or below is signed afterwards; the next `begin` returns more than ``starts``.
+        """
+        ...
+
+    async def note_refusal(self, note: RefusalNote) -> None:
+        """Keep a refusal; the oldest are forgotten."""
+        ...
+
+    async def refusals(self, limit: int = 100) -> tuple[RefusalNote, ...]:
+        """Return refusals, newest first."""
+        ...
+
+
+class Wire(Protocol):
+    """An authenticated, bounded way to one peer. The answer is the peer's own, to this very request."""
+
+    async def call(self, method: str, path: str, body: bytes = b"", *, seconds: float, limit: int) -> bytes:
+        """Send ``body`` and return the body of the answer.
+
+        Args:
+            path: one of the peer's closed list, for example /v1/status.
+            seconds: after which no answer counts.
+            limit: bytes that the answer may have.
+
+        Raises:
+            Unreachable: no answer in time, or the peer is busy.
+            Garbage: an answer that is not the peer's, or too large.
+            RefusedError: rule ``wire``; the peer could not use the request, in its own words.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class GrantBook(Protocol):
+    """One signer's durable record of the budgets that statements it proposed or signed gave, until they expire.
+
+    Whoever signs notes a statement's leaves *before* its signature exists, whoever proposes before it asks: a statement
+    may become certified without anybody hearing of it, and what it allows must be charged by the next one all the same.
+    """
+
+    async def note(self, epoch: int, valid_until: int, leaves: Sequence[LeafValues]) -> None:
+        """Keep the nonzero budgets of a statement's leaves, durably on return. A repeat is harmless."""
+        ...
+
+    async def learn(self, grants: Sequence[Grant]) -> None:
+        """Keep what another signer's record holds, durably on return: it can only lower budgets."""
+        ...
+
+    async def outstanding(self, now: int, accounts: Collection[str], before: int) -> tuple[Grant, ...]:
+        """Return the staircase of budgets that ``accounts`` may still draw, ascending.
+
+        Args:
+            now: the cut's time, Unix seconds.
+            accounts: ids; those that ``domain.links.shares_of`` has, as the others were never but at home.
+            before: only of epochs below this one, which is being made.
+        """
+        ...
+
+    async def forget(self, now: int) -> None:
+        """Drop what has expired everywhere by ``now``, one's own clock."""
+        ...
+
+    async def close(self) -> None: ...
+
+
 class Store(Protocol):
     """Everything the service remembers. One writer (the service), many readers."""
 
@@ -256,7 +367,13 @@ class Store(Protocol):
     async def links(self, account: str | None = None) -> tuple[LinkRecord, ...]: ...
 
     async def state(self) -> State:
-        """Return accounts with their links, the whole links log, and salts by account id: one moment, few queries."""
+        """Return accounts with their links, the whole links log, salts by account id, and the levels that the newest
+        certified statement left: one moment, few queries.
+        """
+        ...
+
+    async def preimage(self, name: str) -> str:
+        """Return a text that the newest certified epoch rests on, by its name; "" if there is none."""
         ...
 
     # readings: the last good ones per chain survive a restart
@@ -407,6 +524,26 @@ class Accounts(Protocol):
         """
         ...
 
+    async def set_shares(
+        self, account: str, controller: str, shares: str, nonce: int, expiry: int, signature: str
+    ) -> LinkRecord:
+        """Record how the controller shares its account's margin out among destinations (``proofs.links.parse_shares``).
+
+        Raises:
+            InputError: names the field at fault; ConflictError if ``nonce`` was used.
+        """
+        ...
+
+    async def shares_message(
+        self, account: str, shares: str, nonce: int | None = None, expiry: int | None = None
+    ) -> LinkMessage:
+        """Return what the controller signs to share its account out; None = the next nonce, in a day.
+
+        Raises:
+            InputError: names the field at fault.
+        """
+        ...
+
     async def message(
         self, account: str, member: str, verb: str, by: str, nonce: int | None = None, expiry: int | None = None
     ) -> LinkMessage:
@@ -415,6 +552,85 @@ class Accounts(Protocol):
         Raises:
             InputError: names the field at fault.
         """
+        ...
+
+
+class PermitBook(Protocol):
+    """One party's durable list of the withdrawal permits that it signed, or that it asked others to sign."""
+
+    async def note(self, permit: PermitRecord, attestations: Sequence[Attestation] = ()) -> None:
+        """Remember a permit, durably on return; again with ``attestations`` once a quorum has signed it.
+
+        Raises:
+            RefusedError: rule ``nonce``; another permit has it.
+        """
+        ...
+
+    async def since(self, expiry: int, account: str | None = None) -> tuple[SignedPermit, ...]:
+        """Return the permits, of one account or of all, that expire at ``expiry`` (Unix seconds) or later, by nonce."""
+        ...
+
+    async def drop(self, permit: PermitRecord) -> None:
+        """Forget a permit that nobody signed."""
+        ...
+
+    async def forget(self, before: int) -> None:
+        """Forget the permits that expired before a time, Unix seconds."""
+        ...
+
+
+class Asker(Protocol):
+    """One attestor, asked to sign a document of a kind."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def ask(self, kind: Literal["rotation", "permit", "hold"], document: Mapping[str, Any]) -> Attestation:
+        """Return its signature.
+
+        Raises:
+            RefusedError: it refuses; names the field and both values. SourceError: it did not answer well.
+        """
+        ...
+
+
+class Permits(Protocol):
+    """Withdrawal permits: asked for by an account's controller, signed by the attestors."""
+
+    async def message(
+        self,
+        account: str,
+        asset: str,
+        amount: int,
+        to: str,
+        vault: str | None = None,
+        nonce: str | None = None,
+        epoch: int | None = None,
+        expiry: int | None = None,
+    ) -> PermitMessage:
+        """Return what the controller signs.
+
+        Args:
+            account: its id. asset: CAIP-19; its chain is the vault's. amount: base units. to: an address there.
+            vault: None for the only one that is configured there.
+            nonce: 0x and 64 hex digits, None for a random one.
+            epoch: None for the newest certified one. expiry: Unix seconds, None for as late as may be.
+
+        Raises:
+            InputError: names the field at fault.
+        """
+        ...
+
+    async def collect_permit(self, permit: PermitRecord) -> SignedPermit:
+        """Have the attestors sign a permit that the controller asks for; the same one again gives the same answer.
+
+        Raises:
+            InputError: names the field at fault. RefusedError: there is no quorum; says who refused, and why.
+        """
+        ...
+
+    async def permits(self, account: str) -> tuple[SignedPermit, ...]:
+        """Return an account's permits that may still be used, signed by a quorum or not, by nonce."""
         ...
 
 

@@ -1,21 +1,30 @@
 """The audit bundle: one JSON file from which anyone checks a statement and its leaves offline.
 
-Format `crossmargin-bundle/1`: canonical JSON (sorted keys, no spaces); byte strings as 0x hex in lower case, amounts of
+Format `crossmargin-bundle/2`: canonical JSON (sorted keys, no spaces); byte strings as 0x hex in lower case, amounts of
 USD as decimal text, times and counts as integers. Fields of signed structures bear their EIP-712 and ABI names.
 
-    format       "crossmargin-bundle/1"
+    format       "crossmargin-bundle/2"
     deployment   {networkClass, members, threshold, notAfter, salt}
     header       {epoch, root, floor, setId, producedAt, validUntil, body}
     body         {cutDigest, priceDigest, policyDigest, riskDigest, stateDigest, accountsRoot, leafCount, previous}
     signatures   [{index, r, vs}]
+    rotations    [{setId, members, threshold, activationEpoch, notAfter, signatures}]
+                 sets 2, 3, … as far as the state knew them, each signed by the set before it
     leaves       [{leaf: {…}, proof: [siblings], accounts_index, accounts_path: [nodes]}]
     neighbours   [{account, destination, leaf_hash, accounts_index, accounts_path}]   optional: they prove uniqueness
-    preimages    {cut, prices, policy, risk, state}: the exact texts whose keccak256 the body commits to, each JSON
-    links        [{kind?, account, controller, member, nonce, expiry, salt?, invite?, accept?, accepted_at}]
-                 in the order of the log. kind: absent (a link, signed by both), "revoke" (signed by the controller, in
-                 invite, or by the member, in accept) or "end" (of the revoke with the same nonce; signed by nobody).
-                 A signature is 0x hex, or eip1271:0x… or pda:<base58> of an address without a key.
     history      [{header, body, signatures}]   optional: the statements before this one, newest first
+    preimages    {cut, prices, policy, risk, state}: the exact texts whose keccak256 the body commits to, each JSON
+    accounts     [{document, index, path}]: that an account is in the state, with its entries of the links log.
+                 document: canonical JSON {id, controller, kind, home, links, ending, shares}
+    links        [{kind?, account, controller, member, nonce, expiry, salt?, invite?, accept?, accepted_at}]
+                 all entries of these accounts in the order of the log. kind: absent (a link, signed by both), "revoke"
+                 (signed by the controller, in invite, or by the member, in accept), "end" (of the revoke with the same
+                 nonce; signed by nobody) or "shares" (signed by the controller; it has shares and no member).
+                 A signature is 0x hex, or eip1271:0x… or pda:<base58> of an address without a key.
+
+The state text names, among others: accounts {count, root}, the RFC 9162 tree over one entry of 96 bytes per account,
+ascending: id ‖ keccak256(document) ‖ keccak256(d₁ ‖ … ‖ dₙ), d₁ … dₙ the keccak256 of the canonical JSON of its entries
+in links; and rotations, the list of the sets' terms.
 """
 
 from __future__ import annotations
@@ -28,16 +37,20 @@ from typing import Literal
 from proofs.document import Node, canonical_json, parse_json
 from proofs.errors import BundleError, FieldError
 from proofs.leaf import Leaf
-from proofs.links import ChainConsent, Consent, LinkTerms, parse_chain_consent
+from proofs.links import ChainConsent, Consent, LinkTerms, SharesTerms, parse_chain_consent
 from proofs.quorum import IndexedSignature
+from proofs.sets import AttestorSet, Rotation
 from proofs.statement import Deployment, Header, StatementBody
 
-FORMAT = "crossmargin-bundle/1"
+FORMAT = "crossmargin-bundle/2"
 MAX_BYTES = 8 * 1024 * 1024
+MAX_SET_BYTES = 64 * 1024
 PREIMAGES = ("cut", "prices", "policy", "risk", "state")
 
-LinkKind = Literal["link", "revoke", "end"]
-_CONSENTS: Mapping[LinkKind, int] = {"link": 2, "revoke": 1, "end": 0}
+_SET_FIELDS = ("setId", "members", "threshold", "activationEpoch", "notAfter")
+
+LinkKind = Literal["link", "revoke", "end", "shares"]
+_CONSENTS: Mapping[LinkKind, int] = {"link": 2, "revoke": 1, "end": 0, "shares": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +98,10 @@ class Neighbour:
 class SignedLink:
     """An entry of the links log; `accepted_at` (Unix seconds) is when the service took it.
 
-    A link has both consents, a revoke the one of the side that revokes, an end none.
+    A link has both consents, a revoke the one of the side that revokes, an end none, shares the controller's.
     """
 
-    terms: LinkTerms
+    terms: LinkTerms | SharesTerms
     salt: bytes | None
     invite: Consent | None
     accept: Consent | None
@@ -98,8 +111,18 @@ class SignedLink:
     @property
     def chain_consents(self) -> tuple[str, ...]:
         """The addresses (CAIP-10) whose consent only their chain can confirm."""
-        given = ((self.terms.controller, self.invite), (self.terms.member, self.accept))
+        member = "" if isinstance(self.terms, SharesTerms) else self.terms.member
+        given = ((self.terms.controller, self.invite), (member, self.accept))
         return tuple(who for who, consent in given if isinstance(consent, ChainConsent))
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenAccount:
+    """An account as the state commits to it, at its place among all accounts."""
+
+    document: str
+    index: int
+    path: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +136,8 @@ class Bundle:
     links: tuple[SignedLink, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     history: tuple[Statement, ...] = ()
+    rotations: tuple[Rotation, ...] = ()
+    accounts: tuple[ProvenAccount, ...] = ()
 
 
 def parse_bundle(text: str) -> Bundle:
@@ -139,6 +164,7 @@ def render_bundle(bundle: Bundle) -> str:
             "salt": _hex(bundle.deployment.salt),
         },
         **_encode_statement(bundle.statement),
+        "rotations": [encode_rotation(rotation) for rotation in bundle.rotations],
         "leaves": [
             {
                 "leaf": encode_leaf(proven.leaf),
@@ -159,6 +185,10 @@ def render_bundle(bundle: Bundle) -> str:
             for neighbour in bundle.neighbours
         ],
         "preimages": {name: getattr(bundle.preimages, name) for name in PREIMAGES},
+        "accounts": [
+            {"document": proven.document, "index": proven.index, "path": [_hex(node) for node in proven.path]}
+            for proven in bundle.accounts
+        ],
         "links": [encode_link(link) for link in bundle.links],
         "history": [_encode_statement(statement) for statement in bundle.history],
     }
@@ -183,16 +213,47 @@ def encode_leaf(leaf: Leaf) -> dict[str, object]:
     }
 
 
+def encode_set(to: AttestorSet) -> dict[str, object]:
+    """Return a set's terms as a JSON object with the names that are signed."""
+    return {
+        "setId": to.set_id,
+        "members": [_hex(member) for member in to.members],
+        "threshold": to.threshold,
+        "activationEpoch": to.activation_epoch,
+        "notAfter": to.not_after,
+    }
+
+
+def encode_rotation(rotation: Rotation) -> dict[str, object]:
+    """Return a rotation as a JSON object: the new set's terms, and the signatures of the set before it."""
+    return encode_set(rotation.to) | {"signatures": [_encode_signature(s) for s in rotation.signatures]}
+
+
+def parse_set(text: str) -> AttestorSet:
+    """Read a set's terms as `encode_set` gives them; raise `FieldError` naming the JSON path at fault."""
+    node = parse_json(text, max_bytes=MAX_SET_BYTES)
+    node.only(*_SET_FIELDS)
+    return _decode_set(node)
+
+
+def parse_rotation(text: str) -> Rotation:
+    """Read a rotation as `encode_rotation` gives it; raise `FieldError` naming the JSON path at fault."""
+    return _decode_rotation(parse_json(text, max_bytes=MAX_SET_BYTES))
+
+
 def encode_link(link: SignedLink) -> dict[str, object]:
-    """Return the link as a JSON object, as it stands in a bundle and in the state preimage's `links`."""
+    """Return an entry of the log as a JSON object: as it stands in a bundle, and as the state commits to it."""
     encoded: dict[str, object] = {
         "account": _hex(link.terms.account),
         "controller": link.terms.controller,
-        "member": link.terms.member,
         "nonce": link.terms.nonce,
         "expiry": link.terms.expiry,
         "accepted_at": link.accepted_at,
     }
+    if isinstance(link.terms, SharesTerms):
+        encoded["shares"] = link.terms.shares
+    else:
+        encoded["member"] = link.terms.member
     if link.kind != "link":
         encoded["kind"] = link.kind
     if link.salt is not None:
@@ -214,9 +275,11 @@ def _decode_bundle(top: Node) -> Bundle:
             "header",
             "body",
             "signatures",
+            "rotations",
             "leaves",
             "neighbours",
             "preimages",
+            "accounts",
             "links",
             "history",
         )
@@ -230,6 +293,8 @@ def _decode_bundle(top: Node) -> Bundle:
         links=tuple(_decode_link(node) for node in top.member("links").items()),
         neighbours=() if neighbours is None else tuple(_decode_neighbour(node) for node in neighbours.items()),
         history=() if history is None else tuple(_decode_earlier(node) for node in history.items()),
+        rotations=tuple(_decode_rotation(node) for node in top.member("rotations").items()),
+        accounts=tuple(_decode_account(node) for node in top.member("accounts").items()),
     )
 
 
@@ -288,6 +353,23 @@ def _decode_body(node: Node) -> StatementBody:
             leaf_count=node.member("leafCount").integer(),
             previous=node.member("previous").hex_bytes(32),
         )
+
+
+def _decode_set(node: Node) -> AttestorSet:
+    with _fields_of(node):
+        return AttestorSet(
+            set_id=node.member("setId").integer(),
+            members=tuple(member.hex_bytes(20) for member in node.member("members").items()),
+            threshold=node.member("threshold").integer(),
+            activation_epoch=node.member("activationEpoch").integer(),
+            not_after=node.member("notAfter").integer(),
+        )
+
+
+def _decode_rotation(node: Node) -> Rotation:
+    node.only(*_SET_FIELDS, "signatures")
+    signatures = tuple(_decode_signature(signature) for signature in node.member("signatures").items())
+    return Rotation(_decode_set(node), signatures)
 
 
 def _decode_signature(node: Node) -> IndexedSignature:
@@ -355,23 +437,31 @@ def _decode_preimages(node: Node) -> Preimages:
     return Preimages(**texts)
 
 
+def _decode_account(node: Node) -> ProvenAccount:
+    node.only("document", "index", "path")
+    document = node.member("document").text()
+    parse_json(document, max_bytes=MAX_BYTES, field=f"{node.path}.document")
+    return ProvenAccount(document, node.member("index").integer(), _decode_path(node.member("path")))
+
+
 def _decode_link(node: Node) -> SignedLink:
-    node.only(
-        *("kind", "account", "controller", "member", "nonce", "expiry", "salt", "invite", "accept", "accepted_at"),
-    )
+    kind = _decode_kind(node)
+    subject = "shares" if kind == "shares" else "member"
+    node.only("kind", "account", "controller", subject, "nonce", "expiry", "salt", "invite", "accept", "accepted_at")
     salt = node.optional("salt")
     with _fields_of(node):
-        terms = LinkTerms(
-            account=node.member("account").hex_bytes(32),
-            controller=node.member("controller").text(),
-            member=node.member("member").text(),
-            nonce=node.member("nonce").integer(),
-            expiry=node.member("expiry").integer(),
+        terms = (SharesTerms if kind == "shares" else LinkTerms)(
+            node.member("account").hex_bytes(32),
+            node.member("controller").text(),
+            node.member(subject).text(),
+            node.member("nonce").integer(),
+            node.member("expiry").integer(),
         )
-    kind = _decode_kind(node)
     invite, accept = (_decode_consent(node.optional(name)) for name in ("invite", "accept"))
     if sum(consent is not None for consent in (invite, accept)) != _CONSENTS[kind]:
         raise FieldError(node.path, f"a {kind} carries {_CONSENTS[kind]} of invite and accept")
+    if kind == "shares" and invite is None:
+        raise FieldError(f"{node.path}.invite", "missing: the controller alone signs shares")
     return SignedLink(
         terms=terms,
         salt=None if salt is None else salt.hex_bytes(32),
@@ -386,10 +476,10 @@ def _decode_kind(node: Node) -> LinkKind:
     given = node.optional("kind")
     if given is None:
         return "link"
-    kinds: Mapping[str, LinkKind] = {"revoke": "revoke", "end": "end"}
+    kinds: Mapping[str, LinkKind] = {"revoke": "revoke", "end": "end", "shares": "shares"}
     text = given.text()
     if text not in kinds:
-        raise FieldError(given.path, f"{text[:40]!r} given, revoke, end or nothing expected")
+        raise FieldError(given.path, f"{text[:40]!r} given, revoke, end, shares or nothing expected")
     return kinds[text]
 
 
@@ -413,7 +503,7 @@ def _fields_of(node: Node) -> Iterator[None]:
     try:
         yield
     except FieldError as error:
-        if error.field.startswith(f"{node.path}."):
+        if not node.path or error.field.startswith(f"{node.path}."):
             raise
         raise FieldError(f"{node.path}.{error.field}", error.reason) from error
 
@@ -440,8 +530,12 @@ def _encode_statement(statement: Statement) -> dict[str, object]:
             "leafCount": body.leaf_count,
             "previous": _hex(body.previous),
         },
-        "signatures": [{"index": s.index, "r": _hex(s.r), "vs": _hex(s.vs)} for s in statement.signatures],
+        "signatures": [_encode_signature(s) for s in statement.signatures],
     }
+
+
+def _encode_signature(signature: IndexedSignature) -> dict[str, object]:
+    return {"index": signature.index, "r": _hex(signature.r), "vs": _hex(signature.vs)}
 
 
 def _hex(data: bytes) -> str:

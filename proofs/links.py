@@ -4,6 +4,8 @@ A link says that one address (the member) backs an account. The account's contro
 signs the same terms, on EVM chains as EIP-712 in the deployment's domain, on Solana as text with Ed25519. The account
 id commits to its controller, so that only that controller can invite. Either side alone may revoke.
 
+The controller alone says how an account's margin is shared out among destinations (`SharesTerms`).
+
 Two kinds of address have no key: a contract answers for itself (EIP-1271), and a program-derived address signs inside
 a transaction, which leaves a record on its chain. Their word is a :class:`ChainConsent`, which only the chain can
 confirm.
@@ -30,6 +32,13 @@ _TYPEHASH: dict[Verb, bytes] = {
     "accept": keccak256(f"LinkAccept{_TERMS}".encode()),
     "revoke": keccak256(f"LinkRevoke{_TERMS}".encode()),
 }
+_SHARES_TYPEHASH = keccak256(
+    b"BudgetShares(bytes32 account,string controller,string shares,uint64 nonce,uint64 expiry)"
+)
+MAX_SHARES = 16
+"""Destinations among which an account may be shared out."""
+_WHOLE = 10_000
+"""Parts of a whole, of which shares are."""
 CONTRACT_SIGNATURE_LIMIT = 4096
 """Bytes an EIP-1271 contract may be asked to accept."""
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -170,6 +179,62 @@ class LinkTerms:
         require_uint("expiry", self.expiry, 64)
 
 
+def parse_shares(text: str) -> tuple[tuple[str, int], ...]:
+    """Read shares, "eip155:1=7000,solana:…=3000": destinations (CAIP-2) ascending, each with its parts of 10,000.
+
+    Raises:
+        FieldError: Naming `shares`: malformed, not ascending, none or more than 16, or above 10,000 together.
+    """
+    entries = text.split(",")
+    if len(entries) > MAX_SHARES:
+        raise FieldError("shares", f"{len(entries)} destinations, at most {MAX_SHARES} are taken")
+    found: list[tuple[str, int]] = []
+    for entry in entries:
+        chain, _, parts = entry.partition("=")
+        # Any address of the chain shows that its name is canonical.
+        place = f"{chain}:0x{'0' * 40}" if chain.startswith("eip155:") else f"{chain}:{'1' * 32}"
+        parse_caip10(place, "shares")
+        if not (parts.isascii() and parts.isdigit() and len(parts) <= len(str(_WHOLE))) or parts[0] == "0":
+            raise FieldError("shares", f"{_quoted(entry)} is not <chain>=<parts> with 1 to {_WHOLE} parts")
+        if found and chain <= found[-1][0]:
+            raise FieldError("shares", f"{chain} after {found[-1][0]}: destinations must ascend, each once")
+        found.append((chain, int(parts)))
+    if sum(parts for _, parts in found) > _WHOLE:
+        raise FieldError("shares", f"{sum(parts for _, parts in found)} parts together, {_WHOLE} are a whole")
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class SharesTerms:
+    """What the controller signs about how an account is shared out among destinations.
+
+    Args:
+        account: The 32-byte account id.
+        controller: The account's controller, canonical CAIP-10.
+        shares: The text that `parse_shares` reads; what is left of 10,000 parts may be drawn nowhere.
+        nonce: Rises with each entry of the account (u64).
+        expiry: Unix seconds; the signature must be accepted before it (u64).
+
+    Raises:
+        FieldError: Naming the field out of range or not canonical.
+    """
+
+    account: bytes
+    controller: str
+    shares: str
+    nonce: int
+    expiry: int
+
+    def __post_init__(self) -> None:
+        require_bytes("account", self.account, 32)
+        canonical = str(parse_caip10(self.controller, "controller"))
+        if canonical != self.controller:
+            raise FieldError("controller", f"{self.controller} is not canonical: write {canonical}")
+        parse_shares(self.shares)
+        require_uint("nonce", self.nonce, 64)
+        require_uint("expiry", self.expiry, 64)
+
+
 @dataclass(frozen=True, slots=True)
 class ChainConsent:
     """Consent of an address without a key, which its chain confirms and no bundle proves.
@@ -252,6 +317,57 @@ def link_text(deployment_id: bytes, verb: Verb, terms: LinkTerms) -> bytes:
     ).encode()
 
 
+def shares_digest(deployment_id: bytes, terms: SharesTerms) -> bytes:
+    """Return the EIP-712 digest of BudgetShares that a controller on an EVM chain signs."""
+    return typed_digest(
+        deployment_id,
+        keccak256(
+            _SHARES_TYPEHASH
+            + terms.account
+            + keccak256(terms.controller.encode())
+            + keccak256(terms.shares.encode())
+            + uint_word(terms.nonce)
+            + uint_word(terms.expiry)
+        ),
+    )
+
+
+def shares_text(deployment_id: bytes, terms: SharesTerms) -> bytes:
+    """Return the UTF-8 text that a controller on Solana signs; it ends without a newline."""
+    return "\n".join(
+        (
+            "crossmargin budget shares",
+            f"deployment: 0x{require_bytes('deploymentId', deployment_id, 32).hex()}",
+            f"account: 0x{terms.account.hex()}",
+            f"controller: {terms.controller}",
+            f"shares: {terms.shares}",
+            f"nonce: {terms.nonce}",
+            f"expiry: {terms.expiry}",
+        )
+    ).encode()
+
+
+def verify_shares(
+    deployment_id: bytes,
+    terms: SharesTerms,
+    consent: Consent,
+    now: int,
+    *,
+    salt: bytes | None = None,
+    ask_chain: bool = False,
+) -> None:
+    """Check that the controller signed how its account is shared out; the other arguments are those of `verify_link`.
+
+    Raises:
+        LinkError: Naming `signature`, `expiry` or `account`. A program-derived address can sign no shares.
+    """
+    _verify_terms(terms, now, salt)
+    if isinstance(consent, ChainConsent) and consent.kind == "pda":
+        raise LinkError("signature", "the links program keeps no record of shares; use a controller with a key")
+    messages = shares_digest(deployment_id, terms), shares_text(deployment_id, terms)
+    _verify_signer("signature", terms.controller, consent, ask_chain, *messages)
+
+
 def verify_link(
     deployment_id: bytes,
     terms: LinkTerms,
@@ -302,7 +418,7 @@ def verify_revoke(
     _verify_side(deployment_id, "revoke", "signature", terms, signer, consent, ask_chain)
 
 
-def _verify_terms(terms: LinkTerms, now: int, salt: bytes | None) -> None:
+def _verify_terms(terms: LinkTerms | SharesTerms, now: int, salt: bytes | None) -> None:
     if now >= terms.expiry:
         raise LinkError(
             "expiry", f"must be accepted before {terms.expiry}, it is {now}: sign again with a later expiry"
@@ -314,6 +430,12 @@ def _verify_terms(terms: LinkTerms, now: int, salt: bytes | None) -> None:
 def _verify_side(
     deployment_id: bytes, verb: Verb, field: str, terms: LinkTerms, who: str, consent: Consent, ask_chain: bool
 ) -> None:
+    messages = link_digest(deployment_id, verb, terms), link_text(deployment_id, verb, terms)
+    _verify_signer(field, who, consent, ask_chain, *messages)
+
+
+def _verify_signer(field: str, who: str, consent: Consent, ask_chain: bool, digest: bytes, text: bytes) -> None:
+    """Check one side's consent to what is `digest` for an EVM address and `text` for one on Solana."""
     signer = parse_caip10(who)
     if isinstance(consent, ChainConsent):
         _verify_form(field, signer, consent)
@@ -322,11 +444,11 @@ def _verify_side(
         return
     try:
         if signer.namespace == "eip155":
-            recovered = recover_rsv(link_digest(deployment_id, verb, terms), consent)
+            recovered = recover_rsv(digest, consent)
             if recovered != signer.address:
                 raise SignatureError("signature", f"recovers to 0x{recovered.hex()}")
         else:
-            verify_ed25519(signer.address, link_text(deployment_id, verb, terms), consent)
+            verify_ed25519(signer.address, text, consent)
     except SignatureError as error:
         raise LinkError(field, f"not signed by {signer} over these terms ({error})") from error
 

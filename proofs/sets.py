@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proofs.errors import FieldError
+from proofs.errors import FieldError, ProofError
 from proofs.fields import require_bytes, require_uint, uint_word
 from proofs.hashing import keccak256
 from proofs.quorum import MAX_MEMBERS, IndexedSignature, minimal_threshold, verify_quorum
-from proofs.statement import GENESIS_SET_ID, Deployment, typed_digest
+from proofs.statement import DEVNET, GENESIS_SET_ID, Deployment, typed_digest
 
 ROTATE_TYPE = "RotateSet(uint32 setId,address[] members,uint32 threshold,uint64 activationEpoch,uint64 notAfter)"
+LEAST_MEMBERS = 4
+"""Of a set outside devnets: with fewer, none may fail."""
 _ROTATE_TYPEHASH = keccak256(ROTATE_TYPE.encode())
 
 
@@ -101,7 +103,13 @@ def verify_history(deployment: Deployment, rotations: Sequence[Rotation]) -> tup
         if to.activation_epoch <= before.activation_epoch:
             reason = f"{to.activation_epoch} is not after {before.activation_epoch}, that of the set before"
             raise FieldError(f"rotations[{i}].activationEpoch", reason)
-        verify_quorum(rotation_digest(to, deployment_id), rotation.signatures, before.members, before.threshold)
+        if len(to.members) < LEAST_MEMBERS and deployment.network_class != DEVNET:
+            reason = f"{len(to.members)} given, at least {LEAST_MEMBERS} expected outside a devnet"
+            raise FieldError(f"rotations[{i}].members", reason)
+        try:
+            verify_quorum(rotation_digest(to, deployment_id), rotation.signatures, before.members, before.threshold)
+        except ProofError as error:
+            raise type(error)(f"rotations[{i}].{error.field}", error.reason) from error
         sets.append(to)
     return tuple(sets)
 

@@ -17,16 +17,27 @@ from itertools import pairwise
 from typing import Literal
 
 from proofs import statement as eip712
-from proofs.bundle import MAX_BYTES, PREIMAGES, Bundle, ProvenLeaf, SignedLink, Statement, encode_link
+from proofs.bundle import (
+    MAX_BYTES,
+    PREIMAGES,
+    Bundle,
+    ProvenAccount,
+    ProvenLeaf,
+    SignedLink,
+    Statement,
+    encode_link,
+    encode_set,
+)
 from proofs.document import Node, canonical_json, parse_json
 from proofs.errors import FieldError, MerkleError, PriceError, ProofError
 from proofs.fields import require_uint
 from proofs.hashing import keccak256
 from proofs.leaf import Leaf, hash_leaf
-from proofs.links import Side, verify_link, verify_revoke
+from proofs.links import SharesTerms, Side, verify_link, verify_revoke, verify_shares
 from proofs.merkle import accounts_entry, verify_accounts_inclusion, verify_proof
 from proofs.pyth import GuardianSet, PriceMessage, verify_update
 from proofs.quorum import verify_quorum
+from proofs.sets import AttestorSet, set_at, verify_history
 
 Outcome = Literal["pass", "fail", "not provable yet", "not checked"]
 
@@ -130,9 +141,13 @@ def _check_quorum(bundle: Bundle, now: int | None, deployment_id: bytes | None) 
     header = bundle.statement.header
     if now is not None and header.produced_at > now:
         raise FieldError("header.producedAt", f"{header.produced_at} is in the future, it is {now}")
-    _verify_statement(bundle, bundle.statement, "")
+    sets = verify_history(bundle.deployment, bundle.rotations)
+    _check_rotations(bundle)
+    demanded = _verify_statement(bundle.deployment, sets, bundle.statement, "")
     signers = len(bundle.statement.signatures)
-    detail = f"{signers} of {len(bundle.deployment.members)} signed (threshold {bundle.deployment.threshold})"
+    detail = f"{signers} of {len(demanded.members)} signed (threshold {demanded.threshold})"
+    if bundle.rotations:
+        detail += f", set {demanded.set_id} of {len(sets)}, each signed by the one before it"
     detail += f", deployment 0x{own_id.hex()}"
     if deployment_id is None:
         detail += " as the bundle states it: compare it with one you trust"
@@ -141,24 +156,39 @@ def _check_quorum(bundle: Bundle, now: int | None, deployment_id: bytes | None) 
     return "pass", detail
 
 
-def _verify_statement(bundle: Bundle, statement: Statement, here: str) -> None:
-    header, deployment = statement.header, bundle.deployment
-    if header.set_id != eip712.GENESIS_SET_ID:
-        raise FieldError(
-            f"{here}header.setId",
-            f"{header.set_id} given; this format carries the genesis set {eip712.GENESIS_SET_ID} only",
-        )
-    if header.produced_at > deployment.not_after:
-        raise FieldError(f"{here}header.producedAt", f"{header.produced_at}, the set ended at {deployment.not_after}")
+def _check_rotations(bundle: Bundle) -> None:
+    """Refuse a history that is not the one which the state names: one left out would bring an older set back."""
+    named = _state(bundle).member("rotations")
+    terms = [node.value for node in named.items()]
+    carried = [encode_set(rotation.to) for rotation in bundle.rotations]
+    if len(terms) != len(carried):
+        raise FieldError("rotations", f"{len(carried)} given, {named.path} names {len(terms)}")
+    for i, (given, wanted) in enumerate(zip(carried, terms, strict=True)):
+        if given != wanted:
+            raise FieldError(f"rotations[{i}]", f"not the set that {named.path}[{i}] names")
+
+
+def _verify_statement(
+    deployment: eip712.Deployment, sets: Sequence[AttestorSet], statement: Statement, here: str
+) -> AttestorSet:
+    """Check that the set which the epoch demands signed; return that set."""
+    header = statement.header
+    demanded = set_at(sets, header.epoch)
+    if header.set_id != demanded.set_id:
+        reason = f"{header.set_id} given, epoch {header.epoch} demands set {demanded.set_id} of the {len(sets)} known"
+        raise FieldError(f"{here}header.setId", reason)
+    if header.produced_at > demanded.not_after:
+        raise FieldError(f"{here}header.producedAt", f"{header.produced_at}, the set ended at {demanded.not_after}")
     if header.floor > header.epoch:
         raise FieldError(f"{here}header.floor", f"{header.floor} is above the epoch {header.epoch}")
     if not any(header.root):
         raise FieldError(f"{here}header.root", "zero")
     digest = eip712.digest(header, deployment.deployment_id())
     try:
-        verify_quorum(digest, statement.signatures, deployment.members, deployment.threshold)
+        verify_quorum(digest, statement.signatures, demanded.members, demanded.threshold)
     except ProofError as error:
         raise type(error)(f"{here}{error.field}", error.reason) from error
+    return demanded
 
 
 def _check_leaves(bundle: Bundle) -> tuple[Outcome, str]:
@@ -345,12 +375,12 @@ def _check_recomputation(bundle: Bundle, recompute: Recompute | None) -> tuple[O
     return ("not provable yet" if _keyless(bundle) else "pass"), detail
 
 
+def _state(bundle: Bundle) -> Node:
+    return parse_json(bundle.preimages.state, max_bytes=MAX_BYTES, field="preimages.state")
+
+
 def _check_links(bundle: Bundle) -> str:
-    if not bundle.links:
-        return "no links"
-    state = parse_json(bundle.preimages.state, max_bytes=MAX_BYTES, field="preimages.state")
-    committed = state.optional("links") if isinstance(state.value, dict) else None
-    logged = None if committed is None else {canonical_json(node.value) for node in committed.items()}
+    """Check who signed each entry, and that the state commits to the accounts with these entries and no others."""
     deployment_id = bundle.deployment.deployment_id()
     revoked: dict[tuple[bytes, str], int] = {}
     for i, link in enumerate(bundle.links):
@@ -358,23 +388,86 @@ def _check_links(bundle: Bundle) -> str:
             _verify_entry(deployment_id, link, revoked)
         except ProofError as error:
             raise type(error)(f"links[{i}].{error.field}", error.reason) from error
-        if logged is not None and canonical_json(encode_link(link)) not in logged:
-            raise FieldError(f"links[{i}]", "not in the links that preimages.state commits to")
+    _check_accounts(bundle)
     count = Counter(link.kind for link in bundle.links)
-    detail = f"{count['link']} {'' if logged is None else 'committed '}links signed by both sides"
+    detail = f"{count['link']} committed links signed by both sides"
     if count["revoke"]:
         detail += f", {count['revoke']} revoked by one of them, {count['end']} ended"
-    if logged is None:
-        detail += " (preimages.state lists none to compare)"
+    if count["shares"]:
+        detail += f", shared out {count['shares']} times by the controller"
     if lacking := _keyless(bundle):
         detail += f"; consent of {', '.join(lacking)} rests on chain state, not provable offline"
     return detail
 
 
+def _check_accounts(bundle: Bundle) -> None:
+    """Check each account against the state's tree, with all of its entries; leaves and links must be of these."""
+    if not (bundle.leaves or bundle.links or bundle.accounts):
+        return
+    tree = _state(bundle).member("accounts")
+    count, root = tree.member("count").integer(), tree.member("root").hex_bytes(32)
+    proven: set[bytes] = set()
+    for i, account in enumerate(bundle.accounts):
+        here = f"accounts[{i}]"
+        id = _verify_document(bundle, account, f"{here}.document")
+        if id in proven:
+            raise FieldError(f"{here}.document.id", "is given twice")
+        proven.add(id)
+        entries = [keccak256(canonical_json(encode_link(e)).encode()) for e in bundle.links if e.terms.account == id]
+        entry = id + keccak256(account.document.encode()) + keccak256(b"".join(entries))
+        try:
+            verify_accounts_inclusion(entry, account.index, count, account.path, root)
+        except MerkleError as error:
+            if error.field == "accounts_index":
+                raise MerkleError(f"{here}.index", error.reason) from error
+            reason = f"does not lead from this document and these {len(entries)} links to {tree.path}.root"
+            raise MerkleError(f"{here}.path", reason) from error
+    named = [(f"leaves[{i}].leaf.account", leaf.leaf.account) for i, leaf in enumerate(bundle.leaves)]
+    named += [(f"links[{i}].account", link.terms.account) for i, link in enumerate(bundle.links)]
+    for field, id in named:
+        if id not in proven:
+            raise FieldError(field, "no entry of accounts shows that the state commits to it")
+
+
+def _verify_document(bundle: Bundle, account: ProvenAccount, field: str) -> bytes:
+    """Check that an account's document says of its links and shares what its entries make of them; return its id."""
+    document = parse_json(account.document, max_bytes=MAX_BYTES, field=field)
+    document.only("id", "controller", "kind", "home", "links", "ending", "shares")
+    id, controller = document.member("id").hex_bytes(32), document.member("controller").text()
+    backing: dict[str, bool] = {}  # member -> whether it was revoked
+    shares = ""
+    for i, link in enumerate(bundle.links):
+        if link.terms.account != id:
+            continue
+        if link.terms.controller != controller:
+            raise FieldError(f"links[{i}].controller", f"{link.terms.controller}, the account's is {controller}")
+        if isinstance(link.terms, SharesTerms):
+            shares = link.terms.shares
+        elif link.kind == "end":
+            backing.pop(link.terms.member, None)
+        else:
+            backing[link.terms.member] = link.kind == "revoke"
+    found = {
+        "links": sorted(backing),
+        "ending": sorted(member for member, revoked in backing.items() if revoked),
+        "shares": shares,
+    }
+    for name, value in found.items():
+        given = document.member(name)
+        if given.value != value:
+            raise FieldError(given.path, f"{given.value!r} given, its entries make it {value!r}")
+    return id
+
+
 def _verify_entry(deployment_id: bytes, link: SignedLink, revoked: dict[tuple[bytes, str], int]) -> None:
     """Check one entry of the log; `revoked` holds the nonces of the revokes that nothing followed so far."""
-    terms, pair = link.terms, (link.terms.account, link.terms.member)
-    invite, accept = link.invite, link.accept
+    terms, invite, accept = link.terms, link.invite, link.accept
+    if isinstance(terms, SharesTerms):
+        if invite is None:
+            raise FieldError("invite", "missing: nobody signed")
+        verify_shares(deployment_id, terms, invite, link.accepted_at, salt=link.salt, ask_chain=True)
+        return
+    pair = terms.account, terms.member
     if link.kind == "end":
         if revoked.pop(pair, None) != terms.nonce:
             raise FieldError("nonce", f"{terms.nonce} ends no revoke of {terms.member} before it")
@@ -403,6 +496,7 @@ def _within_tolerance(attested: int, recomputed: int) -> bool:
 def _check_history(bundle: Bundle) -> tuple[Outcome, str]:
     """Step 8: `previous` is the digest of the statement before, as far back as the bundle goes."""
     deployment_id = bundle.deployment.deployment_id()
+    sets = verify_history(bundle.deployment, bundle.rotations)
     newer, here = bundle.statement, ""
     for i, older in enumerate(bundle.history):
         there = f"history[{i}]."
@@ -413,7 +507,7 @@ def _check_history(bundle: Bundle) -> tuple[Outcome, str]:
             raise FieldError(f"{there}header.body", "not the hash of its body")
         if older.header.epoch >= newer.header.epoch:
             raise FieldError(f"{there}header.epoch", f"{older.header.epoch} is not below {newer.header.epoch}")
-        _verify_statement(bundle, older, there)
+        _verify_statement(bundle.deployment, sets, older, there)
         newer, here = older, there
     if not any(newer.body.previous):
         return "pass", f"back to the first of the log, earlier statements carried: {len(bundle.history)}"

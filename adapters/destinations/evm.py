@@ -23,12 +23,13 @@ from aggregator.domain.rows import ChainRow, DestinationRow
 from aggregator.domain.snapshot import Finding
 from aggregator.ports import Signer
 from proofs.hashing import keccak256
+from proofs.sets import Rotation, genesis_set
 from proofs.statement import Deployment
 
-HEADER_TYPE: Final = "(uint64,bytes32,uint64,uint32,uint64,uint64,bytes32)"
-LEAF_TYPE: Final = "(bytes32,bytes32,uint64,int256,uint256,uint256,uint256,uint256,uint256,uint64,uint64,uint32)"
+HEADER_TYPE: Final = "(uint256,bytes32,uint256,uint256,uint256,uint256,bytes32)"
+SET_TYPE: Final = "(uint32,address[],uint32,uint64,uint64)"
+LEAF_TYPE: Final = "(bytes32,bytes32,uint256,int256,uint256,uint256,uint256,uint256,uint256,uint256,uint256,uint256)"
 LATEST_TYPES: Final = ("uint64", "bytes32", "uint64", "uint64", "uint64", "uint64")
-MAX_INDICES: Final = 32  # of eight bits each in one word
 
 MALFORMED: Final = (DecodingError, ValueError, TypeError, OverflowError)  # how a decoder refuses bytes from outside
 
@@ -37,10 +38,12 @@ GAS_HEADROOM: Final = (5, 4)  # the estimate is exact on the state it saw; a pos
 BUMP: Final = (9, 8)
 FUNDED_POSTS: Final = 10  # fewer than this many postings' worth of gas is a finding
 TYPICAL_GAS: Final = 90_000
-# The dearest posting there is, the first ever, which fills the header's and the ring's slot anew (17,100 more each),
-# takes 72,100 and 4,650 per signature; tests/bench/gas.py measures what later ones take.
+# The dearest posting there is fills its ring slot anew (17,100 more) while a rotation waits for its activation, so that
+# two sets are read; a rotation writes a word of code per member. tests/bench/gas.py measures what they take.
 CEILING_BASE: Final = 80_000
 CEILING_PER_SIGNATURE: Final = 5_000
+CEILING_ROTATION: Final = 120_000
+CEILING_PER_MEMBER: Final = 10_000
 
 _ALREADY_KNOWN: Final = ("already known", "already imported", "known transaction", "already in the mempool")
 _NONCE_USED: Final = ("nonce too low", "nonce is too low", "oldnonce", "nonce has already been used")
@@ -117,12 +120,24 @@ class EvmRegistryDestination:
                 Or the fee cap is reached; retryable, fees may fall.
             SourceError: the node did not answer well.
         """
-        data = build_post(certificate)
+        ceiling = CEILING_BASE + CEILING_PER_SIGNATURE * len(certificate.attestations)
+        return await self._sign(build_post(certificate), ceiling)
+
+    async def sign_rotation(self, rotation: Rotation) -> SignedPosting:
+        """Estimate, price and sign the transaction that adds the next set; nothing is sent.
+
+        Raises:
+            PostingError, SourceError: as `sign`.
+        """
+        ceiling = CEILING_ROTATION + CEILING_PER_MEMBER * len(rotation.to.members)
+        return await self._sign(build_rotate(rotation), ceiling + CEILING_PER_SIGNATURE * len(rotation.signatures))
+
+    async def _sign(self, data: bytes, ceiling: int) -> SignedPosting:
         nonce = await self._nonce()
         replaced = self._offered if self._offered is not None and self._offered.nonce == nonce else None
         # An estimate runs on top of the pool: with our own posting there, its replacement would look like a repeat.
         # What it replaces may carry another epoch, whose ring slot was in use: so allow for the dearest posting, too.
-        gas = max(replaced.gas, _gas_ceiling(certificate)) if replaced is not None else await self._estimate(data)
+        gas = max(replaced.gas, ceiling) if replaced is not None else await self._estimate(data)
         tip, fee = await self._fees(replaced)
         transaction = Transaction(self._chain_id, nonce, tip, fee, gas, self._registry, data)
         raw = sign_transaction(transaction, self._payer)
@@ -187,6 +202,11 @@ class EvmRegistryDestination:
             return None
         return PostedRoot(epoch, root, floor, produced_at, valid_until, posted_at)
 
+    async def read_newest_set(self) -> int:
+        """Return the id of the newest set the registry knows at the chain's head, active already or not."""
+        (set_id,) = await self._view("newestSetId()", ("uint32",))
+        return int(set_id)
+
     async def read_root(self, epoch: int) -> bytes | None:
         """Return the root stored for ``epoch`` at the chain's head, None when the ring holds none."""
         (root,) = await self._view("rootOf(uint64)", ("bytes32",), abi_encode(["uint64"], [epoch]))
@@ -222,16 +242,13 @@ class EvmRegistryDestination:
             expect("wrong-deployment", "deployment id", _hex(there), _hex(self._deployment.deployment_id()))
             (there,) = await self._view("destination()", ("bytes32",))
             expect("wrong-deployment", "destination id", _hex(there), _hex(destination_id(self._row.chain)))
-            (threshold,) = await self._view("threshold()", ("uint256",))
-            expect("wrong-threshold", "threshold", threshold, self._deployment.threshold)
-            (not_after,) = await self._view("notAfter()", ("uint256",))
-            expect("wrong-deployment", "end of the attestor set", not_after, self._deployment.not_after)
-            (count,) = await self._view("memberCount()", ("uint256",))
-            members = []
-            for i in range(min(count, MAX_INDICES)):
-                (member,) = await self._view("members(uint256)", ("address",), abi_encode(["uint256"], [i]))
-                members.append(str(member).lower())
-            expect("wrong-members", "members", members, [_hex(member) for member in self._deployment.members])
+            genesis = genesis_set(self._deployment)
+            asked = abi_encode(["uint32"], [genesis.set_id])
+            ((_, members, threshold, _, not_after),) = await self._view("setOf(uint32)", (SET_TYPE,), asked)
+            expect("wrong-threshold", "threshold", threshold, genesis.threshold)
+            expect("wrong-deployment", "end of the attestor set", not_after, genesis.not_after)
+            there = [str(member).lower() for member in members]
+            expect("wrong-members", "members", there, [_hex(member) for member in genesis.members])
         except NodeRefused as error:
             findings.append(Finding("wrong-deployment", self._row.chain, f"not our registry: {error.problem}"))
         findings.extend(await self._check_funds())
@@ -312,14 +329,17 @@ class EvmRegistryDestination:
             return f"payer {self._payer.address} has insufficient funds"
         return error.problem
 
-    async def _view(self, signature: str, types: Sequence[str], arguments: bytes = b"") -> tuple[Any, ...]:
-        request = {"to": self._row.address, "data": "0x" + (_selector(signature) + arguments).hex()}
+    async def _view(
+        self, signature: str, types: Sequence[str], arguments: bytes = b"", to: str | None = None
+    ) -> tuple[Any, ...]:
+        to = to or self._row.address
+        request = {"to": to, "data": "0x" + (_selector(signature) + arguments).hex()}
         answer = await self._endpoint.call("eth_call", [request, "latest"])
         try:
             return tuple(abi_decode(list(types), bytes.fromhex(answer[2:])))
         except MALFORMED:
             name = signature.partition("(")[0]
-            raise Garbage(self._chain.name, f"{name}() of {self._row.address} answers {str(answer)[:80]!r}") from None
+            raise Garbage(self._chain.name, f"{name}() of {to} answers {str(answer)[:80]!r}") from None
 
     def _quantity(self, body: dict[str, Any], key: str) -> int:
         return self._number(key, body.get(key))
@@ -352,6 +372,16 @@ def build_post(certificate: Certificate) -> bytes:
     signatures = [[a.r, a.vs] for a in certificate.attestations]
     arguments = abi_encode([HEADER_TYPE, "uint256", "bytes32[2][]"], [fields, indices, signatures])
     return _selector(f"post({HEADER_TYPE},uint256,bytes32[2][])") + arguments
+
+
+def build_rotate(rotation: Rotation) -> bytes:
+    """Return the calldata of ``rotate(to, indices, signatures)``."""
+    to = rotation.to
+    fields = (to.set_id, list(to.members), to.threshold, to.activation_epoch, to.not_after)
+    indices = sum(s.index << (8 * position) for position, s in enumerate(rotation.signatures))
+    signatures = [[s.r, s.vs] for s in rotation.signatures]
+    arguments = abi_encode([SET_TYPE, "uint256", "bytes32[2][]"], [fields, indices, signatures])
+    return _selector(f"rotate({SET_TYPE},uint256,bytes32[2][])") + arguments
 
 
 def sign_transaction(transaction: Transaction, payer: Signer) -> bytes:
@@ -388,10 +418,6 @@ def decode_revert(data: object) -> str | None:
     except MALFORMED:  # which only costs us the reason
         return None
     return str(reason)
-
-
-def _gas_ceiling(certificate: Certificate) -> int:
-    return CEILING_BASE + CEILING_PER_SIGNATURE * len(certificate.attestations)
 
 
 def _selector(signature: str) -> bytes:

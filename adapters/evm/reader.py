@@ -17,9 +17,9 @@ from functools import partial
 from itertools import accumulate, chain, islice, pairwise
 from typing import Any, Protocol, TypeVar
 
+from adapters.evm import margin_venue, registry
 from adapters.evm.abi import WORD, Answer, Call, Flow, Result, decode_uint, pack_multicall, selector, unpack_multicall
 from adapters.evm.chainlink import quotes_flow, sequencer_flow
-from adapters.evm.margin_venue import CONCERNS_ALL
 from adapters.evm.members import MAGIC, members_flow
 from adapters.evm.proof import Unprovable, choose_address, read_balance, verify_balance
 from adapters.evm.wallet import Wallet
@@ -54,6 +54,7 @@ DESCRIBED_FOR = 600
 
 LOG_BLOCKS, LOG_QUERIES = 10_000, 64  # what is asked at most about changes: beyond it, reading everybody is cheaper
 LOG_LIMIT, WORD_LIMIT = 20_000, 100_000  # and what is taken as an answer
+CONCERNS_ALL = margin_venue.CONCERNS_ALL | registry.CONCERNS_ALL
 LOG_REFUSALS = ("range", "limit", "results", "too many", "exceed", "more than", "large", "timed out", "timeout")
 
 _QUANTITY = re.compile("0x[0-9a-f]{1,16}")

@@ -15,22 +15,29 @@ from solders.instruction import AccountMeta, Instruction
 from solders.pubkey import Pubkey
 
 from adapters.solana.layouts import SYSTEM_PROGRAM, TOKEN_PROGRAM, Fields, LayoutError, RawAccount, open_account
-from proofs.leaf import Leaf, pack
-from proofs.quorum import IndexedSignature
+from proofs.errors import FieldError
+from proofs.leaf import LIQUIDATABLE, MONITORED, PARTIAL, STALE, Leaf, pack
+from proofs.permits import Hold, Permit
+from proofs.quorum import MAX_MEMBERS, IndexedSignature
+from proofs.sets import AttestorSet, rotation_digest
 from proofs.statement import Deployment, Header, pack_header
 
 _SYSTEM = Pubkey.from_string(SYSTEM_PROGRAM)
 _TOKEN = Pubkey.from_string(TOKEN_PROGRAM)
 
-REGISTRY_SIZE, VAULT_SIZE, HOLDING_SIZE, DEPOSIT_SIZE, LINK_SIZE = 3_416, 56, 128, 168, 176
-REGISTRY_TAG, VAULT_TAG, HOLDING_TAG, DEPOSIT_TAG = b"cmREGST1", b"cmVAULT1", b"cmHOLDG1", b"cmDEPOS1"
-LINK_TAG = b"cmLINKR1"
+REGISTRY_SIZE, STAGED_SIZE, MARGIN_SIZE, DRAWN_SIZE, CONSUMER_SIZE, LINK_SIZE = 4_224, 744, 224, 128, 88, 176
+REGISTRY_TAG, STAGED_TAG, MARGIN_TAG, DRAWN_TAG = b"cmREGST2", b"cmNXSET1", b"cmACCNT1", b"cmDRAWN1"
+CONSUMER_TAG, LINK_TAG = b"cmCONSM1", b"cmLINKR1"
+VAULT_SIZE, HOLDING_SIZE, DEPOSIT_SIZE = 56, 128, 168
+VAULT_TAG, HOLDING_TAG, DEPOSIT_TAG = b"cmVAULT2", b"cmHOLDG1", b"cmDEPOS1"
+LIMIT_SIZE, HOLD_SIZE = 88, 96
+LIMIT_TAG, HOLD_TAG = b"cmLIMIT1", b"cmHOLDS1"
 RING_SLOTS = 64
-_RING, _RING_STRIDE, _MEMBERS = 856, 40, 144
+_RING, _RING_STRIDE, _OLDER_SET, _NEWEST_SET = 1_664, 40, 336, 1_000
 
 
 class RegistryRefusal(IntEnum):
-    """Custom error codes of the registry program; their meaning is in the table of registry.c."""
+    """Custom error codes of the registry program; their meaning is in the tables of registry.c and quorum.h."""
 
     INSTRUCTION_MALFORMED = 1
     ACCOUNTS_WRONG = 2
@@ -40,30 +47,52 @@ class RegistryRefusal(IntEnum):
     ALREADY_INITIALISED = 6
     STATE_WRONG = 7
     SYSVAR_UNREADABLE = 8
+    AUTHORITY_WRONG = 9
     NETWORK_CLASS_UNKNOWN = 10
     MEMBER_COUNT_WRONG = 11
     THRESHOLD_WRONG = 12
     MEMBER_INVALID = 13
     PARAMETER_INVALID = 14
     EPOCH_NOT_NEWER = 20
-    EPOCH_AHEAD = 21
-    PRODUCED_AHEAD = 22
-    EXPIRED = 23
-    LIFETIME_TOO_LONG = 24
-    FLOOR_BACKWARDS = 25
-    FLOOR_ABOVE_EPOCH = 26
-    SET_ID_WRONG = 27
-    SET_EXPIRED = 28
-    ROOT_ZERO = 29
+    PRODUCED_AHEAD = 21
+    EXPIRED = 22
+    LIFETIME_TOO_LONG = 23
+    FLOOR_BACKWARDS = 24
+    FLOOR_ABOVE_EPOCH = 25
+    SET_ID_WRONG = 26
+    ROOT_ZERO = 27
     SIGNATURES_TOO_FEW = 30
     SIGNER_ORDER = 31
     SIGNER_UNKNOWN = 32
     SIGNATURE_HIGH_S = 33
     SIGNATURE_WRONG = 34
+    SET_EXPIRED = 35
+    SET_UNKNOWN = 36
+    EPOCH_AHEAD = 37
+    EPOCH_BELOW_FLOOR = 38
+    SET_NOT_NEXT = 40
+    SET_PENDING = 41
+    ACTIVATION_WRONG = 42
+    SET_LIFETIME_WRONG = 43
+    RECOVERY_NONE = 44
+    TIMELOCK_RUNNING = 45
+    LISTED_ALREADY = 50
+    NOT_LISTED = 51
+    PAUSE_TOO_LONG = 52
+    PAUSE_TOO_SOON = 53
+    PAUSED = 54
+    NOT_PAUSED = 55
+    LEAF_NOT_NEWEST = 60
+    LEAF_EXPIRED = 61
+    LEAF_WRONG = 62
+    AMOUNT_ZERO = 63
+    BUDGET_EXCEEDED = 64
+    REPAID_TOO_MUCH = 65
+    LEAF_FLAGGED = 66
 
 
 class VaultRefusal(IntEnum):
-    """Custom error codes of the vault program; their meaning is in the table of vault.c."""
+    """Custom error codes of the vault program; their meaning is in the tables of vault.c and quorum.h."""
 
     INSTRUCTION_MALFORMED = 1
     ACCOUNTS_WRONG = 2
@@ -80,12 +109,47 @@ class VaultRefusal(IntEnum):
     DESTINATION_WRONG = 13
     SYSVAR_UNREADABLE = 14
     DELAY_TOO_LONG = 15
+    REGISTRY_WRONG = 16
+    GOVERNANCE_WRONG = 17
+    LIMIT_WRONG = 18
+    HOLD_WRONG = 19
     AMOUNT_ZERO = 20
     AMOUNT_TOO_LARGE = 21
     AMOUNT_NOT_FREE = 22
     REQUEST_OPEN = 23
     REQUEST_NONE = 24
     NOT_READY = 25
+    MINT_NOT_ACCEPTED = 26
+    LIMIT_REACHED = 27
+    HELD = 28
+    SIGNATURES_TOO_FEW = 30
+    SIGNER_ORDER = 31
+    SIGNER_UNKNOWN = 32
+    SIGNATURE_HIGH_S = 33
+    SIGNATURE_WRONG = 34
+    SET_EXPIRED = 35
+    SET_UNKNOWN = 36
+    EPOCH_AHEAD = 37
+    EPOCH_BELOW_FLOOR = 38
+    HOLD_TOO_LONG = 40
+    HOLD_NOT_NEWER = 41
+    PERMIT_EXPIRED = 42
+    NONCE_USED = 43
+    HOLD_PASSED = 44
+    EXTENSION_TRANSFER_FEE = 101
+    EXTENSION_MINT_CLOSE_AUTHORITY = 103
+    EXTENSION_CONFIDENTIAL = 104
+    EXTENSION_DEFAULT_STATE = 106
+    EXTENSION_NON_TRANSFERABLE = 109
+    EXTENSION_INTEREST_BEARING = 110
+    EXTENSION_PERMANENT_DELEGATE = 112
+    EXTENSION_TRANSFER_HOOK = 114
+    EXTENSION_CONFIDENTIAL_FEE = 116
+    EXTENSION_CONFIDENTIAL_SUPPLY = 124
+    EXTENSION_SCALED_UI = 125
+    EXTENSION_PAUSABLE = 126
+    EXTENSION_PERMISSIONED_BURN = 128
+    EXTENSION_UNKNOWN = 199
 
 
 class LinksRefusal(IntEnum):
@@ -116,36 +180,46 @@ class RegistryParameters:
         epoch_seconds: length of an epoch.
         clock_skew: seconds producedAt may be ahead of the chain's clock.
         max_lifetime: most seconds between producedAt and validUntil.
+        governance: lists consumers and schedules recoveries.
+        guardian: may pause; the default is nobody.
+        timelock: seconds until what governance decides takes effect; a day to thirty, on a devnet from 0.
     """
 
     destination: bytes
     epoch_seconds: int
     clock_skew: int
     max_lifetime: int
+    governance: Pubkey
+    guardian: Pubkey
+    timelock: int
 
-    def pack(self) -> bytes:
-        """Return the 24 bytes of the three times, as in the seeds, the instruction and the state."""
-        return struct.pack("<QQQ", self.epoch_seconds, self.clock_skew, self.max_lifetime)
+    def times(self) -> bytes:
+        """Return the 32 bytes of the four times, as in the seeds, the instruction and the state."""
+        return struct.pack("<QQQQ", self.epoch_seconds, self.clock_skew, self.max_lifetime, self.timelock)
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryState:
-    """A decoded registry account. `ring` maps the epochs it holds a root of to the root."""
+    """A decoded registry account. `ring` maps the epochs it holds a root of to the root.
+
+    `older` is the set before `newest`, None before the first rotation. `recovery` is the digest of the set that
+    governance scheduled and the second from which it may be executed. Paused from `paused[0]` until `paused[1]`.
+    """
 
     deployment_id: bytes
     parameters: RegistryParameters
     domain_separator: bytes
     network_class: int
-    members: tuple[bytes, ...]
-    threshold: int
-    not_after: int
     salt: bytes
-    set_id: int
+    older: AttestorSet | None
+    newest: AttestorSet
     epoch: int
     floor: int
     produced_at: int
     valid_until: int
     posted_at: int
+    paused: tuple[int, int]
+    recovery: tuple[bytes, int] | None
     ring: dict[int, bytes]
 
     @property
@@ -153,11 +227,96 @@ class RegistryState:
         """The newest root, None before the first posting."""
         return self.ring.get(self.epoch)
 
+    @property
+    def sets(self) -> tuple[AttestorSet, ...]:
+        """The sets it knows, ascending."""
+        return (self.newest,) if self.older is None else (self.older, self.newest)
+
+
+@dataclass(frozen=True, slots=True)
+class StagedSet:
+    """A set that was proposed to a registry, and the digest that the newest set's quorum must sign."""
+
+    registry: str
+    digest: bytes
+    to: AttestorSet
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """What a registry stores of an account: the leaf applied last, and what was drawn. USD count 1e-8.
+
+    `valid_until` is the leaf's or the statement's, whichever ends first; `epoch` is never 0.
+    """
+
+    registry: str
+    account: bytes
+    used: int
+    epoch: int
+    as_of: int
+    valid_until: int
+    flags: int
+    equity: int
+    assets_initial: int
+    requirement_initial: int
+    assets_maintenance: int
+    requirement_maintenance: int
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnState:
+    """What one consumer has drawn of an account, 1e-8 USD."""
+
+    registry: str
+    account: bytes
+    authority: str
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerState:
+    """A consumer. It may draw from the second `listed_from` on; None: delisted."""
+
+    registry: str
+    authority: str
+    listed_from: int | None
+
+
+class MarginStatus(IntEnum):
+    """What a registry's `status` says of an account."""
+
+    UNKNOWN = 0
+    HEALTHY = 1
+    UNHEALTHY = 2
+    LIQUIDATABLE = 3
+
 
 def registry_address(program: Pubkey, deployment_id: bytes, parameters: RegistryParameters) -> Pubkey:
     """Return the registry's address."""
-    seeds = [b"registry", deployment_id, parameters.destination, parameters.pack()]
+    parties = [bytes(parameters.governance), bytes(parameters.guardian)]
+    seeds = [b"registry", deployment_id, parameters.destination, parameters.times(), *parties]
     return Pubkey.find_program_address(seeds, program)[0]
+
+
+def staged_address(program: Pubkey, registry: Pubkey, digest: bytes) -> Pubkey:
+    """Return the address of the staged set with this RotateSet digest."""
+    return Pubkey.find_program_address([b"set", bytes(registry), digest], program)[0]
+
+
+def margin_address(program: Pubkey, registry: Pubkey, account: bytes) -> Pubkey:
+    """Return the address that stores an account's margin."""
+    return Pubkey.find_program_address([b"acct", bytes(registry), account], program)[0]
+
+
+def drawn_address(program: Pubkey, registry: Pubkey, account: bytes, authority: Pubkey) -> Pubkey:
+    """Return the address that stores what one consumer has drawn of an account."""
+    return Pubkey.find_program_address([b"drawn", bytes(registry), account, bytes(authority)], program)[0]
+
+
+def consumer_address(program: Pubkey, registry: Pubkey, authority: Pubkey) -> Pubkey:
+    """Return the address that stores since when a consumer is listed."""
+    return Pubkey.find_program_address([b"consumer", bytes(registry), bytes(authority)], program)[0]
 
 
 def build_registry_init(
@@ -169,7 +328,9 @@ def build_registry_init(
         + deployment.not_after.to_bytes(8, "little")
         + deployment.salt
         + parameters.destination
-        + parameters.pack()
+        + parameters.times()
+        + bytes(parameters.governance)
+        + bytes(parameters.guardian)
         + b"".join(deployment.members)
     )
     registry = registry_address(program, deployment.deployment_id(), parameters)
@@ -180,22 +341,107 @@ def build_post(
     program: Pubkey, registry: Pubkey, header: Header, signatures: Sequence[IndexedSignature]
 ) -> Instruction:
     """Return the instruction that posts a certificate. Anybody may pay for it."""
-    data = bytes([1]) + pack_header(header) + bytes([len(signatures)]) + b"".join(s.pack() for s in signatures)
-    return Instruction(program, data, [_writable(registry)])
+    return Instruction(program, bytes([1]) + pack_header(header) + _pack_signatures(signatures), [_writable(registry)])
 
 
 def build_verify(program: Pubkey, registry: Pubkey, leaf: Leaf, proof: Sequence[bytes]) -> Instruction:
     """Return the instruction whose return data is b"\\x01" when the registry accepts the leaf now, else b"\\x00"."""
-    data = bytes([2]) + pack(leaf) + bytes([len(proof)]) + b"".join(proof)
-    return Instruction(program, data, [_readonly(registry)])
+    return Instruction(program, bytes([2]) + _proven(leaf, proof), [_readonly(registry)])
+
+
+def build_stage(program: Pubkey, registry: Pubkey, payer: Pubkey, deployment_id: bytes, to: AttestorSet) -> Instruction:
+    """Return the instruction that writes a set to where `build_rotate` looks for it; harmless when it is there."""
+    terms = struct.pack("<IBBQQ", to.set_id, to.threshold, len(to.members), to.activation_epoch, to.not_after)
+    staged = staged_address(program, registry, rotation_digest(to, deployment_id))
+    metas = [_signer(payer), _readonly(registry), _writable(staged), _readonly(_SYSTEM)]
+    return Instruction(program, bytes([3]) + terms + b"".join(to.members), metas)
+
+
+def build_rotate(
+    program: Pubkey, registry: Pubkey, digest: bytes, signatures: Sequence[IndexedSignature]
+) -> Instruction:
+    """Return the instruction that hands over to the staged set with this digest. Anybody may pay for it."""
+    metas = [_writable(registry), _readonly(staged_address(program, registry, digest))]
+    return Instruction(program, bytes([4]) + _pack_signatures(signatures), metas)
+
+
+def build_schedule_recovery(program: Pubkey, registry: Pubkey, governance: Pubkey, digest: bytes) -> Instruction:
+    """Return the instruction by which governance schedules a staged set without signatures."""
+    metas = [_signs(governance), _writable(registry), _readonly(staged_address(program, registry, digest))]
+    return Instruction(program, bytes([5]), metas)
+
+
+def build_execute_recovery(program: Pubkey, registry: Pubkey, digest: bytes) -> Instruction:
+    """Return the instruction that hands over to the scheduled set once its timelock has passed."""
+    return Instruction(program, bytes([6]), [_writable(registry), _readonly(staged_address(program, registry, digest))])
+
+
+def build_cancel_recovery(program: Pubkey, registry: Pubkey, governance: Pubkey) -> Instruction:
+    """Return the instruction by which governance takes a scheduled recovery back."""
+    return Instruction(program, bytes([7]), [_signs(governance), _writable(registry)])
+
+
+def build_list(program: Pubkey, registry: Pubkey, payer: Pubkey, governance: Pubkey, authority: Pubkey) -> Instruction:
+    """Return the instruction after which, a timelock later, what `authority` signs may draw."""
+    consumer = consumer_address(program, registry, authority)
+    metas = [_signer(payer), _signs(governance), _readonly(registry), _writable(consumer), _readonly(_SYSTEM)]
+    return Instruction(program, bytes([8]) + bytes(authority), metas)
+
+
+def build_delist(program: Pubkey, registry: Pubkey, governance: Pubkey, authority: Pubkey) -> Instruction:
+    """Return the instruction after which `authority` can only repay."""
+    consumer = consumer_address(program, registry, authority)
+    return Instruction(program, bytes([9]), [_signs(governance), _readonly(registry), _writable(consumer)])
+
+
+def build_pause(program: Pubkey, registry: Pubkey, guardian: Pubkey, seconds: int) -> Instruction:
+    """Return the instruction that stops draws for at most three days."""
+    data = bytes([10]) + seconds.to_bytes(8, "little")
+    return Instruction(program, data, [_signs(guardian), _writable(registry)])
+
+
+def build_unpause(program: Pubkey, registry: Pubkey, who: Pubkey) -> Instruction:
+    """Return the instruction by which the guardian or governance ends a pause."""
+    return Instruction(program, bytes([11]), [_signs(who), _writable(registry)])
+
+
+def build_apply(program: Pubkey, registry: Pubkey, payer: Pubkey, leaf: Leaf, proof: Sequence[bytes]) -> Instruction:
+    """Return the instruction that stores a leaf of the newest epoch; the payer pays for the first one's account."""
+    margin = margin_address(program, registry, leaf.account)
+    metas = [_signer(payer), _readonly(registry), _writable(margin), _readonly(_SYSTEM)]
+    return Instruction(program, bytes([12]) + _proven(leaf, proof), metas)
+
+
+def build_draw(
+    program: Pubkey, registry: Pubkey, payer: Pubkey, authority: Pubkey, account: bytes, amount: int
+) -> Instruction:
+    """Return the instruction that uses `amount` (1e-8 USD) of an account's budget; a consumer's program sends it."""
+    metas = [
+        _signer(payer),
+        _signs(authority),
+        _readonly(registry),
+        _readonly(consumer_address(program, registry, authority)),
+        _writable(margin_address(program, registry, account)),
+        _writable(drawn_address(program, registry, account, authority)),
+        _readonly(_SYSTEM),
+    ]
+    return Instruction(program, bytes([13]) + account + amount.to_bytes(16, "little"), metas)
+
+
+def build_repay(program: Pubkey, registry: Pubkey, authority: Pubkey, account: bytes, amount: int) -> Instruction:
+    """Return the instruction that gives `amount` (1e-8 USD) of what this consumer drew back to the budget."""
+    metas = [
+        _signs(authority),
+        _readonly(registry),
+        _writable(margin_address(program, registry, account)),
+        _writable(drawn_address(program, registry, account, authority)),
+    ]
+    return Instruction(program, bytes([14]) + account + amount.to_bytes(16, "little"), metas)
 
 
 def decode_registry(account: str, raw: RawAccount, program: Pubkey) -> RegistryState:
     """Decode a registry account. Raises LayoutError."""
     fields = _open(account, raw, program, REGISTRY_SIZE, REGISTRY_TAG)
-    count = fields.u8(141)
-    if count > 32:
-        raise LayoutError(account, "memberCount", f"{count} found, at most 32 expected")
     ring = {}
     for slot in range(RING_SLOTS):
         at = _RING + slot * _RING_STRIDE
@@ -205,24 +451,116 @@ def decode_registry(account: str, raw: RawAccount, program: Pubkey) -> RegistryS
             ring[epoch] = fields.bytes32(at + 8)
     state = RegistryState(
         deployment_id=fields.bytes32(8),
-        parameters=RegistryParameters(fields.bytes32(40), fields.u64(104), fields.u64(112), fields.u64(120)),
+        parameters=RegistryParameters(
+            destination=fields.bytes32(40),
+            epoch_seconds=fields.u64(104),
+            clock_skew=fields.u64(112),
+            max_lifetime=fields.u64(120),
+            governance=Pubkey(fields.bytes32(136)),
+            guardian=Pubkey(fields.bytes32(168)),
+            timelock=fields.u64(128),
+        ),
         domain_separator=fields.bytes32(72),
-        network_class=fields.u8(143),
-        members=tuple(fields.data[_MEMBERS + 20 * i : _MEMBERS + 20 * i + 20] for i in range(count)),
-        threshold=fields.u8(140),
-        not_after=fields.u64(128),
-        salt=fields.bytes32(824),
-        set_id=fields.u32(136),
-        epoch=fields.u64(784),
-        floor=fields.u64(792),
-        produced_at=fields.u64(800),
-        valid_until=fields.u64(808),
-        posted_at=fields.u64(816),
+        network_class=fields.u8(232),
+        salt=fields.bytes32(200),
+        older=_decode_set(fields, _OLDER_SET, "olderSet") if fields.u32(_OLDER_SET) else None,
+        newest=_decode_set(fields, _NEWEST_SET, "newestSet"),
+        epoch=fields.u64(240),
+        floor=fields.u64(248),
+        produced_at=fields.u64(256),
+        valid_until=fields.u64(264),
+        posted_at=fields.u64(272),
+        paused=(fields.u64(280), fields.u64(288)),
+        recovery=(fields.bytes32(304), fields.u64(296)) if fields.u64(296) else None,
         ring=ring,
     )
     if state.epoch and state.root is None:
         raise LayoutError(account, "ring", f"no root for the newest epoch {state.epoch}")
+    if not state.parameters.epoch_seconds:
+        raise LayoutError(account, "epochSeconds", "0 found, at least 1 expected")
     return state
+
+
+def decode_staged(account: str, raw: RawAccount, program: Pubkey) -> StagedSet:
+    """Decode a staged set. Raises LayoutError."""
+    fields = _open(account, raw, program, STAGED_SIZE, STAGED_TAG)
+    return StagedSet(fields.key(8), fields.bytes32(40), _decode_set(fields, 80, "set"))
+
+
+def decode_margin(account: str, raw: RawAccount, program: Pubkey) -> Margin:
+    """Decode what a registry stores of an account. Raises LayoutError."""
+    fields = _open(account, raw, program, MARGIN_SIZE, MARGIN_TAG)
+    return Margin(
+        registry=fields.key(8),
+        account=fields.bytes32(40),
+        used=_u128(fields, 80),
+        epoch=fields.u64(96),
+        as_of=fields.u64(104),
+        valid_until=fields.u64(112),
+        flags=fields.u32(120),
+        equity=int.from_bytes(fields.data[128:144], "little", signed=True),
+        assets_initial=_u128(fields, 144),
+        requirement_initial=_u128(fields, 160),
+        assets_maintenance=_u128(fields, 176),
+        requirement_maintenance=_u128(fields, 192),
+        budget=_u128(fields, 208),
+    )
+
+
+def decode_drawn(account: str, raw: RawAccount, program: Pubkey) -> DrawnState:
+    """Decode what one consumer has drawn. Raises LayoutError."""
+    fields = _open(account, raw, program, DRAWN_SIZE, DRAWN_TAG)
+    return DrawnState(fields.key(8), fields.bytes32(40), fields.key(72), _u128(fields, 112))
+
+
+def decode_consumer(account: str, raw: RawAccount, program: Pubkey) -> ConsumerState:
+    """Decode a consumer. Raises LayoutError."""
+    fields = _open(account, raw, program, CONSUMER_SIZE, CONSUMER_TAG)
+    return ConsumerState(fields.key(8), fields.key(40), fields.u64(72) or None)
+
+
+def compute_usable(state: RegistryState, margin: Margin, now: int) -> int:
+    """Return what can still be drawn of an account, 1e-8 USD: 0 unless the newest leaf is applied, in force
+    and not flagged stale or monitored, and while paused.
+
+    `now` is the chain's clock, Unix seconds.
+    """
+    if now < state.paused[1] or margin.epoch != state.epoch or now >= margin.valid_until:
+        return 0
+    if margin.flags & (STALE | MONITORED):
+        return 0
+    return max(margin.budget - margin.used, 0)
+
+
+def compute_status(state: RegistryState, margin: Margin | None, now: int) -> MarginStatus:
+    """Return an account's status by the leaf applied last; None for one never applied. `now`: the chain's clock."""
+    if margin is None or now >= margin.valid_until or margin.epoch < state.floor:
+        return MarginStatus.UNKNOWN
+    if margin.flags & (STALE | PARTIAL):
+        return MarginStatus.UNKNOWN
+    if margin.flags & LIQUIDATABLE:
+        return MarginStatus.LIQUIDATABLE
+    healthy = margin.assets_maintenance >= margin.requirement_maintenance
+    return MarginStatus.HEALTHY if healthy else MarginStatus.UNHEALTHY
+
+
+def _decode_set(fields: Fields, at: int, name: str) -> AttestorSet:
+    count = fields.u8(at + 5)
+    if count > MAX_MEMBERS:
+        raise LayoutError(fields.account, f"{name}.memberCount", f"{count} found, at most {MAX_MEMBERS} expected")
+    members = tuple(fields.data[at + 24 + 20 * i : at + 44 + 20 * i] for i in range(count))
+    try:
+        return AttestorSet(fields.u32(at), members, fields.u8(at + 4), fields.u64(at + 8), fields.u64(at + 16))
+    except FieldError as error:
+        raise LayoutError(fields.account, f"{name}.{error.field}", error.reason) from None
+
+
+def _proven(leaf: Leaf, proof: Sequence[bytes]) -> bytes:
+    return pack(leaf) + bytes([len(proof)]) + b"".join(proof)
+
+
+def _u128(fields: Fields, at: int) -> int:
+    return int.from_bytes(fields.data[at : at + 16], "little")
 
 
 # ---- vault ----
@@ -230,9 +568,9 @@ def decode_registry(account: str, raw: RawAccount, program: Pubkey) -> RegistryS
 
 @dataclass(frozen=True, slots=True)
 class VaultState:
-    """A decoded vault. `delay` is seconds."""
+    """A decoded vault. `registry` is the account whose quorum it obeys; `delay` is seconds."""
 
-    deployment_id: bytes
+    registry: str
     delay: int
 
 
@@ -260,9 +598,28 @@ class Deposit:
     ready_at: int
 
 
-def vault_address(program: Pubkey, deployment_id: bytes, delay: int) -> Pubkey:
-    """Return the address of a deployment's vault with this delay in seconds."""
-    return Pubkey.find_program_address([b"vault", deployment_id, delay.to_bytes(8, "little")], program)[0]
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How many base units of a mint a vault may have in custody after a deposit; 0: the mint is not accepted."""
+
+    vault: str
+    mint: str
+    cap: int
+
+
+@dataclass(frozen=True, slots=True)
+class StandingHold:
+    """Nothing of an account can be claimed before `until` (Unix seconds). Both are 0 where none was ever brought."""
+
+    vault: str
+    account: bytes
+    until: int
+    epoch: int
+
+
+def vault_address(program: Pubkey, registry: Pubkey, delay: int) -> Pubkey:
+    """Return the address of a registry's vault with this delay in seconds."""
+    return Pubkey.find_program_address([b"vault", bytes(registry), delay.to_bytes(8, "little")], program)[0]
 
 
 def holding_address(program: Pubkey, vault: Pubkey, account: bytes, mint: Pubkey) -> Pubkey:
@@ -280,17 +637,63 @@ def custody_address(program: Pubkey, vault: Pubkey, mint: Pubkey) -> Pubkey:
     return Pubkey.find_program_address([b"custody", bytes(vault), bytes(mint)], program)[0]
 
 
-def build_vault_init(program: Pubkey, payer: Pubkey, deployment_id: bytes, delay: int) -> Instruction:
-    """Return the instruction that makes the vault; the payer signs and pays its rent."""
-    vault = vault_address(program, deployment_id, delay)
-    data = bytes([0]) + deployment_id + delay.to_bytes(8, "little")
-    return Instruction(program, data, [_signer(payer), _writable(vault), _readonly(_SYSTEM)])
+def limit_address(program: Pubkey, vault: Pubkey, mint: Pubkey) -> Pubkey:
+    """Return the address of what a vault may take of a mint."""
+    return Pubkey.find_program_address([b"limit", bytes(vault), bytes(mint)], program)[0]
+
+
+def hold_address(program: Pubkey, vault: Pubkey, account: bytes) -> Pubkey:
+    """Return the address of an account's hold; its first deposit makes it."""
+    return Pubkey.find_program_address([b"hold", bytes(vault), account], program)[0]
+
+
+def nonce_address(program: Pubkey, vault: Pubkey, nonce: bytes) -> Pubkey:
+    """Return the address at which there is an account once the permit with this nonce was used."""
+    return Pubkey.find_program_address([b"nonce", bytes(vault), nonce], program)[0]
+
+
+def build_vault_init(program: Pubkey, payer: Pubkey, registry: Pubkey, delay: int) -> Instruction:
+    """Return the instruction that makes the vault of an initialised registry; the payer signs and pays its rent."""
+    vault = vault_address(program, registry, delay)
+    metas = [_signer(payer), _writable(vault), _readonly(registry), _readonly(_SYSTEM)]
+    return Instruction(program, bytes([0]) + delay.to_bytes(8, "little"), metas)
+
+
+def build_limit(
+    program: Pubkey, vault: Pubkey, registry: Pubkey, governance: Pubkey, mint: Pubkey, cap: int, payer: Pubkey
+) -> Instruction:
+    """Return the instruction by which the registry's governance says how much of a mint the vault may take.
+
+    Args:
+        cap: base units in custody after a deposit, 0 for no more deposits. What is in can always leave.
+        payer: signs and pays the rent of a first limit; may be the governance.
+    """
+    metas = [
+        _signer(payer),
+        AccountMeta(governance, is_signer=True, is_writable=False),
+        _readonly(vault),
+        _readonly(registry),
+        _writable(limit_address(program, vault, mint)),
+        _readonly(_SYSTEM),
+    ]
+    return Instruction(program, bytes([5]) + bytes(mint) + cap.to_bytes(8, "little"), metas)
 
 
 def build_deposit(
-    program: Pubkey, vault: Pubkey, owner: Pubkey, account: bytes, mint: Pubkey, source: Pubkey, amount: int
+    program: Pubkey,
+    vault: Pubkey,
+    owner: Pubkey,
+    account: bytes,
+    mint: Pubkey,
+    source: Pubkey,
+    amount: int,
+    token_program: Pubkey = _TOKEN,
 ) -> Instruction:
-    """Return the instruction that moves `amount` from the owner's token account `source` into the vault."""
+    """Return the instruction that moves `amount` from the owner's token account `source` into the vault.
+
+    Args:
+        token_program: the owner of the mint, SPL Token or Token-2022.
+    """
     metas = [
         _signer(owner),
         _readonly(vault),
@@ -299,7 +702,9 @@ def build_deposit(
         _readonly(mint),
         _writable(source),
         _writable(custody_address(program, vault, mint)),
-        _readonly(_TOKEN),
+        _readonly(limit_address(program, vault, mint)),
+        _writable(hold_address(program, vault, account)),
+        _readonly(token_program),
         _readonly(_SYSTEM),
     ]
     return Instruction(program, bytes([1]) + account + amount.to_bytes(8, "little"), metas)
@@ -309,34 +714,70 @@ def build_request(
     program: Pubkey, vault: Pubkey, owner: Pubkey, account: bytes, mint: Pubkey, amount: int
 ) -> Instruction:
     """Return the instruction that asks for `amount` back; it can be claimed after the delay."""
-    data = bytes([2]) + account + bytes(mint) + amount.to_bytes(8, "little")
+    data = bytes([2]) + amount.to_bytes(8, "little")
     return Instruction(program, data, _owner_metas(program, vault, owner, account, mint))
 
 
 def build_cancel(program: Pubkey, vault: Pubkey, owner: Pubkey, account: bytes, mint: Pubkey) -> Instruction:
     """Return the instruction that takes the open request back."""
-    data = bytes([3]) + account + bytes(mint)
-    return Instruction(program, data, _owner_metas(program, vault, owner, account, mint))
+    return Instruction(program, bytes([3]), _owner_metas(program, vault, owner, account, mint))
 
 
 def build_claim(
-    program: Pubkey, vault: Pubkey, owner: Pubkey, account: bytes, mint: Pubkey, destination: Pubkey
+    program: Pubkey,
+    vault: Pubkey,
+    owner: Pubkey,
+    account: bytes,
+    mint: Pubkey,
+    destination: Pubkey,
+    token_program: Pubkey = _TOKEN,
 ) -> Instruction:
     """Return the instruction that pays the requested amount out to the token account `destination`."""
-    metas = [
-        *_owner_metas(program, vault, owner, account, mint),
-        _readonly(mint),
-        _writable(custody_address(program, vault, mint)),
-        _writable(destination),
-        _readonly(_TOKEN),
-    ]
-    return Instruction(program, bytes([4]) + account, metas)
+    metas = _payout_metas(program, vault, owner, account, mint, destination, token_program)
+    return Instruction(program, bytes([4]), metas)
+
+
+def build_hold(program: Pubkey, registry: Pubkey, hold: Hold, signatures: Sequence[IndexedSignature]) -> Instruction:
+    """Return the instruction that brings a hold to the vault it names. Anybody may; 13 signatures fit one packet."""
+    vault = Pubkey(hold.vault)
+    data = bytes([6]) + struct.pack("<QQ", hold.until, hold.epoch) + _pack_signatures(signatures)
+    metas = [_readonly(vault), _readonly(registry), _writable(hold_address(program, vault, hold.account))]
+    return Instruction(program, data, metas)
+
+
+def build_withdraw(
+    program: Pubkey,
+    registry: Pubkey,
+    owner: Pubkey,
+    permit: Permit,
+    signatures: Sequence[IndexedSignature],
+    token_program: Pubkey = _TOKEN,
+) -> Instruction:
+    """Return the instruction by which a depositor uses a permit: the vault it names pays `permit.to` at once.
+
+    One packet carries 9 signatures. For up to 13 put all accounts of the instruction but the owner and the nonce (the
+    tenth of twelve) into an address lookup table.
+
+    Args:
+        owner: the depositor; signs and pays the rent that keeps the nonce burnt.
+        token_program: the owner of the mint, SPL Token or Token-2022.
+
+    Raises:
+        OverflowError: the amount passes 64 bits, which no SPL token has.
+    """
+    vault, mint = Pubkey(permit.vault), Pubkey(permit.asset)
+    data = bytes([7]) + permit.amount.to_bytes(8, "little") + permit.nonce
+    data += struct.pack("<QQ", permit.epoch, permit.expiry) + _pack_signatures(signatures)
+    metas = _payout_metas(program, vault, owner, permit.account, mint, Pubkey(permit.to), token_program)
+    metas[0] = _signer(owner)
+    metas += [_readonly(registry), _writable(nonce_address(program, vault, permit.nonce)), _readonly(_SYSTEM)]
+    return Instruction(program, data, metas)
 
 
 def decode_vault(account: str, raw: RawAccount, program: Pubkey) -> VaultState:
     """Decode a vault. Raises LayoutError."""
     fields = _open(account, raw, program, VAULT_SIZE, VAULT_TAG)
-    return VaultState(deployment_id=fields.bytes32(8), delay=fields.u64(40))
+    return VaultState(registry=fields.key(8), delay=fields.u64(40))
 
 
 def decode_holding(account: str, raw: RawAccount, program: Pubkey) -> Holding:
@@ -357,6 +798,18 @@ def decode_deposit(account: str, raw: RawAccount, program: Pubkey) -> Deposit:
         pending=fields.u64(144),
         ready_at=fields.u64(152),
     )
+
+
+def decode_limit(account: str, raw: RawAccount, program: Pubkey) -> Limit:
+    """Decode a limit. Raises LayoutError."""
+    fields = _open(account, raw, program, LIMIT_SIZE, LIMIT_TAG)
+    return Limit(fields.key(8), fields.key(40), fields.u64(72))
+
+
+def decode_hold(account: str, raw: RawAccount, program: Pubkey) -> StandingHold:
+    """Decode a hold. Raises LayoutError."""
+    fields = _open(account, raw, program, HOLD_SIZE, HOLD_TAG)
+    return StandingHold(fields.key(8), fields.bytes32(40), fields.u64(72), fields.u64(80))
 
 
 # ---- links ----
@@ -436,8 +889,35 @@ def _owner_metas(program: Pubkey, vault: Pubkey, owner: Pubkey, account: bytes, 
     ]
 
 
+def _payout_metas(
+    program: Pubkey,
+    vault: Pubkey,
+    owner: Pubkey,
+    account: bytes,
+    mint: Pubkey,
+    destination: Pubkey,
+    token_program: Pubkey,
+) -> list[AccountMeta]:
+    return [
+        *_owner_metas(program, vault, owner, account, mint),
+        _readonly(mint),
+        _writable(custody_address(program, vault, mint)),
+        _writable(destination),
+        _readonly(hold_address(program, vault, account)),
+        _readonly(token_program),
+    ]
+
+
+def _pack_signatures(signatures: Sequence[IndexedSignature]) -> bytes:
+    return bytes([len(signatures)]) + b"".join(s.pack() for s in signatures)
+
+
 def _signer(key: Pubkey) -> AccountMeta:
     return AccountMeta(key, is_signer=True, is_writable=True)
+
+
+def _signs(key: Pubkey) -> AccountMeta:
+    return AccountMeta(key, is_signer=True, is_writable=False)
 
 
 def _writable(key: Pubkey) -> AccountMeta:

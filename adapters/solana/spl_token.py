@@ -1,7 +1,9 @@
-"""SPL Token: mints, token accounts, and what linked wallets hold in their associated token accounts.
+"""SPL Token and Token-2022: mints, token accounts, and what linked wallets hold in associated SPL Token accounts.
 
-Layouts: solana-program/token `interface/src/state.rs` (Mint 82 bytes, Account 165 bytes). Token-2022 has extensions
-that take fees or move tokens by themselves; it is refused with a finding until it is understood.
+Layouts: solana-program/token `interface/src/state.rs` (Mint 82 bytes, Account 165 bytes). Token-2022 keeps them; what
+has extensions is longer: a byte at 165 says mint (1) or account (2), and from 166 follow u16 type, u16 length, value
+(solana-program/token-2022 `interface/src/extension`). A mint counts when its extensions only describe it; the others
+take fees, move, block or rename tokens behind their holder's back. proofs/programs/vault.c refuses the same ones.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from adapters.solana.layouts import (
     TOKEN_2022_PROGRAM,
     TOKEN_PROGRAM,
     Answers,
+    Fields,
     Flow,
     LayoutError,
     RawAccount,
@@ -27,18 +30,37 @@ from adapters.solana.layouts import (
 from aggregator.domain.rows import AssetRow
 from aggregator.domain.snapshot import Finding, Position, Subject
 
-MINT_SIZE, TOKEN_ACCOUNT_SIZE = 82, 165
+MINT_SIZE, TOKEN_ACCOUNT_SIZE, MULTISIG_SIZE = 82, 165, 355
+_KIND_MINT, _KIND_ACCOUNT = 1, 2
+DESCRIPTIVE_EXTENSIONS = frozenset(range(18, 24))
+"""Metadata pointer, token metadata, group pointer, token group, group member pointer, token group member."""
+REFUSED_EXTENSIONS = {
+    1: "transfer fee",
+    3: "mint close authority",
+    4: "confidential transfer",
+    6: "default account state",
+    9: "non-transferable",
+    10: "interest-bearing",
+    12: "permanent delegate",
+    14: "transfer hook",
+    16: "confidential transfer fee",
+    24: "confidential mint and burn",
+    25: "scaled UI amount",
+    26: "pausable",
+    28: "permissioned burn",
+}
 _STATES: tuple[Literal["uninitialized", "initialized", "frozen"], ...] = ("uninitialized", "initialized", "frozen")
 
 
 @dataclass(frozen=True, slots=True)
 class Mint:
-    """A decoded mint. `supply` is in base units."""
+    """A decoded mint. `supply` is in base units; `extensions` are the types of its Token-2022 extensions."""
 
     mint_authority: str | None
     supply: int
     decimals: int
     freeze_authority: str | None
+    extensions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +77,9 @@ class TokenAccount:
     close_authority: str | None
 
 
-def decode_mint(account: str, raw: RawAccount) -> Mint:
-    """Decode an SPL Token mint. Raises LayoutError."""
-    fields = open_account(account, raw, TOKEN_PROGRAM, MINT_SIZE)
+def decode_mint(account: str, raw: RawAccount, program: str = TOKEN_PROGRAM) -> Mint:
+    """Decode a mint of a token program. Raises LayoutError."""
+    fields, extensions = _open_token(account, raw, program, MINT_SIZE, _KIND_MINT)
     if not fields.flag(45, "is_initialized"):
         raise LayoutError(account, "is_initialized", "the mint is not initialised")
     return Mint(
@@ -65,12 +87,13 @@ def decode_mint(account: str, raw: RawAccount) -> Mint:
         supply=fields.u64(36),
         decimals=fields.u8(44),
         freeze_authority=fields.optional_key(46, "freeze_authority"),
+        extensions=extensions,
     )
 
 
-def decode_token_account(account: str, raw: RawAccount) -> TokenAccount:
-    """Decode an SPL Token account. Raises LayoutError; an uninitialised one is an error, not a zero."""
-    fields = open_account(account, raw, TOKEN_PROGRAM, TOKEN_ACCOUNT_SIZE)
+def decode_token_account(account: str, raw: RawAccount, program: str = TOKEN_PROGRAM) -> TokenAccount:
+    """Decode an account of a token program. Raises LayoutError; an uninitialised one is an error, not a zero."""
+    fields, _ = _open_token(account, raw, program, TOKEN_ACCOUNT_SIZE, _KIND_ACCOUNT)
     number = fields.u8(108)
     if number >= len(_STATES):
         raise LayoutError(account, "state", f"{number} found, 0 to 2 expected")
@@ -89,45 +112,80 @@ def decode_token_account(account: str, raw: RawAccount) -> TokenAccount:
     )
 
 
+def _open_token(account: str, raw: RawAccount, program: str, size: int, kind: int) -> tuple[Fields, tuple[int, ...]]:
+    """Return the fields and the extension types of an account of a token program. Raises LayoutError."""
+    long = program == TOKEN_2022_PROGRAM and len(raw.data) > TOKEN_ACCOUNT_SIZE and len(raw.data) != MULTISIG_SIZE
+    if not long:
+        return open_account(account, raw, program, size), ()
+    fields = open_account(account, raw, program, len(raw.data))
+    if fields.u8(TOKEN_ACCOUNT_SIZE) != kind:
+        raise LayoutError(account, "kind", f"{fields.u8(TOKEN_ACCOUNT_SIZE)} found, {kind} expected")
+    types = []
+    at, end = TOKEN_ACCOUNT_SIZE + 1, len(raw.data)
+    while at + 2 <= end and (type_ := int.from_bytes(raw.data[at : at + 2], "little")):
+        types.append(type_)
+        at += 4 + int.from_bytes(raw.data[at + 2 : at + 4], "little")
+        if at > end:
+            raise LayoutError(account, f"extension {type_}", "is longer than the account")
+    return fields, tuple(types)
+
+
 def associated_address(owner: str, mint: str) -> str:
     """Return the address of `owner`'s associated SPL Token account for `mint`. Both are base58."""
     seeds = [bytes(Pubkey.from_string(key)) for key in (owner, TOKEN_PROGRAM, mint)]
     return str(Pubkey.find_program_address(seeds, Pubkey.from_string(ASSOCIATED_TOKEN_PROGRAM))[0])
 
 
-def verify_mint(row: AssetRow, raw: RawAccount | None) -> None:
-    """Check that the chain's mint is the one `row` describes. Raises LayoutError."""
+class ExtensionError(LayoutError):
+    """A Token-2022 mint that does not count as collateral here; `problem` names its extension."""
+
+
+def verify_mint(row: AssetRow, raw: RawAccount | None) -> str:
+    """Check that the chain's mint is the one `row` describes; return the token program that owns it.
+
+    Raises:
+        ExtensionError: an extension of a Token-2022 mint does more than describe it.
+        LayoutError: no such mint, or another one.
+    """
     account = mint_of(row.id)
     if raw is None:
         raise LayoutError(account, "mint", "no such account on this chain")
-    if raw.owner == TOKEN_2022_PROGRAM:
-        raise LayoutError(account, "owner", "a Token-2022 mint, which is not supported yet")
-    mint = decode_mint(account, raw)
+    program = TOKEN_2022_PROGRAM if raw.owner == TOKEN_2022_PROGRAM else TOKEN_PROGRAM
+    mint = decode_mint(account, raw, program)
+    for type_ in mint.extensions:
+        if type_ not in DESCRIPTIVE_EXTENSIONS:
+            name = REFUSED_EXTENSIONS.get(type_, f"type {type_}, which is not known here")
+            raise ExtensionError(account, "extension", f"{name}: a Token-2022 mint that counts nothing")
     if mint.decimals != row.decimals:
         raise LayoutError(account, "decimals", f"{mint.decimals} on the chain, {row.decimals} configured")
+    return program
+
+
+def doubt_code(error: LayoutError) -> str:
+    """Return the code of the finding that an unsound mint or token account gives."""
+    return "token-2022" if isinstance(error, ExtensionError) else "unreadable"
 
 
 def sift_mints(
     rows: Sequence[AssetRow], answers: Answers, subjects: Sequence[Subject]
 ) -> tuple[frozenset[str], list[Finding]]:
-    """Return the ids of the rows whose mint is sound, and a finding per subject for each that is not."""
+    """Return the ids of the rows with a sound SPL Token mint, and a finding per subject for each unsound mint."""
     sound: set[str] = set()
     findings: list[Finding] = []
     for row, raw in zip(rows, answers, strict=True):
         try:
-            verify_mint(row, raw)
+            if verify_mint(row, raw) == TOKEN_PROGRAM:
+                sound.add(row.id)
         except LayoutError as error:
-            code = "token-2022" if raw is not None and raw.owner == TOKEN_2022_PROGRAM else "unreadable"
-            findings += [unreadable(code, row.id, subject, str(error)) for subject in subjects]
-        else:
-            sound.add(row.id)
+            findings += [unreadable(doubt_code(error), row.id, subject, str(error)) for subject in subjects]
     return frozenset(sound), findings
 
 
 class SplTokenWallet:
     """SPL tokens in the associated token accounts of linked addresses.
 
-    Tokens in other token accounts of the same owner are not seen: they count nothing, which errs to the safe side.
+    Tokens in other token accounts of the same owner are not seen, nor is Token-2022 outside a vault: they count
+    nothing, which errs to the safe side.
     """
 
     name = "wallet"

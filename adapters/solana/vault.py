@@ -1,16 +1,18 @@
-"""The collateral vault program: SPL tokens held for an account, given back only after a delay.
+"""The collateral vault program: SPL and Token-2022 tokens held for an account, given back only after a delay.
 
 Layouts and rules: proofs/programs/vault.c. Authority is a vault of this deployment: control seizable, removal delay as
-the vault says. `total` includes `pending`.
+the vault says, held or not: a hold ends, and a permit is the attestors' word, not the owner's. `total` includes
+`pending`. A mint or custody that cannot be relied on concerns those who hold that asset, and nothing else of theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from solders.pubkey import Pubkey
 
-from adapters.solana.layouts import Answers, Flow, LayoutError, RawAccount, mint_of, unreadable
+from adapters.solana.layouts import Flow, LayoutError, RawAccount, mint_of, unreadable
 from adapters.solana.programs import (
     Holding,
     custody_address,
@@ -19,9 +21,17 @@ from adapters.solana.programs import (
     holding_address,
     vault_address,
 )
-from adapters.solana.spl_token import decode_token_account, sift_mints
+from adapters.solana.spl_token import decode_token_account, doubt_code, verify_mint
 from aggregator.domain.rows import AssetRow
-from aggregator.domain.snapshot import Position, Subject
+from aggregator.domain.snapshot import Finding, Position, Subject
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """What custody has of one mint, in base units."""
+
+    amount: int
+    frozen: bool
 
 
 class CollateralVault:
@@ -58,24 +68,27 @@ class CollateralVault:
             # Without the delay nothing says that the owner cannot leave at once.
             return (), tuple(unreadable("unreadable", "vault", subject, str(error)) for subject in subjects)
         n = len(mints)
-        sound, findings = sift_mints(self.rows, answers[1 : 1 + n], subjects)
-        pools = self._pools(mints, custody, answers[1 + n : 1 + 2 * n])
+        pools = {
+            row.id: self._pool(row, mint, str(address), pool)
+            for row, address, mint, pool in zip(
+                self.rows, custody, answers[1 : 1 + n], answers[1 + n : 1 + 2 * n], strict=True
+            )
+        }
         positions: list[Position] = []
+        findings: list[Finding] = []
         for (row, subject, address), raw in zip(kept, answers[1 + 2 * n :], strict=True):
-            if raw is None or row.id not in sound:
+            if raw is None:
                 continue
             try:
-                held = self._holding(str(address), raw, subject, mint_of(row.id))
-                pool = pools[mint_of(row.id)]
+                held, pool = self._holding(str(address), raw, subject, mint_of(row.id)), pools[row.id]
                 if isinstance(pool, LayoutError):
                     raise pool
-                if held.total > pool[0]:
-                    raise LayoutError(str(address), "total", f"{held.total} on record, custody holds {pool[0]}")
+                if held.total > pool.amount:
+                    raise LayoutError(str(address), "total", f"{held.total} on record, custody holds {pool.amount}")
             except LayoutError as error:
-                findings.append(unreadable("unreadable", row.id, subject, str(error)))
+                findings.append(unreadable(doubt_code(error), row.id, subject, str(error)))
                 continue
-            frozen = pool[1]
-            if frozen:
+            if pool.frozen:
                 findings.append(unreadable("frozen", row.id, subject, "custody is frozen by the mint's authority"))
             if held.total:
                 positions.append(
@@ -86,10 +99,10 @@ class CollateralVault:
                         row.id,
                         held.total,
                         row.id,
-                        0 if frozen else held.total,
+                        0 if pool.frozen else held.total,
                         control="seizable",
                         removal_delay=delay,
-                        pending=0 if frozen else held.pending,
+                        pending=0 if pool.frozen else held.pending,
                         origin=str(self.vault),
                     )
                 )
@@ -99,27 +112,26 @@ class CollateralVault:
         if raw is None:
             raise LayoutError(str(self.vault), "vault", "no such account on this chain")
         state = decode_vault(str(self.vault), raw, self.program)
-        if vault_address(self.program, state.deployment_id, state.delay) != self.vault:
-            raise LayoutError(str(self.vault), "address", "not the address of its deployment id and delay")
+        if vault_address(self.program, Pubkey.from_string(state.registry), state.delay) != self.vault:
+            raise LayoutError(str(self.vault), "address", "not the address of its registry and delay")
         return state.delay
 
-    def _pools(
-        self, mints: Sequence[str], custody: Sequence[Pubkey], answers: Answers
-    ) -> dict[str, tuple[int, bool] | LayoutError]:
-        """Return, per mint, (base units in custody, frozen?), or what is wrong with its custody account."""
-        pools: dict[str, tuple[int, bool] | LayoutError] = {}
-        for mint, address, raw in zip(mints, custody, answers, strict=True):
-            if raw is None:
-                pools[mint] = (0, False)
-                continue
-            try:
-                account = decode_token_account(str(address), raw)
-                if account.mint != mint or account.owner != str(self.vault):
-                    raise LayoutError(str(address), "owner", f"{account.owner} found, {self.vault} expected")
-                pools[mint] = (account.amount, account.state == "frozen")
-            except LayoutError as error:
-                pools[mint] = error
-        return pools
+    def _pool(
+        self, row: AssetRow, mint: RawAccount | None, address: str, custody: RawAccount | None
+    ) -> _Pool | LayoutError:
+        """Return what custody has, or what is wrong with it or with the mint."""
+        try:
+            program = verify_mint(row, mint)
+            if custody is None:
+                return _Pool(0, frozen=False)
+            account = decode_token_account(address, custody, program)
+            if account.mint != mint_of(row.id):
+                raise LayoutError(address, "mint", f"{account.mint} found, {mint_of(row.id)} expected")
+            if account.owner != str(self.vault):
+                raise LayoutError(address, "owner", f"{account.owner} found, {self.vault} expected")
+        except LayoutError as error:
+            return error
+        return _Pool(account.amount, account.state == "frozen")
 
     def _holding(self, address: str, raw: RawAccount, subject: Subject, mint: str) -> Holding:
         held = decode_holding(address, raw, self.program)

@@ -2,9 +2,9 @@
 
 Two kinds of accounts are watched. For every linked address: the address itself and its associated token accounts of the
 configured mints, each by ``accountSubscribe``; a change names the address. For the accounts themselves: all holdings of
-the configured vaults' programs, by ``programSubscribe``; a change names the 32-byte fields of the holding, the account
-id among them. So the words are what :class:`aggregator.ports.Watcher` promises: an account id, or the 32 bytes of a
-linked address, as 0x hex.
+the configured vaults' programs, and what registries' programs store of each account, by ``programSubscribe``; a change
+names the 32-byte fields of what changed, the account id among them. So the words are what
+:class:`aggregator.ports.Watcher` promises: an account id, or the 32 bytes of a linked address, as 0x hex.
 
 Heights are slots. What changed while nobody listened cannot be asked for, so after every connection everybody counts as
 changed once. Nodes tell roots and accounts side by side: a slot counts as covered when the next root was told, which
@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from solders.pubkey import Pubkey
 
-from adapters.solana.programs import HOLDING_SIZE
+from adapters.solana.programs import HOLDING_SIZE, MARGIN_SIZE
 from adapters.solana.spl_token import associated_address
 from aggregator.domain.errors import Garbage
 from aggregator.domain.rows import ChainRow
@@ -60,6 +60,7 @@ class SolanaWatcher:
         socket: its websockets.
         programs: vault programs, base58.
         mints: configured SPL mints, base58.
+        registries: registry programs, base58.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class SolanaWatcher:
         programs: Sequence[str],
         mints: Sequence[str],
         *,
+        registries: Sequence[str] = (),
         word_limit: int = WORD_LIMIT,
         key_limit: int = KEY_LIMIT,
     ) -> None:
         self._row, self._socket = row, socket
-        self._programs, self._mints = sorted(set(programs)), sorted(set(mints))
+        told = {(program, HOLDING_SIZE) for program in programs} | {(program, MARGIN_SIZE) for program in registries}
+        self._programs, self._mints = sorted(told), sorted(set(mints))
         self._word_limit, self._key_limit = word_limit, key_limit
         self._wanted: dict[str, str] = {}  # account key -> the word it stands for
         self._unheard: dict[str, str] = {}  # those of them that are not subscribed to yet
@@ -151,8 +154,8 @@ class SolanaWatcher:
         holdings: set[str | int] = set()
         self._session = session
         try:
-            for program in self._programs:
-                config = FINALIZED | {"filters": [{"dataSize": HOLDING_SIZE}]}
+            for program, size in self._programs:
+                config = FINALIZED | {"filters": [{"dataSize": size}]}
                 holdings.add(await session.call("programSubscribe", [program, config]))
             await self._subscribe(session, accounts)
             roots = await session.call("rootSubscribe", [])  # last, so that nothing is missed after the first root
@@ -201,9 +204,9 @@ class SolanaWatcher:
         return max(slot, self._covered + 1)
 
     def _fields(self, result: Any) -> set[str]:
-        """Return the 32-byte fields of a holding, all aligned to 8 bytes; which is which need not be known."""
+        """Return the 32-byte fields of a record, all aligned to 8 bytes; which is which need not be known."""
         try:
             data = base64.b64decode(result["value"]["account"]["data"][0], validate=True)
         except (KeyError, TypeError, IndexError, binascii.Error):
-            raise Garbage(self._row.name, "the websocket told a holding without its data") from None
-        return {"0x" + data[i : i + 32].hex() for i in range(0, min(len(data), HOLDING_SIZE) - 31, 8)}
+            raise Garbage(self._row.name, "the websocket told an account without its data") from None
+        return {"0x" + data[i : i + 32].hex() for i in range(0, min(len(data), MARGIN_SIZE) - 31, 8)}

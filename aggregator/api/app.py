@@ -10,7 +10,7 @@ from fastapi.staticfiles import StaticFiles
 from aggregator.api import errors
 from aggregator.api.context import ApiService
 from aggregator.api.guard import Guard
-from aggregator.api.routes import accounts, epochs, latency, operations, pages, risk, signing, world
+from aggregator.api.routes import accounts, epochs, latency, operations, pages, permits, risk, signing, world
 
 __all__ = ["ApiService", "create_app"]
 
@@ -32,7 +32,7 @@ def create_app(service: ApiService) -> FastAPI:
     app.state.service = service
     app.add_middleware(Guard)
     errors.install(app)
-    for module in (accounts, epochs, latency, risk, world):
+    for module in (accounts, epochs, latency, permits, risk, world):
         app.include_router(module.router, prefix="/v1")
     app.include_router(operations.router)
     app.include_router(pages.router)

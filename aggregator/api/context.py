@@ -13,7 +13,7 @@ from aggregator.domain.certificate import EpochRecord, EpochSummary
 from aggregator.domain.latency import LatencyReport, Leg
 from aggregator.domain.rows import AssetRow, ChainRow, DeploymentRow, DestinationRow, SourceRow
 from aggregator.domain.snapshot import Finding
-from aggregator.ports import Accounts, Clock, Halt, Halts, RiskDesk, Store
+from aggregator.ports import Accounts, Clock, Halt, Halts, Permits, RiskDesk, Store
 from proofs.statement import Deployment
 
 _RECENT = 20  # epochs looked through for the newest certified one before the store is asked outright
@@ -30,6 +30,7 @@ class ApiService:
         proof: returns the sibling path of the leaf at an index of ``record.leaves``.
         readiness: returns the reasons why the service is not ready, none when it is.
         desk: answers questions about risk; None where no epochs are computed.
+        permits: collects withdrawal permits; None where no attestors are asked.
     """
 
     store: Store
@@ -46,6 +47,7 @@ class ApiService:
     proof: Callable[[EpochRecord, int], tuple[bytes, ...]]
     readiness: Callable[[], Sequence[Finding]]
     desk: RiskDesk | None = None
+    permits: Permits | None = None
     _newest: dict[bool, tuple[EpochSummary, EpochRecord]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property

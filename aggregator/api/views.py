@@ -22,6 +22,7 @@ from aggregator.domain.report import (
     AccountMargin,
     Component,
     ContractPart,
+    DestinationBudget,
     Explained,
     Exposure,
     Flag,
@@ -95,6 +96,9 @@ class AccountView(BaseModel):
     home: str = Field(description="CAIP-2 of the destination that holds its budget", examples=["eip155:31337"])
     links: list[str] = Field(description="CAIP-10 addresses that back it")
     ending: list[str] = Field(description="Those of `links` that are revoked: their assets count 0, their debts stand")
+    shares: dict[str, int] = Field(
+        description="Parts of 10,000 by destination (CAIP-2), as its controller signed; empty = all at `home`"
+    )
 
 
 class AccountPage(BaseModel):
@@ -108,7 +112,9 @@ class LinkView(BaseModel):
     """One entry of the links log."""
 
     position: int = Field(description="Place in the log, which decides conflicts", examples=[1])
-    kind: Literal["link", "revoke", "end"] = Field(description="An end completes the revoke that has its nonce")
+    kind: Literal["link", "revoke", "end", "shares"] = Field(
+        description="An end completes the revoke that has its nonce; shares say how the account is shared out"
+    )
     account: str
     controller: str
     member: str
@@ -117,6 +123,7 @@ class LinkView(BaseModel):
     invite_signature: str = Field(description="The controller's; empty where the member revokes, and in an end")
     accept_signature: str = Field(description="The member's; empty where the controller revokes, and in an end")
     recorded_at: int = Field(description="Unix seconds")
+    shares: str = Field(description="As signed; empty but in shares, which have no `member`", examples=[""])
 
 
 class LinkPage(BaseModel):
@@ -127,9 +134,9 @@ class LinkPage(BaseModel):
 
 
 class MessageView(BaseModel):
-    """What one side of a link signs."""
+    """What one side of a link signs, or a controller about its shares."""
 
-    verb: Literal["invite", "accept", "revoke"]
+    verb: Literal["invite", "accept", "revoke", "shares"]
     signer: str = Field(description="CAIP-10 of the side that signs", examples=["eip155:31337:0x" + "aa" * 20])
     nonce: str = Field(examples=["1"])
     expiry: str = Field(description="Unix seconds", examples=["1800086400"])
@@ -368,6 +375,19 @@ class LeafView(BaseModel):
     flags: str
 
 
+class BudgetView(BaseModel):
+    """What may be drawn at one destination and what is charged there: the greatest of used, outstanding and debts."""
+
+    destination: str = Field(description="CAIP-2", examples=["eip155:31337"])
+    share: int = Field(description="The owner's, in parts of 10,000", examples=[10_000])
+    budget: Usd = Field(description="The most that may be drawn, in total, by this epoch's leaf")
+    used: Usd = Field(description="Drawn and not repaid, as the registry there said")
+    outstanding: Usd = Field(description="The largest budget of an earlier epoch that may still be drawn, if listed")
+    debts: Usd = Field(description="To consumers there that are seen, weighted")
+    charge: Usd
+    unexplained: LevelUsd = Field(description="Drawn beyond debts that are seen: no venue explains it, and it is owed")
+
+
 class MarginView(BaseModel):
     """One account's margin at its home destination."""
 
@@ -393,6 +413,8 @@ class MarginView(BaseModel):
     hedged: list[Literal["initial", "maintenance"]] = Field(description="Levels at which collateral stands in the grid")
     greeks: list[ExposureView]
     settlements: list[SettlementView]
+    budgets: list[BudgetView] = Field(description="What may be drawn at each destination, and what is charged there")
+    free_before_draws: Usd = Field(description="Free collateral before debts to consumers: what budgets are given of")
 
 
 class SignatureView(BaseModel):
@@ -678,6 +700,7 @@ def build_account(account: Account) -> AccountView:
         home=account.home,
         links=list(account.links),
         ending=list(account.ending),
+        shares=dict(account.shares),
     )
 
 
@@ -789,6 +812,17 @@ def build_margin(
         hedged=[name for name, is_so in zip(_LEVELS, margin.hedged, strict=True) if is_so],
         greeks=[_build_exposure(exposure) for exposure in margin.greeks],
         settlements=[_build_settlement(service, settled) for settled in margin.settlements],
+        budgets=[_build_budget(budget) for budget in margin.budgets],
+        free_before_draws=build_usd(margin.free_before_draws),
+    )
+
+
+def _build_budget(given: DestinationBudget) -> BudgetView:
+    return BudgetView(
+        destination=given.destination,
+        share=given.share,
+        **{name: build_usd(getattr(given, name)) for name in ("budget", "used", "outstanding", "debts", "charge")},
+        unexplained=_build_levels((given.unexplained_initial, given.unexplained_maintenance)),
     )
 
 

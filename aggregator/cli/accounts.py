@@ -29,6 +29,7 @@ from aggregator.domain.units import format_usd
 if TYPE_CHECKING:
     from aggregator.config import Settings
     from aggregator.domain.certificate import LinkRecord
+    from aggregator.domain.links import LinkMessage
     from aggregator.service.accounts import AccountBook
 
 accounts_app = typer.Typer(help="Open, list and link margin accounts.", rich_markup_mode=None)
@@ -52,7 +53,7 @@ def accounts_list(ctx: typer.Context, config: ConfigOption = None, json_output: 
                 [
                     {
                         "id": a.id, "label": a.label, "kind": a.kind, "controller": a.controller, "home": a.home,
-                        "links": list(a.links), "ending": list(a.ending),
+                        "links": list(a.links), "ending": list(a.ending), "shares": dict(a.shares),
                         "margin": margin_json(margins[a.id], newest.header.epoch, newest.header.valid_until, now)
                         if newest and a.id in margins else None,
                     }
@@ -143,15 +144,20 @@ def accounts_message(
     async def work() -> None:
         async with opened(config) as (settings, store):
             message = await _book(settings, store).message(account, member, verb, by, nonce, expiry)
-        if json_output:
-            shown = message._asdict() | {"message": message.text if message.typed is None else message.typed}
-            print_json({name: shown[name] for name in ("verb", "signer", "nonce", "expiry", "digest", "message")})
-        elif message.typed is None:
-            out.print(message.text, soft_wrap=True)
-        else:
-            print_json(message.typed)
+        _print_message(message, json_output)
 
     run_async(work)
+
+
+def _print_message(message: LinkMessage, json_output: bool) -> None:
+    """Print what a wallet is given to sign."""
+    if json_output:
+        shown = message._asdict() | {"message": message.text if message.typed is None else message.typed}
+        print_json({name: shown[name] for name in ("verb", "signer", "nonce", "expiry", "digest", "message")})
+    elif message.typed is None:
+        out.print(message.text, soft_wrap=True)
+    else:
+        print_json(message.typed)
 
 
 @accounts_app.command("link")
@@ -212,6 +218,81 @@ def accounts_revoke(
     run_async(work)
 
 
+share_app = typer.Typer(help="Share an account's margin out among destinations.", rich_markup_mode=None)
+accounts_app.add_typer(share_app, name="share")
+SharesArgument = Annotated[
+    str, typer.Argument(help="eip155:1=7000,solana:…=3000: destinations (CAIP-2) ascending, parts of 10,000.")
+]
+
+
+@share_app.command("message")
+def share_message(
+    account: AccountArgument,
+    shares: SharesArgument,
+    nonce: Annotated[
+        int | None, typer.Option(help="Rises with the account's shares; default: the least unused.")
+    ] = None,
+    expiry: Annotated[
+        int | None, typer.Option(help="Unix seconds until which it may be recorded; default: in a day.")
+    ] = None,
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Print what the controller signs: EIP-712 JSON for an EVM wallet, a text for a Solana wallet."""
+
+    async def work() -> None:
+        async with opened(config) as (settings, store):
+            message = await _book(settings, store).shares_message(account, shares, nonce, expiry)
+        _print_message(message, json_output)
+
+    run_async(work)
+
+
+@share_app.command("record")
+def share_record(
+    account: AccountArgument,
+    shares: SharesArgument,
+    signature: Annotated[str, typer.Option(help="The controller's: 0x hex (EVM), base58 (Solana) or eip1271:0x….")],
+    nonce: NonceOption,
+    expiry: ExpiryOption,
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Record how the controller shares the account out: it takes effect with the next statement."""
+
+    async def work() -> None:
+        async with opened(config) as (settings, store):
+            known = await store.account(account)
+            book = _book(settings, store)
+            entry = await book.set_shares(known.id, known.controller, shares, nonce, expiry, signature)
+        if json_output:
+            print_json(entry._asdict())
+        else:
+            out.print(
+                f"{known.label or known.id} is shared out as {entry.shares} (entry {entry.position} of the links log); "
+                "what may still be drawn on earlier statements is charged until it expires",
+                soft_wrap=True,
+            )
+
+    run_async(work)
+
+
+@share_app.command("show")
+def share_show(account: AccountArgument, config: ConfigOption = None, json_output: JsonOption = False) -> None:
+    """Show how an account is shared out now."""
+
+    async def work() -> None:
+        async with opened(config) as (_, store):
+            known = await store.account(account)
+        if json_output:
+            print_json({"account": known.id, "home": known.home, "shares": dict(known.shares)})
+            return
+        for destination, parts in known.shares or ((known.home, 10_000),):
+            out.print(f"{destination}  {parts / 100:g}%")
+
+    run_async(work)
+
+
 @accounts_app.command("links")
 def accounts_links(account: AccountArgument, config: ConfigOption = None, json_output: JsonOption = False) -> None:
     """List what the links log says of an account, and what of it stands."""
@@ -266,5 +347,7 @@ def _print_links(links: Sequence[LinkRecord], labels: Mapping[str, str] | None =
         given = (("controller", link.invite_signature), ("member", link.accept_signature))
         by = ", ".join(side for side, signature in given if signature)
         account = [] if labels is None else [labels.get(link.account) or link.account[:12] + "…"]
-        shown.add_row(str(link.position), *account, link.kind, link.member, by, str(link.nonce), when + " UTC")
+        shown.add_row(
+            str(link.position), *account, link.kind, link.member or link.shares, by, str(link.nonce), when + " UTC"
+        )
     out.print(shown)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -23,6 +21,7 @@ from aggregator.cli.frame import (
     run_async,
     styled,
     table,
+    user_name,
 )
 from aggregator.domain.errors import ConflictError, UnknownError
 
@@ -47,14 +46,6 @@ def _chain_of(settings: Settings, reference: str) -> ChainRow:
 
 def _time(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _user() -> str:
-    """Return who runs this; in a container the user may have no name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
 
 
 def _entry(halt: Halt, names: dict[str, str]) -> dict[str, Any]:
@@ -129,7 +120,7 @@ def chains_resume(
         async with opened(config) as (settings, store):
             row = _chain_of(settings, name)
             try:
-                cleared = await bootstrap.open_halts(store).resume(row.id, reason, _user(), int(time.time()))
+                cleared = await bootstrap.open_halts(store).resume(row.id, reason, user_name(), int(time.time()))
             except ConflictError as error:
                 raise ConflictError("NAME", f"{row.name} is not halted", error.remedy) from None
         if json_output:

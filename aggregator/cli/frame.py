@@ -6,8 +6,10 @@ Every command takes ``--json``; errors go to stderr and exit with 1 (refused, fa
 from __future__ import annotations
 
 import asyncio
+import getpass
 import importlib
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -154,6 +156,14 @@ STYLES = {"healthy": "green", "unhealthy": "bold red", "unknown": "yellow", "ok"
 def styled(word: str) -> Text:
     """Return a status word in its colour."""
     return Text(word, style=STYLES.get(word, ""))
+
+
+def user_name() -> str:
+    """Return who runs this; in a container the user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def read_file(path: Path) -> str:

@@ -21,6 +21,7 @@ class _Place(NamedTuple):
 
 COMMANDS = {
     "run": _Place("service", "Run the service: epochs, attestors, relayer and API."),
+    "attestor": _Place("attestor", "Run one attestor; show, export, import its record."),
     "check": _Place("service", "Probe everything that run depends on."),
     "margin": _Place("margin", "Explain one account's margin."),
     "explain": _Place("margin", "Walk from equity to free collateral, layer by layer."),
@@ -28,6 +29,7 @@ COMMANDS = {
     "stress": _Place("stress", "Value accounts under named scenarios."),
     "systemic": _Place("stress", "Show which accounts fall together, and what follows."),
     "accounts": _Place("accounts", "Open, list and link margin accounts."),
+    "permits": _Place("permits", "Ask the attestors to let collateral go at once."),
     "assets": _Place("assets", "List configured assets and price feeds."),
     "chains": _Place("chains", "State of the chains; resume one that was halted."),
     "epochs": _Place("epochs", "List epochs: roots, signers and postings."),
@@ -42,7 +44,8 @@ COMMANDS = {
     "verify": _Place("audit", "Verify an audit bundle offline, step by step."),
     "prices": _Place("prices", "Check signed prices."),
     "disputes": _Place("disputes", "List which provider contradicted the others."),
-    "keys": _Place("keys", "Create and show key files of attestors and payers."),
+    "keys": _Place("keys", "Create, import and list keys, each for one role."),
+    "rotation": _Place("rotation", "Hand over to another set of attestors."),
 }
 
 

@@ -25,6 +25,7 @@ from aggregator.cli.frame import (
     table,
 )
 from aggregator.cli.plot import COLOURS, panels, save
+from aggregator.domain.budgets import PARTS
 from aggregator.domain.errors import UnknownError
 from aggregator.domain.report import (
     LAYER_MEANINGS,
@@ -92,7 +93,12 @@ def margin_json(margin: AccountMargin, epoch: int, valid_until: int, now: int) -
             | {"initial": s.initial._asdict(), "maintenance": s.maintenance._asdict()}
             for s in margin.settlements
         ],
+        "budgets": [_money(b._asdict(), *_BUDGET) for b in margin.budgets],
+        "free_before_draws": str(margin.free_before_draws),
     }  # fmt: skip
+
+
+_BUDGET = ("budget", "used", "outstanding", "debts", "charge", "unexplained_initial", "unexplained_maintenance")
 
 
 _SETTLED = ("net", "low_initial", "low_maintenance", "gain_initial", "gain_maintenance", "loss_initial",
@@ -244,6 +250,7 @@ def _print_margin(settings: Settings, account: Account, m: AccountMargin, header
             soft_wrap=True,
         )
     names = {c.id: c.name for c in settings.chains}
+    _print_budgets(m, names, stale)
     for i, c in enumerate(m.components, start=1):
         chain = names.get(c.position.chain, c.position.chain)
         if c.contract is not None:
@@ -256,6 +263,29 @@ def _print_margin(settings: Settings, account: Account, m: AccountMargin, header
         _print_walk(m)
     for f in m.findings:
         out.print(f"{f.code}: {f.detail}")
+
+
+def _print_budgets(m: AccountMargin, names: dict[str, str], stale: bool) -> None:
+    """Print what may be drawn where and what stands against it, if anything was drawn or is shared out."""
+    if not any(b.charge or (b.share and b.share != PARTS) for b in m.budgets):
+        return
+    shown = table(
+        f"of free collateral before draws {format_usd(m.free_before_draws)} USD", "destination", ">share", ">budget",
+        ">drawn", ">still usable from before", ">consumers are owed", ">charged",
+    )  # fmt: skip
+    for b in m.budgets:
+        shown.add_row(
+            names.get(b.destination, b.destination), f"{b.share / 100:g}%", format_usd(0 if stale else b.budget),
+            *map(format_usd, (b.used, b.outstanding, b.debts, b.charge)),
+        )  # fmt: skip
+    out.print(shown)
+    for b in m.budgets:
+        if b.unexplained_initial or b.unexplained_maintenance:
+            out.print(
+                f"drawn at {names.get(b.destination, b.destination)} that no venue explains: counts as owed, "
+                f"IM {format_usd(b.unexplained_initial)}, MM {format_usd(b.unexplained_maintenance)}",
+                soft_wrap=True,
+            )
 
 
 def _print_component(number: int, chain: str, c: Component) -> None:

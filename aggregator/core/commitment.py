@@ -117,6 +117,21 @@ def accounts_path(commitment: Commitment, index: int) -> tuple[bytes, ...]:
     return tuple(path)
 
 
+def entries_root(entries: Sequence[bytes]) -> bytes:
+    """Return the RFC 9162 root over entries of any length, in the order given."""
+    return _build_log(entries)[-1][0] if entries else hashlib.sha256(b"").digest()
+
+
+def entries_path(entries: Sequence[bytes], index: int) -> tuple[bytes, ...]:
+    """Return the RFC 9162 inclusion path, leaf to root, of the entry at ``index``."""
+    place, path = index, []
+    for level in _build_log(entries)[:-1]:
+        if place ^ 1 < len(level):
+            path.append(level[place ^ 1])
+        place //= 2
+    return tuple(path)
+
+
 def encode_leaf(leaf: LeafValues) -> bytes:
     """ABI-encode a leaf: 12 words.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from aggregator.core import valuation
+from aggregator.core.budgets import Draws
 from aggregator.core.greeks import Greeks, row_greeks
 from aggregator.core.haircut import explain_loss
 from aggregator.core.margin import health
@@ -31,6 +32,7 @@ from aggregator.domain.report import (
     Component,
     ContractPart,
     Derivatives,
+    DestinationBudget,
     Explained,
     Exposure,
     Flag,
@@ -43,11 +45,11 @@ from aggregator.domain.report import (
     Step,
 )
 from aggregator.domain.snapshot import ChainView, Position
-from aggregator.domain.units import USD, Floats, usd_down, usd_up
+from aggregator.domain.units import UINT128_MAX, USD, Floats, usd_down, usd_up
 
 WALK = (
     *("price bounds", "EMA guard", "market", "depeg", "wrapper", "bridge", "latency", "liquidity", "policy", "exit"),
-    *("unread", "recourse"),
+    *("unread", "recourse", "drawn"),
     *LAYERS,
     "rounding",
 )
@@ -56,7 +58,8 @@ lies between p̂ and the bounds of the sources, ``EMA guard`` what initial margi
 ``latency`` are what prices may do until the position is closed (``report.Explained``), with ``latency`` also what
 counts nothing as its view is stale; ``policy`` are listing haircuts and weights; ``exit`` is what may leave; ``unread``
 counts nothing as a debt is unknown or a number out of range; ``recourse`` is what debts of netting sets cost less than
-at p̂. Then what the margin model requires."""
+at p̂; ``drawn`` is what was drawn at destinations beyond the debts that venues show there, as far as their weights do
+not cover it (equity has it beyond those debts at p̂). Then what the margin model requires."""
 _CAUSES = ("market", "depeg", "wrapper", "bridge", "latency")
 _GREEKS = ("delta", "gamma", "vega", "theta", "rho")
 _NO_PRICE = PriceBand("", 0.0, 0.0, 0.0, 0.0, 0.0, False, False, 0, 0)
@@ -101,6 +104,8 @@ def explain(report: MarginReport, index: int, world: World) -> AccountMargin:
         ),
         findings=tuple(f for f in report.findings if f.scope.split(" ", 1)[0] == account.id),
         layers=work.walk(equity, (free, own - owed)),
+        budgets=work.budgets(),
+        free_before_draws=int(report.free[index]),
         **({} if side is None else side.summary(work)),
     )
 
@@ -190,6 +195,7 @@ class _Explainer:
         self._asset_price, self._debt_price = asset_price[LOW], debt_price[LOW]
         self._muted, _ = valuation.mute(book, known)
         rates = valuation.unit_rates(book.kinds, report.tables, asset_price, debt_price, bound)[LOW]
+        self._index, self._draws, self._rates = index, Draws(book), rates
         coefficient = valuation.group_coefficients(book, report.tables.liquidity)
         least = valuation.least_impacts(book, report.tables)
         self._place: dict[int, int] = {}  # local row -> place among the account's contracts
@@ -210,6 +216,8 @@ class _Explainer:
                 self._share.append(np.where(self._muted, 0.0, self._recourse(values))[book.group])
                 self._liquidity.append(thin[book.group])
             mid = asset_price[MID, MAINTENANCE]
+            beyond = self._draws.unexplained(mid[book.kinds.feed])
+            self._drawn_mid = 0.0 if beyond is None else float(beyond[0])
             self._share_mid = self._recourse(
                 valuation.sum_by(book.group, book.amount, len(book.group_start)) * mid[book.group_feed]
             )[book.group]
@@ -256,6 +264,32 @@ class _Explainer:
             tables, policy, view, self._bound, level, reach[feed]
         )
         return part
+
+    def budgets(self) -> tuple[DestinationBudget, ...]:
+        """Return what may be drawn at each destination, and what is charged there."""
+        report, book, index = self._report, self._book, self._index
+        owed = None if report.owed is None else report.owed[:, index : index + 1]
+        charge = self._draws.charge(owed)
+        claims = book.claims
+        seen = [self._draws.debts(rate) for rate in self._rates]
+        found = []
+        for d, destination in enumerate(report.destinations):
+            used = 0 if claims is None else int(min(claims.used[d, 0], float(UINT128_MAX)))
+            shown = [0.0 if debts is None else float(debts[d, 0]) for debts in seen]
+            beyond = [_money(max(0.0, used / USD - debts), up=True) for debts in shown]
+            found.append(
+                DestinationBudget(
+                    destination,
+                    int(book.parts[d, 0]),
+                    int(report.budgets[d, index]),
+                    used,
+                    0 if claims is None else int(claims.outstanding[d, 0]),
+                    0 if owed is None else _money(float(owed[d, 0]), up=True),
+                    0 if charge is None else int(charge[d, 0]),
+                    *beyond,
+                )
+            )
+        return tuple(found)
 
     def components(self) -> tuple[Component, ...]:
         return tuple(self._component(row) for row in range(len(self._book.positions)))
@@ -474,6 +508,8 @@ class _Explainer:
                     self._walk_row(row, level, layers)
             if self.side is not None:
                 self._walk_contracts(level, layers)
+            if (drawn := self._draws.unexplained(self._rates[level])) is not None:
+                layers["drawn"] -= float(drawn[0] - self._drawn_mid)
             whole = {name: round(value * USD) for name, value in layers.items()}
             whole["rounding"] += ends[level] - equity - sum(whole.values())
             columns.append(whole)

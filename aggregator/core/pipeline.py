@@ -10,14 +10,17 @@ import numpy as np
 from sha3 import keccak_256
 
 from aggregator.core import valuation
+from aggregator.core.budgets import Draws, allot, cap_growth, free_of
 from aggregator.core.fusion import fuse_feeds
 from aggregator.core.margin import health
 from aggregator.core.portfolio import sum_by, value_derivatives
 from aggregator.core.tables import Legs, World, build_tables, list_cells
 from aggregator.domain.book import ASSET, Book, Bools, build_book, is_missing, view_axis
+from aggregator.domain.budgets import Levels
 from aggregator.domain.policy import PolicyRow, total_variance
 from aggregator.domain.price import PriceBand, Quote
 from aggregator.domain.report import (
+    HIGH,
     INITIAL,
     LOW,
     MAINTENANCE,
@@ -48,7 +51,11 @@ def destination_id(chain: str) -> str:
 
 
 def compute_report(
-    snapshot: Snapshot, quotes: Sequence[Quote], world: World, latency: Legs | None = None
+    snapshot: Snapshot,
+    quotes: Sequence[Quote],
+    world: World,
+    latency: Legs | None = None,
+    levels: Levels | None = None,
 ) -> MarginReport:
     """Value every account at every destination.
 
@@ -57,8 +64,10 @@ def compute_report(
 
     Args:
         latency: the legs until a Hold lands, of the chains where they are measured; they replace the configured ones.
+        levels: how large budgets were, from which they grow no faster than the policy says; None = they are not capped.
     """
-    destinations = [row.chain for row in _destinations(world)]
+    rows = _destinations(world)
+    destinations = [row.chain for row in rows]
     chains = tuple(sorted(row.id for row in world.chains))
     prices = fuse_prices(quotes, world, snapshot.cut_time)
     book = build_book(
@@ -70,6 +79,7 @@ def compute_report(
         destinations,
         world.policy.underlyings,
         world.policy.dollars,
+        [row.clock_bound for row in rows],
     )
     views = view_axis(snapshot, chains)
     tables = tables_of(book, views, world, snapshot.valid_until, latency)
@@ -77,9 +87,9 @@ def compute_report(
     findings |= {Finding("price-unknown", band.feed, band.detail) for band in prices if not band.known}
     findings |= {
         Finding("unknown-home", account.id, f"{account.home} is no destination: budget 0")
-        for account in (book.accounts[i] for i in np.flatnonzero(book.home < 0))
+        for account in (book.accounts[i] for i in np.flatnonzero((book.home < 0) & ~book.parts.any(axis=0)))
     }
-    return value_report(
+    report = value_report(
         book,
         prices,
         tables,
@@ -90,6 +100,10 @@ def compute_report(
         findings=findings,
         policy=world.policy,
     )
+    if levels is None or world.policy.growth is None:
+        return report
+    budgets, lines = cap_growth(report.budgets, levels, snapshot.cut_time, world.policy.growth, report)
+    return replace(report, budgets=budgets, growth=lines)
 
 
 def tables_of(
@@ -142,14 +156,15 @@ def value_report(
         unsure = book.blind.copy()
         unsure[derived.accounts[derived.blind]] = True
         book = replace(book, blind=unsure)
-    adder = valuation.Adder(book)
+    adder, draws = valuation.Adder(book), Draws(book)
+    owed_to: Floats | None = None  # consumers, by destination
     assets, debts = np.empty((bounds, 3, 2, count)), np.empty((bounds, 3, 2, count))
     room = np.full(count, np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
         for b in range(bounds):
             rates = valuation.unit_rates(book.kinds, tables, asset_price, debt_price, b)
-            assets[b], debts[b], home_debts = valuation.value_book(book, rates, tables, known, adder)
-            usable, owed = assets[b, LOW, INITIAL], debts[b, LOW, INITIAL] - home_debts
+            assets[b], debts[b], consumer_debts = valuation.value_book(book, rates, tables, known, adder)
+            usable, owed = assets[b, LOW, INITIAL], debts[b, LOW, INITIAL] - consumer_debts
             closed = (book.kinds.side == ASSET) & ~opens[book.kinds.feed]
             if np.any(rates[LOW, INITIAL, closed] > 0):
                 shut = _any(book, (book.group_side == ASSET) & ~opens[book.group_feed])
@@ -163,20 +178,35 @@ def value_report(
                 usable[derived.accounts] += more[LOW, INITIAL]
                 owed[derived.accounts] += less[LOW, INITIAL]
             room = np.minimum(room, health.round_down(usable) - health.round_up(owed))
+            here = draws.debts(rates[LOW, INITIAL])
+            owed_to = here if owed_to is None or here is None else np.maximum(owed_to, here)
+            for end in (LOW, MID, HIGH):
+                for level in (INITIAL, MAINTENANCE):
+                    if (beyond := draws.unexplained(rates[end, level])) is not None:
+                        debts[b, end, level] += beyond
         equity = valuation.equity(book, asset_price[MID, MAINTENANCE], adder)
+        if (beyond := draws.unexplained(asset_price[MID, MAINTENANCE, book.kinds.feed])) is not None:
+            equity -= beyond
         if derived is not None:
             equity[derived.accounts] += derived.worth
             room[derived.accounts[derived.barred]] = 0.0
         isolated = _isolate(assets, debts, equity)
 
+    if book.claims is not None:
+        room = room - book.claims.elsewhere
     missing = np.array([*(is_missing(view) for view in views), True], dtype=np.bool_)  # closed by the unknown view
     unread = book.touches[:, :-1][:, missing[: book.touches.shape[1] - 1]].any(axis=1)
     unread |= ~book.monitored & bool(missing[:-1].any())
     mid = asset_price[MID, MAINTENANCE]
     gross = _gross(book, mid)
     matters = _matters(book, mid, gross)
-    stale = _has(book, matters & (tables.stale & ~missing)[book.leg_view])
+    old = tables.stale & ~missing
+    stale = _has(book, matters & old[book.leg_view])
     halted = np.array([*(v is not None and v.status == "stale" and v.cause.startswith(_STOPPED) for v in views), False])
+    stopped = _has(book, matters & halted[book.leg_view])
+    if (claims := book.claims) is not None:  # what was drawn is a debt like any other
+        stale[claims.leg_account[old[claims.leg_view]]] = True
+        stopped[claims.leg_account[halted[claims.leg_view]]] = True
     doubted = _has(book, matters & book.doubted[book.chain_of[book.leg_view]])
     owed_blindly, unsized, unpriced = _priceless(book, prices, known, tables.counts, gross)
     partial = book.partial | doubted | unread | isolated | owed_blindly | unsized
@@ -189,7 +219,7 @@ def value_report(
     flags = np.zeros((bounds, count), dtype=np.int64)
     status = np.zeros((bounds, count), dtype=np.int64)
     common = stale * int(Flag.STALE) | partial * int(Flag.PARTIAL) | book.monitored * int(Flag.MONITORED)
-    common |= _has(book, matters & halted[book.leg_view]) * int(Flag.HALTED_CHAIN)
+    common |= stopped * int(Flag.HALTED_CHAIN)
     for b in range(bounds):
         status[b], liquidatable = health.status_of(
             assets[b],
@@ -199,10 +229,18 @@ def value_report(
             unread=unread | isolated,
         )
         flags[b] = common | liquidatable * int(Flag.LIQUIDATABLE)
-    barred = book.monitored | blind | unread | isolated | (book.home < 0) | ~np.isfinite(room)
+    barred = book.monitored | blind | unread | isolated | ~np.isfinite(room)
+    if claims is not None:  # grants are remembered for as long as a view counts as fresh
+        barred[claims.shared_account[np.append(tables.stale[:-1], True)[claims.shared_view]]] = True
+    parts = np.where(barred, 0, book.parts) if barred.any() else book.parts
+    if claims is not None:
+        parts = np.where(claims.rotated, parts, 0)
+    free = free_of(room)
     as_of = np.full(count, cut_time, dtype=np.int64)
     seen_at = np.array([*(view.block.time if view and view.block else cut_time for view in views), cut_time])
     np.minimum.at(as_of, book.leg_account[matters], seen_at[book.leg_view[matters]])
+    if claims is not None:
+        np.minimum.at(as_of, claims.leg_account, seen_at[claims.leg_view])
     out = {
         Finding("out-of-range", book.accounts[i].id, "a number left the range of the wire: the account counts 0")
         for i in np.flatnonzero(isolated)
@@ -225,7 +263,9 @@ def value_report(
         assets=assets,
         debts=debts,
         equity=equity,
-        budget=np.where(barred, 0.0, np.maximum(room, 0.0)),
+        budgets=allot(free, parts, draws.charge(owed_to)),
+        free=free,
+        owed=owed_to,
         as_of=as_of,
         flags=flags,
         status=status,
@@ -280,7 +320,7 @@ def leaves_at(report: MarginReport, d: int, chosen: slice) -> list[LeafValues]:
         health.round_up(debts[INITIAL]),
         health.round_down(assets[MAINTENANCE]),
         health.round_up(debts[MAINTENANCE]),
-        np.where(report.book.home[chosen] == d, report.budget[chosen], 0.0),
+        report.budgets[d, chosen],
         report.as_of[chosen],
         report.flags[b, chosen],
     )
@@ -336,7 +376,7 @@ def _add_derivatives(book: Book, derived: Derivatives, b: int, assets: Floats, d
 def _opening_value(
     book: Book, rate: Floats, tables: RiskTables, known: Bools, adder: valuation.Adder
 ) -> tuple[Floats, Floats]:
-    """Return W+ and W- without home debts at (low, initial), for rates that open risk."""
+    """Return W+ and W- without consumer debts at (low, initial), for rates that open risk."""
     quantity = valuation.countable(book, book.free, tables.counts)
     coefficient, least = valuation.group_coefficients(book, tables.liquidity), valuation.least_impacts(book, tables)
     values = valuation.value_groups(book, rate, quantity, coefficient, least)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from aggregator.domain.budgets import Drawn
 from aggregator.domain.rows import ChainRow
 from aggregator.domain.snapshot import (
     DARK,
@@ -212,7 +213,12 @@ def _without_duplicates(positions: Iterable[Position], findings: set[Finding]) -
                     "duplicate-position", f"{p.account} {p.asset}", f"{p.side} at {p.venue}: counted once, at its worst"
                 )
             )
-        kept[key] = p if other is None else min(p, other, key=_favour)._replace(seen=_older(p.seen, other.seen))
+        if other is None:
+            kept[key] = p
+            continue
+        worst = min(p, other, key=_favour)
+        drawn = Drawn(*map(min, p.drawn, other.drawn))
+        kept[key] = worst._replace(seen=_older(p.seen, other.seen), drawn=drawn)
     return list(kept.values())
 
 

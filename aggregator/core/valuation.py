@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from aggregator.core.haircut import liquidity_divisor
-from aggregator.domain.book import ASSET, DEBT, HOME_DEBT, Book, Bools, Ints, Kinds
+from aggregator.domain.book import ASSET, CONSUMER_DEBT, DEBT, Book, Bools, Ints, Kinds
 from aggregator.domain.price import PriceBand
 from aggregator.domain.report import HIGH, INITIAL, LOW, MAINTENANCE, MID, RiskTables
 from aggregator.domain.units import USD, Floats
@@ -25,8 +25,8 @@ class Totals(NamedTuple):
     """W+ and the two parts of W- per account, USD, shape (A,)."""
 
     assets: Floats
-    debts: Floats  # without home debts
-    home_debts: Floats  # to consumers at the account's home destination
+    debts: Floats  # without consumer debts
+    consumer_debts: Floats  # to consumers at destinations
 
 
 def price_columns(prices: Sequence[PriceBand]) -> tuple[Floats, Floats, Bools, Bools]:
@@ -142,7 +142,7 @@ class _Chunk:
     whole: csr_array  # the same with it; the same object where nothing is
     shared: Ints  # groups that share their pool with others, from the chunk's first
     pools: csr_array  # (shared, groups) of ones: what the pool of each of them is made of
-    kept: Ints  # which parts there are at all: 0 assets, 1 debts without home debts and netting sets, 2 home debts
+    kept: Ints  # which parts there are at all: 0 assets, 1 debts but consumer debts and netting sets, 2 consumer debts
     parts: csr_array  # (kept · accounts, groups) of ones
     sets: slice
     set_assets: csr_array | None  # (sets, groups) of ones; None without netting sets
@@ -157,7 +157,7 @@ class Adder:
         self._counts: Bools | None = None
         self._chunks: tuple[_Chunk, ...] = ()
         side, nets = book.group_side, book.group_netting >= 0
-        parts = side == ASSET, (side == DEBT) & ~nets, side == HOME_DEBT
+        parts = side == ASSET, (side == DEBT) & ~nets, side == CONSUMER_DEBT
         self._parts = [(where, book.group_account[where]) for where in map(np.flatnonzero, parts)]
         self._set_assets, self._set_debts = (
             (where, book.group_netting[where])
@@ -167,10 +167,10 @@ class Adder:
     def add(self, values: Floats) -> Totals:
         """Add up group values, USD. A netting set's debts count up to its assets."""
         count = len(self._book.accounts)
-        assets, debts, home = (sum_by(account, values[where], count) for where, account in self._parts)
+        assets, debts, consumers = (sum_by(account, values[where], count) for where, account in self._parts)
         if len(self._book.set_account):
             debts = debts + sum_by(self._book.set_account, self.set_debts(values), count)
-        return Totals(assets, debts, home)
+        return Totals(assets, debts, consumers)
 
     def set_debts(self, values: Floats) -> Floats:
         """Return what each netting set's debts count, USD, shape (S,)."""
@@ -200,7 +200,7 @@ class Adder:
             least: of :func:`least_impacts`.
 
         Returns:
-            assets, debts without home debts, and home debts, shape (3, R, A).
+            assets, debts without consumer debts, and consumer debts, shape (3, R, A).
         """
         result = np.zeros((3, len(rates), len(self._book.accounts)))
         any_muted = bool(muted.any())
@@ -321,7 +321,7 @@ def value_book(
         rates: of :func:`unit_rates`, shape (end, level, K).
 
     Returns:
-        W+ and W- of shape (end, level, A), and the home debts within W- at (low, initial), shape (A,).
+        W+ and W- of shape (end, level, A), and the consumer debts within W- at (low, initial), shape (A,).
 
     What is under a withdrawal request counts 0 at both levels: its delay may be over, so that nothing keeps it. Only
     maintenance at ``high``, which must not call an account liquidatable too early, still counts it.
@@ -337,10 +337,10 @@ def value_book(
         [end == LOW for end, _ in ends],
         least_impacts(book, tables),
     ).reshape(3, 3, 2, len(book.accounts))
-    assets, home = parts[0], parts[2, LOW, INITIAL]
+    assets, consumers = parts[0], parts[2, LOW, INITIAL]
     debts = parts[1] + parts[2]
     debts[LOW][:, blind] += 1 / USD  # a debt of unknown size or price is never nothing
-    return assets, debts, home
+    return assets, debts, consumers
 
 
 def countable(book: Book, amount: Floats, counts: Bools) -> Floats:
@@ -359,5 +359,5 @@ def equity(book: Book, mid: Floats, adder: Adder) -> Floats:
         return np.zeros(len(book.accounts))
     values = sum_by(book.group, book.amount, len(book.group_start)) * mid[book.group_feed]
     total = adder.add(values)
-    worth: Floats = total.assets - total.debts - total.home_debts
+    worth: Floats = total.assets - total.debts - total.consumer_debts
     return worth

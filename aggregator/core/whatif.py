@@ -170,7 +170,7 @@ def _doubt(epoch: Epoch, report: MarginReport, account: str) -> str:
         return "; ".join(["it is blind, as it may owe any amount", *list(told)[:3]])
     if of is not None and of.barred.any():
         return "a price that its contracts rest on is unknown or too wide"
-    return "" if book.home[0] >= 0 else "its home is no destination"
+    return "" if book.parts.any() else "its home is no destination"
 
 
 def _valued(epoch: Epoch, account: Account, rows: Sequence[Position]) -> MarginReport:
@@ -190,6 +190,7 @@ def _valued(epoch: Epoch, account: Account, rows: Sequence[Position]) -> MarginR
         report.destinations,
         world.policy.underlyings,
         world.policy.dollars,
+        [next(row.clock_bound for row in world.destinations if row.chain == chain) for chain in report.destinations],
     )
     hold = report.tables.hold
     counts = exit_gate(book, report.chains, hold, book.account, book.kind, book.seizable, book.delay)

@@ -21,6 +21,7 @@ what it requires is counted beside the rows, from :class:`Contracts`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from aggregator.domain.budgets import NOT_DRAWN, PARTS, REGISTRY_VENUE, Drawn
 from aggregator.domain.contracts import CALL, INVERSE, KINDS, PUT, Instruments
 from aggregator.domain.policy import AssetPolicyRow, UnderlyingRow
 from aggregator.domain.rows import AssetRow
@@ -47,18 +49,21 @@ from aggregator.domain.snapshot import (
     Snapshot,
 )
 from aggregator.domain.units import SECONDS_PER_YEAR, USD, Floats
+from proofs.hashing import keccak256
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-ASSET, DEBT, HOME_DEBT = 0, 1, 2
-"""Classes of rows. A home debt is owed to a consumer at the account's home destination, which itself holds it against
-the budget there; any other debt, to consumers elsewhere too, is subtracted from the budget."""
+ASSET, DEBT, CONSUMER_DEBT = 0, 1, 2
+"""Classes of rows. A consumer debt is owed to a consumer at a destination, which itself holds it against the budget
+there; any other debt, to consumers on other chains too, is subtracted from what budgets are given of."""
 CONSUMER_VENUE = "lender"
 """Venue of debts to consumers, which are recourse."""
 LONGEST_DELAY = 2**40  # seconds; longer removal delays gain nothing
 LONGEST_EXPIRY = 30 * SECONDS_PER_YEAR  # seconds from the cut; no surface says anything about later options
 LARGEST_CONTRACT = 1e30  # whole units or USD
+LARGEST_BUDGET = 2**58
+"""1e-8 USD: about 2.9 billion USD. Budgets are given of no more than this, so that all sums stay exact in 64 bits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +73,35 @@ class Kinds:
     view: Ints
     feed: Ints
     policy: Ints
-    side: Ints  # ASSET, DEBT or HOME_DEBT
+    side: Ints  # ASSET, DEBT or CONSUMER_DEBT
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claims:
+    """What registries and earlier statements say may be, or was, drawn by A accounts at D destinations."""
+
+    used: Floats  # (D, A) 1e-8 USD, integral, rounded up: drawn and not repaid
+    outstanding: Ints  # (D, A) 1e-8 USD: the largest budget given before that may still be drawn
+    rotated: Bools  # (D, A) whether the registry knows the set of attestors that the epoch demands
+    elsewhere: Floats  # (A,) 1e-8 USD, integral: used, or perhaps usable, where no destination is (any more)
+    leg_account: Ints  # (K,) of each registry that says something was drawn
+    leg_view: Ints  # (K,) and where it was seen
+    shared_account: Ints  # (M,) of each registry read for an account that its owner shared out
+    shared_view: Ints  # (M,) and where it was seen: if that is too old, more may have been drawn than is known
+
+    def only(self, index: int) -> Claims:
+        """Return those of one account."""
+        own, legs, shared = slice(index, index + 1), self.leg_account == index, self.shared_account == index
+        return Claims(
+            used=self.used[:, own],
+            outstanding=self.outstanding[:, own],
+            rotated=self.rotated[:, own],
+            elsewhere=self.elsewhere[own],
+            leg_account=self.leg_account[legs] - index,
+            leg_view=self.leg_view[legs],
+            shared_account=self.shared_account[shared] - index,
+            shared_view=self.shared_view[shared],
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,6 +190,8 @@ class Book:
     chain_of: Ints  # (V + 1,) the chain of each view; C means unknown
     monitored: Bools  # (A,)
     home: Ints  # (A,) index of the destination, -1 for none
+    parts: Ints  # (D, A) of 10,000: how each account is shared out among destinations
+    place: Ints  # (C + 1,) the destination on each chain, -1 for none
     touches: Bools  # (A, C + 1): has a position, however small, or a link there
     doubted: Bools  # (C + 1,) something of the chain could not be read, and nobody knows whose
     partial: Bools  # (A,) something of the account could not be read or interpreted, whatever it is worth
@@ -164,6 +199,7 @@ class Book:
     positions: tuple[Position, ...] = ()  # (N,) or none (synthetic books); the row's origin, for explanations
     findings: tuple[Finding, ...] = ()
     contracts: Contracts | None = None  # None where nobody is in any
+    claims: Claims | None = None  # None where no registry was read, nothing may be drawn, and the first set attests
 
     def only(self, index: int) -> Book:
         """Return the book of one account."""
@@ -192,6 +228,9 @@ class Book:
         contracts = self.contracts and self.contracts.only(index, first)
         return replace(
             book,
+            parts=self.parts[:, own_row],
+            place=self.place,
+            claims=self.claims and self.claims.only(index),
             partial=self.partial[own_row],
             blind=self.blind[own_row],
             positions=self.positions[rows],
@@ -214,6 +253,9 @@ def assemble(
     monitored: Bools,
     home: Ints,
     touches: Bools,
+    destinations: Sequence[str] = (),
+    parts: Ints | None = None,
+    claims: Claims | None = None,
     doubted: Bools | None = None,
     partial: Bools | None = None,
     blind: Bools | None = None,
@@ -226,6 +268,8 @@ def assemble(
     Args:
         axes: the chain of each view (every chain's newest view before any carried one), feeds and policies.
         touches: its width gives the number of chains.
+        destinations: the chain of each destination.
+        parts: how accounts are shared out among them; None = all at home.
         netting: index of each row's netting set, which belongs to one account; -1 for none.
         positions: the rows' origins, in the given order, or none.
         contracts: the rows in contracts, by their places in the given order; settlements ascend by account.
@@ -247,6 +291,11 @@ def assemble(
     legs, leg = np.unique(account * (views + 1) + kinds.view[kind], return_inverse=True)
     leg_account, leg_view = legs // (views + 1), legs % (views + 1)
     standings, standing = np.unique(leg_account * (chains + 1) + chain_of[leg_view], return_inverse=True)
+    spot = {chain: i for i, chain in enumerate(destinations)}
+    if parts is None:
+        parts = np.zeros((len(destinations), len(accounts)), dtype=np.int64)
+        settled = np.flatnonzero((home >= 0) & (home < len(destinations)))
+        parts[home[settled], settled] = PARTS
     return Book(
         accounts=accounts,
         chains=axes[0],
@@ -278,6 +327,8 @@ def assemble(
         chain_of=chain_of,
         monitored=monitored,
         home=home,
+        parts=parts,
+        place=np.array([*(spot.get(chain, -1) for chain in axes[0][:chains]), -1], dtype=np.int64),
         touches=touches,
         doubted=np.zeros(chains + 1, dtype=np.bool_) if doubted is None else doubted,
         partial=np.zeros(len(accounts), dtype=np.bool_) if partial is None else partial,
@@ -285,6 +336,7 @@ def assemble(
         positions=tuple(map(positions.__getitem__, order.tolist())) if positions else (),
         findings=findings,
         contracts=None if contracts is None else _sorted_contracts(contracts, order),
+        claims=claims,
     )
 
 
@@ -315,8 +367,11 @@ def build_book(
     destinations: Sequence[str],
     underlyings: Mapping[str, UnderlyingRow] | None = None,
     dollars: Collection[str] = (),
+    clock_bounds: Sequence[int] = (),
 ) -> Book:
     """Turn a Snapshot into columns.
+
+    What registries say was drawn is no row: it becomes the book's :class:`Claims`, with the Snapshot's grants.
 
     The order of the Snapshot's accounts and positions does not matter. Positions of unknown accounts are left out;
     unknown assets, units, feeds, policies, chains and blocks, and malformed amounts, count 0 (a debt among them is
@@ -339,6 +394,7 @@ def build_book(
         destinations: CAIP-2 ids, the order of the destination axis.
         underlyings: what contracts may be on, by feed; none are margined without.
         dollars: feeds of what contracts may settle in, paying a dollar a unit; inverse perps settle in the underlying.
+        clock_bounds: of each destination, seconds; without them a grant is one where no destination is.
     """
     accounts = tuple(sorted(snapshot.accounts, key=lambda a: a.id))
     number = {account.id: i for i, account in enumerate(accounts)}
@@ -347,6 +403,9 @@ def build_book(
     if strangers := [position for position in rows if position.account not in number]:
         findings += [Finding("unknown-account", p.account, f"{p.asset}: counts 0") for p in strangers]
         rows = [position for position in rows if position.account in number]
+    registries = [position for position in rows if position.venue == REGISTRY_VENUE]
+    if registries:
+        rows = [position for position in rows if position.venue != REGISTRY_VENUE]
     of = _Columns.of(rows)
 
     seen = view_axis(snapshot, chains)
@@ -355,8 +414,8 @@ def build_book(
     blocks = [(chain, 0) for chain in chains] + [(v.chain, v.block.height) for v in carried if v.block is not None]
     catalogue = _Catalogue(assets, axes, blocks)
     owner = np.fromiter(map(number.__getitem__, of.account), dtype=np.int64, count=len(rows))
-    homes = [account.home for account in accounts]
-    sides = _sides(of, [homes[i] for i in owner.tolist()])
+    spot = {destination: i for i, destination in enumerate(destinations)}
+    sides = _sides(of, spot)
     # A contract is of the kind of what it settles in.
     held = [unit if c.kind else asset for asset, unit, c in zip(of.asset, of.unit, of.contract, strict=True)]
     kind = catalogue.kinds_of(of.chain, of.seen, held, of.unit, sides)
@@ -420,7 +479,13 @@ def build_book(
     blind = np.zeros(len(accounts), dtype=np.bool_)
     unread = (f.scope.split(" ", 1)[0] for f in snapshot.findings if f.code in (DEBT_UNREADABLE, NOT_READ_YET))
     blind[[number[account] for account in unread if account in number]] = True
-    spot = {destination: i for i, destination in enumerate(destinations)}
+    for p in registries:
+        if p.amount < 0 or p.side != "debt":
+            blind[number[p.account]] = partial[number[p.account]] = True
+            said = f"{p.amount} drawn as {p.side}: it may owe any amount"
+            findings.append(Finding("bad-amount", f"{p.account} {p.asset}", said))
+    home = np.fromiter((spot.get(a.home, -1) for a in accounts), dtype=np.int64, count=len(accounts))
+    view_of = {block: i for i, block in enumerate(blocks)}
     return assemble(
         accounts=accounts,
         axes=axes,
@@ -433,8 +498,11 @@ def build_book(
         delay=_delays(of.removal_delay),
         netting=netting,
         monitored=monitored,
-        home=np.fromiter((spot.get(a.home, -1) for a in accounts), dtype=np.int64, count=len(accounts)),
+        home=home,
         touches=touches,
+        destinations=destinations,
+        parts=_parts(accounts, home, spot),
+        claims=_claims(snapshot, registries, number, spot, view_of, times, clock_bounds),
         doubted=doubted,
         partial=partial,
         blind=blind,
@@ -442,6 +510,105 @@ def build_book(
         findings=tuple(sorted(set(findings))),
         contracts=contracts,
     )
+
+
+def _parts(accounts: Sequence[Account], home: Ints, spot: Mapping[str, int]) -> Ints:
+    """Return how accounts are shared out among destinations, in 10,000 parts: all at home unless their owner says."""
+    parts = np.zeros((len(spot), len(accounts)), dtype=np.int64)
+    settled = np.flatnonzero(home >= 0)
+    parts[home[settled], settled] = PARTS
+    for i, account in enumerate(accounts):
+        if account.shares:
+            parts[:, i] = 0
+            for share in account.shares:
+                if share.destination in spot:
+                    parts[spot[share.destination], i] = share.parts
+    return parts
+
+
+def _claims(
+    snapshot: Snapshot,
+    registries: Sequence[Position],
+    number: Mapping[str, int],
+    spot: Mapping[str, int],
+    view_of: Mapping[tuple[str, int], int],
+    times: Sequence[int],
+    clock_bounds: Sequence[int],
+) -> Claims | None:
+    """Lay out what registries say, and what may still be drawn by grants; None where it makes no difference.
+
+    A grant of an epoch older than the newest that a registry holds there can be drawn no more, nor can one that has
+    expired by the destination's clock. What was drawn before it expired is in ``used`` only if the block at which that
+    was read is as late: so it is the time of that block that counts, and the cut's where no registry was read. Several
+    registries of one destination add up, and count as the oldest of them.
+
+    Args:
+        times: of the block of each view, Unix seconds.
+    """
+    if not registries and not snapshot.grants and snapshot.set_id == 1:
+        return None
+    shape = len(spot), len(number)
+    used, known = np.zeros(shape), np.ones(shape, dtype=np.int64)
+    elsewhere, outstanding = np.zeros(len(number)), np.zeros(shape, dtype=np.int64)
+    said: dict[tuple[int, int], Drawn] = {}
+    read_at: dict[tuple[int, int], int] = {}
+    legs: list[tuple[int, int]] = []
+    shared: list[tuple[int, int]] = []
+    owners = {number[account.id] for account in snapshot.accounts if account.shares}
+    for p in registries:
+        i, d, amount = number[p.account], spot.get(p.chain, -1), _float_up(max(p.amount, 0))
+        view = view_of.get((p.chain, p.seen), len(view_of))
+        if amount:
+            legs.append((i, view))
+        if i in owners:
+            shared.append((i, view))
+            time = times[view] if view < len(times) else 0
+            read_at[d, i] = min(time, read_at.get((d, i), time))
+        if d < 0:
+            elsewhere[i] += amount
+            continue
+        used[d, i] += amount
+        before = said.get((d, i))
+        said[d, i] = p.drawn if before is None else Drawn(*map(min, before, p.drawn))
+    for (d, i), drawn in said.items():
+        known[d, i] = max(drawn.set_id, 1)
+    ids = {"0x" + keccak256(chain.encode()).hex(): d for chain, d in spot.items()} if clock_bounds else {}
+    longest = max(clock_bounds, default=0)
+    unplaced: dict[tuple[int, str], int] = {}
+    for account, destination, epoch, budget, valid_until in snapshot.grants:
+        account_index, place = number.get(account), ids.get(destination)
+        if account_index is None:
+            continue
+        bound = longest if place is None else clock_bounds[place]
+        seen = snapshot.cut_time if place is None else read_at.get((place, account_index), snapshot.cut_time)
+        if valid_until + bound <= min(seen, snapshot.cut_time):
+            continue
+        if place is None:
+            key = account_index, destination
+            unplaced[key] = max(budget, unplaced.get(key, 0))
+        elif epoch >= said.get((place, account_index), NOT_DRAWN).posted:
+            outstanding[place, account_index] = max(outstanding[place, account_index], min(budget, LARGEST_BUDGET))
+    for (i, _), budget in unplaced.items():
+        elsewhere[i] += _float_up(budget)
+    return Claims(
+        used=used,
+        outstanding=outstanding,
+        rotated=known >= snapshot.set_id,
+        elsewhere=elsewhere,
+        leg_account=np.array([i for i, _ in legs], dtype=np.int64),
+        leg_view=np.array([v for _, v in legs], dtype=np.int64),
+        shared_account=np.array([i for i, _ in shared], dtype=np.int64),
+        shared_view=np.array([v for _, v in shared], dtype=np.int64),
+    )
+
+
+def _float_up(value: int) -> float:
+    """Return the least float that is not below ``value``."""
+    try:
+        near = float(value)
+    except OverflowError:
+        return math.inf
+    return near if near >= value else math.nextafter(near, math.inf)
 
 
 def _build_contracts(
@@ -752,20 +919,21 @@ class _Columns(NamedTuple):
     origin: Sequence[str] = ()
     seen: Sequence[int] = ()
     contract: Sequence[Contract] = ()
+    drawn: Sequence[Drawn] = ()
 
     @classmethod
     def of(cls, rows: Sequence[Position]) -> _Columns:
         return cls(*zip(*rows, strict=True))
 
 
-def _sides(of: _Columns, home: Sequence[str]) -> list[int]:
-    """Return the class of every row, of an account whose home destination is on chain ``home``."""
+def _sides(of: _Columns, destinations: Collection[str]) -> list[int]:
+    """Return the class of every row, with destinations on the chains named."""
     sides = [ASSET if side == "asset" else DEBT for side in of.side]
     for i, contract in enumerate(of.contract):
         if contract.kind:
             sides[i] = DEBT
-        elif sides[i] == DEBT and of.venue[i] == CONSUMER_VENUE and of.chain[i] == home[i]:
-            sides[i] = HOME_DEBT
+        elif sides[i] == DEBT and of.venue[i] == CONSUMER_VENUE and of.chain[i] in destinations:
+            sides[i] = CONSUMER_DEBT
     return sides
 
 

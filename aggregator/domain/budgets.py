@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
+
+REGISTRY_VENUE = "registry"
+"""Venue of the positions that say what was drawn at a destination: no holdings, and no rows of a book."""
+PARTS = 10_000
+"""A share's parts of a whole."""
 
 
 class Drawn(NamedTuple):
@@ -57,6 +64,50 @@ class Levels:
 
 
 NO_LEVELS = Levels()
+
+
+def levels_text(levels: Levels) -> str:
+    """Return the canonical text of levels: JSON without spaces, amounts as decimal text."""
+    accounts = ",".join(f'["{account}","{base}","{peak}"]' for account, base, peak in levels.accounts)
+    spent = json.dumps([[feed, str(amount)] for feed, amount in levels.spent], separators=(",", ":"))
+    return f'{{"accounts":[{accounts}],"spent":{spent},"window":{levels.window}}}'
+
+
+def parse_levels(text: str) -> Levels:
+    """Read what :func:`levels_text` wrote."""
+    given = json.loads(text)
+    return Levels(
+        int(given["window"]),
+        tuple(Level(account, int(base), int(peak)) for account, base, peak in given["accounts"]),
+        tuple((feed, int(amount)) for feed, amount in given["spent"]),
+    )
+
+
+def staircase(grants: Iterable[Grant]) -> tuple[Grant, ...]:
+    """Return the grants that no other one covers, ascending: of a later epoch, as large, and valid as long."""
+    kept: dict[tuple[str, str], list[Grant]] = {}
+    for grant in sorted(set(grants), key=lambda g: (-g.epoch, -g.budget, -g.valid_until, g)):
+        steps = kept.setdefault((grant.account, grant.destination), [])
+        if not any(covers(step, grant) for step in steps):
+            steps.append(grant)
+    return tuple(sorted(grant for steps in kept.values() for grant in steps))
+
+
+def covers(one: Grant, other: Grant) -> bool:
+    """Say whether ``one`` may be drawn wherever and whenever ``other`` may be, and for as much."""
+    same = (one.account, one.destination) == (other.account, other.destination)
+    return same and one.epoch >= other.epoch and one.budget >= other.budget and one.valid_until >= other.valid_until
+
+
+def uncovered(own: Iterable[Grant], listed: Iterable[Grant]) -> Grant | None:
+    """Return the first of ``own`` that none of ``listed`` covers, None where every one is covered."""
+    by_place: dict[tuple[str, str], list[Grant]] = {}
+    for grant in listed:
+        by_place.setdefault((grant.account, grant.destination), []).append(grant)
+    for grant in own:
+        if not any(covers(step, grant) for step in by_place.get((grant.account, grant.destination), ())):
+            return grant
+    return None
 
 
 class PermitRecord(NamedTuple):

@@ -1,4 +1,5 @@
-"""What the links log says: who backs which account, what may be appended next, which revoked links may end.
+"""What the links log says: who backs which account, how accounts are shared out, what may be appended next, which
+revoked links may end.
 
 The log is the only truth. Store, coordinator and attestors derive ``Account.links`` and ``Account.ending`` from it with
 :func:`backings`; where two entries contradict each other the one at the earlier position counts. Reasons:
@@ -9,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from aggregator.domain.budgets import Share
 from aggregator.domain.certificate import LinkRecord, State
 from aggregator.domain.errors import ConflictError
 from aggregator.domain.report import AccountMargin, Flag
 from aggregator.domain.snapshot import Account, ChainView
-from proofs.links import Verb
+from proofs.links import Verb, parse_shares
 
 
 class Backing(NamedTuple):
@@ -28,7 +30,7 @@ class Backing(NamedTuple):
 class LinkMessage(NamedTuple):
     """What one side signs, in the form in which its address signs it."""
 
-    verb: Verb
+    verb: Verb | Literal["shares"]
     signer: str  # CAIP-10
     nonce: int
     expiry: int
@@ -48,6 +50,8 @@ def backings(log: Iterable[LinkRecord]) -> dict[str, Backing]:
     """
     held: dict[str, Backing] = {}
     for entry in log:
+        if entry.kind == "shares":
+            continue
         now = held.get(entry.member)
         if now is not None and now.link.account != entry.account:
             continue
@@ -62,8 +66,19 @@ def backings(log: Iterable[LinkRecord]) -> dict[str, Backing]:
     return held
 
 
+def shares_of(log: Iterable[LinkRecord]) -> dict[str, tuple[Share, ...]]:
+    """Return, by account, how its controller last said that it is shared out among destinations.
+
+    Whoever is not here never said so, and has had a budget at home alone.
+    """
+    newest = {entry.account: entry.shares for entry in log if entry.kind == "shares"}
+    return {account: tuple(Share(*share) for share in parse_shares(text)) for account, text in newest.items()}
+
+
 def with_links(accounts: Iterable[Account], log: Iterable[LinkRecord]) -> tuple[Account, ...]:
-    """Return ``accounts`` with the links and the ending links that ``log`` gives them, in the same order."""
+    """Return ``accounts`` with the links, ending links and shares that ``log`` gives them, in the same order."""
+    log = tuple(log)
+    shares = shares_of(log)
     links: dict[str, list[str]] = {}
     ending: dict[str, list[str]] = {}
     for member, backing in backings(log).items():
@@ -71,13 +86,18 @@ def with_links(accounts: Iterable[Account], log: Iterable[LinkRecord]) -> tuple[
         if backing.revoke is not None:
             ending.setdefault(backing.link.account, []).append(member)
     return tuple(
-        replace(a, links=tuple(sorted(links.get(a.id, ()))), ending=tuple(sorted(ending.get(a.id, ()))))
+        replace(
+            a,
+            links=tuple(sorted(links.get(a.id, ()))),
+            ending=tuple(sorted(ending.get(a.id, ()))),
+            shares=shares.get(a.id, ()),
+        )
         for a in accounts
     )
 
 
 def next_nonce(history: Iterable[LinkRecord], account: str, member: str) -> int:
-    """Return the least nonce that the pair may still use."""
+    """Return the least nonce that the pair may still use; shares have no ``member``, "", and nonces of their own."""
     return 1 + max((e.nonce for e in history if (e.account, e.member) == (account, member)), default=-1)
 
 
@@ -88,12 +108,18 @@ def verify_append(history: Sequence[LinkRecord], entry: LinkRecord) -> None:
     could use them up for the others.
 
     Args:
-        history: all entries of ``entry.member`` so far, by position.
+        history: all entries of ``entry.member`` so far, by position; for shares those of the account.
 
     Raises:
         ConflictError: naming ``member`` (it backs another account, or there is nothing to revoke or to end) or
             ``nonce``.
     """
+    if entry.kind == "shares":
+        least = next_nonce(history, entry.account, "")
+        if entry.nonce < least:
+            problem = f"{entry.nonce} is not above {least - 1}, which the account's shares used already"
+            raise ConflictError("nonce", problem, f"sign with nonce {least}")
+        return
     member, backing = entry.member, backings(history).get(entry.member)
     if backing is not None and backing.link.account != entry.account:
         remedy = "link another address" if entry.kind == "link" else "name that account"

@@ -300,6 +300,21 @@ class ModelsRow(Row):
     monitored: ModelName = "scenario"
 
 
+class GrowthRow(Row):
+    """How much budgets may grow within an hour; reductions apply at once, and recovery is no growth."""
+
+    account_usd: NotNegative  # an account's budgets together, USD, and on top of that ...
+    account_ratio: Annotated[float, Field(ge=0, le=100)] = 0.0  # ... this part of the most attested the hour before
+    asset_usd: Annotated[float, Field(ge=0, le=1e9)]  # of all budgets together, by the feed of what stands behind
+
+    @model_validator(mode="after")
+    def _lets_somebody_grow(self) -> GrowthRow:
+        if self.account_usd == 0 or self.asset_usd == 0:
+            # A ratio of nothing is nothing: no account would ever get its first budget.
+            raise ValueError("account_usd and asset_usd must be positive, or nobody ever gets a budget")
+        return self
+
+
 class PolicyRow(Row):
     """Everything a valuation depends on besides what was seen. Its canonical JSON is committed by policyDigest."""
 
@@ -318,6 +333,7 @@ class PolicyRow(Row):
     scenario: ScenarioRow = ScenarioRow()
     var: VarRow = VarRow()
     history: HistoryRow | None = None
+    growth: GrowthRow | None = None  # None = budgets are not capped
     provenance: Annotated[tuple[ProvenanceRow, ...], Field(max_length=64)] = ()
 
     @model_validator(mode="after")

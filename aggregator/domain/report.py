@@ -205,6 +205,7 @@ LAYER_MEANINGS = {
     "exit": "what its owner could remove before a hold lands",
     "unread": "counts nothing: a debt is unknown or a number is out of range",
     "recourse": "debts count only up to their own collateral",
+    "drawn": "drawn at a destination that no venue explains, less what the weights of debts there cover of it",
     "scenario": "the worst scenario of price and volatility",
     "basis": "forwards and spot moving apart",
     "tail": "expected shortfall over the history, beyond the scenarios",
@@ -252,6 +253,26 @@ class Settlement(NamedTuple):
     maintenance: Settled = Settled()
 
 
+class DestinationBudget(NamedTuple):
+    """What an account may draw at one destination and what is charged there, 1e-8 USD (protocol.md, "Budgets").
+
+    ``charge`` is the greatest of ``used``, ``outstanding`` and ``debts``; with the budgets of all destinations it
+    never exceeds :attr:`AccountMargin.free_before_draws` but where that fell. What was drawn beyond the debts that
+    adapters see there is owed too: ``unexplained_…`` are its parts of W-, drawn at a destination and explained by no
+    venue.
+    """
+
+    destination: str  # CAIP-2
+    share: int  # of 10,000 parts
+    budget: int  # the most that may be drawn there, in total
+    used: int  # drawn and not repaid, as the registry says
+    outstanding: int  # the largest budget of an earlier statement that may still be drawn there
+    debts: int  # to consumers there that adapters see, weighted
+    charge: int
+    unexplained_initial: int = 0
+    unexplained_maintenance: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class AccountMargin:
     """One account's margin at its home destination, with the leaf of every destination.
@@ -277,6 +298,8 @@ class AccountMargin:
     model: str = ""  # the margin model of its contracts, "" without any
     binding: str = ""  # the scenario that the requirement comes from
     hedged: tuple[bool, bool] = (False, False)  # by level: whether collateral stands in the grid as a hedge
+    budgets: tuple[DestinationBudget, ...] = ()  # one per destination, in the order of ``leaves``
+    free_before_draws: int = 0  # F: free collateral before debts to consumers at destinations, at most 2**58
 
 
 class HaircutCell(NamedTuple):
@@ -356,6 +379,18 @@ class Derivatives:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Attribution:
+    """Which assets stand behind accounts, in lines ascending by account: ``part`` of 10,000, rounded up, of ``feed``.
+
+    Parts are coarse so that all who compute them find the same ones.
+    """
+
+    account: Ints  # (n,)
+    feed: Ints  # (n,)
+    part: Ints  # (n,)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class MarginReport:
     """Every account's margin, as columns over A accounts; :func:`aggregator.core.explain.explain` unfolds one.
 
@@ -376,12 +411,15 @@ class MarginReport:
     assets: Floats
     debts: Floats
     equity: Floats  # (A,) USD, unhaircut at p̂
-    budget: Floats  # (A,) 1e-8 USD, integral, rounded toward safety; for the home destination
+    budgets: Ints  # (D, A) 1e-8 USD
+    free: Ints  # (A,) 1e-8 USD: F, of which budgets are given; not negative
+    owed: Floats | None  # (D, A) USD: weighted debts to consumers at (low, initial), the most at any clock bound
     as_of: Ints  # (A,) Unix seconds, of the oldest block with a leg that matters; the cut time where there is none
     flags: Ints  # (B, A)
     status: Ints  # (B, A) codes of STATUSES
     isolated: Bools  # (A,) out of range: counts no assets, other accounts unchanged
     derivatives: Derivatives | None = None  # None without contracts
+    growth: Attribution | None = None  # what stands behind the budgets that may have grown; None without growth caps
 
     @property
     def accounts(self) -> tuple[Account, ...]:

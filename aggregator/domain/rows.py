@@ -234,6 +234,63 @@ class DestinationRow(Row):
     payer_key: str  # name of a key file; never shared with an attestor
 
 
+Wire = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$", max_length=200)]  # no credentials: it is shown
+KeyName = Annotated[str, Field(min_length=1, max_length=1000)]  # a file's name below <data>/keys, or pkcs11:… or kms:…
+Listen = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$")]
+
+
+class AttestorRow(Row):
+    """An attestor in a process of its own, as the coordinator and the other attestors reach it.
+
+    ``index`` is its place in the genesis set; one that joins by a rotation has any number above, and names its
+    ``member``, the address that it signs with. ``wire`` is the address of the key that authenticates its messages.
+    """
+
+    index: Annotated[int, Field(ge=0, lt=32)]
+    url: Url
+    wire: Wire
+    member: Wire | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name, for people."""
+        return f"attestor-{self.index}"
+
+
+class OwnAttestorRow(Row):
+    """What one attestor process is. ``key`` signs statements, ``wire_key`` messages; they are never the same key."""
+
+    index: Annotated[int, Field(ge=0, lt=32)]
+    key: KeyName
+    wire_key: KeyName
+    listen: Listen
+    coordinator: Wire  # the address of the coordinator's wire key
+    coordinator_url: Url | None = None  # where it is told certificates that others proposed
+    propose_after: Annotated[float, Field(gt=0)]  # seconds after the cut, and again per place in the order
+    peers: tuple[AttestorRow, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its name, for people."""
+        return f"attestor-{self.index}"
+
+
+class PublicationRow(Row):
+    """One place certificates are published at, beside the registries: nothing can be drawn on them there."""
+
+    chain: str
+    kind: Literal["eas"]
+    address: str  # the attestation service
+    resolver: str  # our schema's resolver, which takes only what a quorum signed
+    payer_key: str  # name of a key file; never shared with an attestor
+
+    @property
+    def name(self) -> str:
+        """Its name among destinations."""
+        return f"{self.chain}/{self.kind}"
+
+
 class DeploymentRow(Row):
     """The parts of the deployment id (protocol.md, "Statement")."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from aggregator.domain.budgets import NOT_DRAWN, Drawn
+from aggregator.domain.budgets import NOT_DRAWN, Drawn, Grant, Share
 from aggregator.domain.price import Quote
 
 Side = Literal["asset", "debt"]
@@ -177,6 +177,7 @@ class Account:
     label: str = ""
     links: tuple[str, ...] = ()  # CAIP-10, ascending
     ending: tuple[str, ...] = ()  # those of ``links`` that are revoked and not ended: assets count 0, debts stand
+    shares: tuple[Share, ...] = ()  # how its owner shares it out among destinations; () = all at ``home``
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,3 +203,5 @@ class Snapshot:
     positions: tuple[Position, ...]  # ascending
     findings: tuple[Finding, ...] = field(default=())
     carried: tuple[ChainView, ...] = ()  # older blocks that positions with ``seen`` rest on, ascending by chain, height
+    grants: tuple[Grant, ...] = ()  # budgets of earlier statements that may still be drawn, as ``State.grants``
+    set_id: int = 1  # of the attestors that the epoch demands: a registry that does not know them gets no budget

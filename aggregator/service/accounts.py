@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any
 
 import structlog
 
@@ -11,11 +12,12 @@ from aggregator.domain.errors import ConflictError, InputError, SourceError, Unk
 from aggregator.domain.links import LinkMessage, endable, next_nonce
 from aggregator.domain.snapshot import Account, Subject
 from aggregator.ports import Clock, Store
-from aggregator.service.seals import questions, to_terms
+from aggregator.service.seals import questions, to_shares, to_terms
 from proofs.errors import FieldError, ProofError
 from proofs.links import (
     Consent,
     LinkTerms,
+    SharesTerms,
     Side,
     Verb,
     account_id,
@@ -24,8 +26,12 @@ from proofs.links import (
     link_text,
     parse_caip10,
     parse_chain_consent,
+    parse_shares,
+    shares_digest,
+    shares_text,
     verify_link,
     verify_revoke,
+    verify_shares,
 )
 
 log = structlog.get_logger("accounts")
@@ -200,13 +206,69 @@ class AccountBook:
         until = int(self._clock.now()) + MESSAGE_SECONDS if expiry is None else expiry
         return link_message(self._deployment_id, known, canonical, nonce, until, verb, by)
 
-    async def _pair(self, account: str, controller: str, member: str) -> tuple[Account, str, str]:
+    async def set_shares(
+        self, account: str, controller: str, shares: str, nonce: int, expiry: int, signature: str
+    ) -> LinkRecord:
+        """Record how the controller shares its account's margin out among destinations.
+
+        It takes effect with the next statement; what earlier ones allow elsewhere stays charged until it cannot be
+        drawn any more.
+
+        Args:
+            shares: "eip155:1=7000,solana:…=3000", see :func:`proofs.links.parse_shares`.
+
+        Raises:
+            InputError: names the field at fault; ConflictError if ``nonce`` is not above the account's last one.
+        """
         known = await self._store.account(account)
-        who, backing = self._address("controller", controller), self._address("member", member)
+        self._check_controller(known, self._address("controller", controller))
+        self._check_destinations(shares)
+        now = int(self._clock.now())
+        record = LinkRecord(-1, known.id, known.controller, "", nonce, expiry, signature, "", now, "shares", shares)
+        try:
+            consent = decode_signature(known.controller, signature, "signature")
+            verify_shares(self._deployment_id, to_shares(record), consent, now, ask_chain=True)
+            await self._ask(record, {"controller": "signature"})
+        except ProofError as error:
+            raise InputError(error.field, error.reason) from None
+        return await self._store.append_link(record, self._clock.now)
+
+    async def shares_message(
+        self, account: str, shares: str, nonce: int | None = None, expiry: int | None = None
+    ) -> LinkMessage:
+        """Return what the controller signs to share its account out; arguments as of :meth:`message`.
+
+        Raises:
+            InputError: names the field at fault.
+        """
+        known = await self._store.account(account)
+        self._check_destinations(shares)
+        if nonce is None:
+            nonce = max(1, next_nonce(await self._store.links(known.id), known.id, ""))
+        until = int(self._clock.now()) + MESSAGE_SECONDS if expiry is None else expiry
+        return shares_message(self._deployment_id, known, shares, nonce, until)
+
+    def _check_destinations(self, shares: str) -> None:
+        try:
+            named = parse_shares(shares)
+        except ProofError as error:
+            remedy = "for example eip155:1=7000,eip155:10=3000: parts of 10,000"
+            raise InputError("shares", error.reason, remedy) from None
+        for chain, _ in named:
+            if chain not in self._destinations:
+                raise UnknownError("shares", chain, f"destinations: {', '.join(self._destinations)}")
+
+    @staticmethod
+    def _check_controller(known: Account, who: str) -> None:
         if who != known.controller:
             raise InputError(
                 "controller", f"{who} does not control account {known.id[:10]}…", f"it is {known.controller}"
             )
+
+    async def _pair(self, account: str, controller: str, member: str) -> tuple[Account, str, str]:
+        known = await self._store.account(account)
+        who, backing = self._address("controller", controller), self._address("member", member)
+        self._check_controller(known, who)
         return known, who, backing
 
     async def _ask(self, record: LinkRecord, fields: dict[Side, str]) -> None:
@@ -273,11 +335,36 @@ def link_message(
     if signer.startswith("solana:"):
         text = link_text(deployment_id, act, terms).decode()
         return LinkMessage(act, signer, nonce, expiry, text, None, "")
-    fields = [("account", "bytes32"), ("controller", "string"), ("member", "string")]
+    typed = _typed(deployment_id, f"Link{act.capitalize()}", account, ("member", canonical), nonce, expiry)
+    return LinkMessage(act, signer, nonce, expiry, "", typed, "0x" + link_digest(deployment_id, act, terms).hex())
+
+
+def shares_message(deployment_id: bytes, account: Account, shares: str, nonce: int, expiry: int) -> LinkMessage:
+    """Return what an account's controller signs to share it out among destinations.
+
+    Raises:
+        InputError: names the field at fault.
+    """
+    try:
+        terms = SharesTerms(bytes.fromhex(account.id[2:]), account.controller, shares, nonce, expiry)
+    except ProofError as error:
+        raise InputError(error.field, error.reason) from None
+    if account.controller.startswith("solana:"):
+        text = shares_text(deployment_id, terms).decode()
+        return LinkMessage("shares", account.controller, nonce, expiry, text, None, "")
+    typed = _typed(deployment_id, "BudgetShares", account, ("shares", shares), nonce, expiry)
+    digest = "0x" + shares_digest(deployment_id, terms).hex()
+    return LinkMessage("shares", account.controller, nonce, expiry, "", typed, digest)
+
+
+def _typed(
+    deployment_id: bytes, primary: str, account: Account, what: tuple[str, str], nonce: int, expiry: int
+) -> dict[str, Any]:
+    """Return EIP-712 JSON of terms whose third field is ``what``, a name and a text."""
+    fields = [("account", "bytes32"), ("controller", "string"), (what[0], "string")]
     fields += [("nonce", "uint64"), ("expiry", "uint64")]
     domain = [("name", "string"), ("version", "string"), ("salt", "bytes32")]
-    primary = f"Link{act.capitalize()}"
-    typed = {
+    return {
         "types": {
             "EIP712Domain": [{"name": n, "type": t} for n, t in domain],
             primary: [{"name": n, "type": t} for n, t in fields],
@@ -287,9 +374,8 @@ def link_message(
         "message": {
             "account": account.id,
             "controller": account.controller,
-            "member": canonical,
+            what[0]: what[1],
             "nonce": nonce,
             "expiry": expiry,
         },
     }
-    return LinkMessage(act, signer, nonce, expiry, "", typed, "0x" + link_digest(deployment_id, act, terms).hex())

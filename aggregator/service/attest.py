@@ -5,8 +5,9 @@ choice against its clock, its record, the log and its own recomputation before o
 refuses, it refuses as :class:`RefusedError` with the rule's name and both values.
 
 Rules, in the order they are checked: ``deployment`` · ``digest`` · ``clock`` · ``expired`` · ``lifetime`` · ``epoch``
-· ``set`` · ``floor`` · ``previous`` · ``start`` · ``chain-highest`` · ``leaves`` · ``root`` · ``accounts-root`` ·
-``cut`` · ``prices`` · ``policy`` · ``risk`` · ``state`` · ``watermark`` · ``expired`` again, right before signing.
+· ``rotations`` · ``set`` · ``member`` · ``previous`` · ``floor`` · ``start`` · ``chain-highest`` · ``leaves`` ·
+``root`` · ``accounts-root`` · ``cut`` · ``prices`` · ``policy`` · ``risk`` · ``state`` · ``watermark`` · ``expired``
+again, right before signing.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from aggregator.domain.errors import CrossmarginError, RefusedError
 from aggregator.domain.latency import LatencyTables
 from aggregator.domain.report import Flag, LeafValues
 from aggregator.domain.snapshot import Cut
-from aggregator.ports import Clock, Signer, Watermark
+from aggregator.ports import Clock, GrantBook, Signer, Watermark
 from proofs import leaf as leaves_of
 from proofs import merkle
 from proofs.errors import ProofError
 from proofs.quorum import IndexedSignature, verify_quorum
+from proofs.sets import AttestorSet, Rotation, set_at, verify_history
 from proofs.signing import recover
-from proofs.statement import DEVNET, GENESIS_SET_ID, Deployment, Header, StatementBody, body_hash
+from proofs.statement import DEVNET, Deployment, Header, StatementBody, body_hash
 from proofs.statement import digest as statement_digest
 
 GRACE = 0.25
@@ -46,10 +48,12 @@ class Proposal:
         cut: the pinned blocks, one per chain.
         updates: raw price updates (bytes as published), in the order they were fetched.
         state: accounts, links log and salts as the proposer has them.
-        leaves: every leaf, in the order of the commitment.
+        leaves: every leaf, in the order of the commitment; () where they were not sent, as one's own may be the same.
         previous: the newest certified statement, None before the first; `body.previous` is its digest.
         latency: the measured laws that the valuation uses, committed with the risk tables.
+        previous_state: the state text that `previous` commits to, for the levels that it left; "" without `previous`.
         preimages: the canonical texts behind the body's digests (cut, prices, policy, risk, state).
+        extends: whether whoever proposes records links and accounts; set by who receives it, never sent.
     """
 
     header: Header
@@ -62,6 +66,15 @@ class Proposal:
     previous: Certificate | None = None
     latency: LatencyTables = ()
     preimages: Mapping[str, str] = field(default_factory=dict)
+    previous_state: str = ""
+    extends: bool = True
+
+
+class LeavesNeededError(RefusedError):
+    """The proposal came without leaves, and those found are others: which ones must be shown."""
+
+    def __init__(self) -> None:
+        super().__init__("leaves", "other leaves were found than the proposal commits to, which came without them")
 
 
 class Recomputed(NamedTuple):
@@ -83,9 +96,9 @@ Recompute = Callable[[Proposal], Awaitable[Recomputed]]
 class Rules:
     """What a deployment's attestors agree on besides the valuation. Times are seconds.
 
-    ``start_delay`` is Δ plus the longest life of a proposal: after a start only epochs whose cut is later than the
-    start by more than this are signed, so that an attestor restored from an old backup outlives whatever it may have
-    signed before. 0 switches the rule off; only a devnet may.
+    ``start_delay`` is Δ plus the longest life of a proposal and the clock bound: after a start only epochs whose cut is
+    later than the start by more than this are signed, so that an attestor restored from an old backup outlives whatever
+    it may have signed before. 0 switches the rule off; only a devnet may.
     """
 
     deployment: Deployment
@@ -107,23 +120,83 @@ class Attesting(Protocol):
     def name(self) -> str: ...
 
     @property
-    def index(self) -> int: ...
+    def member(self) -> bytes:
+        """The address it signs with, 20 bytes; its place in a set follows from it."""
+        ...
 
     async def attest(self, proposal: Proposal) -> Attestation: ...
 
 
+class Sets:
+    """The sets of attestors that one party knows: the genesis set, and what follows by verified rotations."""
+
+    def __init__(self, deployment: Deployment, rotations: Sequence[Rotation] = ()) -> None:
+        self._deployment = deployment
+        self.rotations: tuple[Rotation, ...] = ()
+        self._sets = verify_history(deployment, ())
+        self.learn(rotations)
+
+    def learn(self, rotations: Sequence[Rotation]) -> bool:
+        """Take over a longer history; say whether it was one.
+
+        Raises:
+            RefusedError: rule ``rotations``: it contradicts what is known, is shorter, or is not signed.
+        """
+        known, given = [r.to for r in self.rotations], [r.to for r in rotations]
+        if given == known:
+            return False
+        if given[: len(known)] != known:
+            _refuse("rotations", f"sets up to {len(given) + 1} proposed, other ones up to {len(known) + 1} are known")
+        try:
+            self._sets = verify_history(self._deployment, rotations)
+        except ProofError as error:
+            raise RefusedError("rotations", str(error)) from None
+        self.rotations = tuple(rotations)
+        return True
+
+    def at(self, epoch: int) -> AttestorSet:
+        """Return the set that must sign ``epoch``."""
+        return set_at(self._sets, epoch)
+
+    def seat(self, member: bytes, epoch: int) -> int | None:
+        """Return the index of an address in the set of ``epoch``, None if it is not in it."""
+        members = self.at(epoch).members
+        return members.index(member) if member in members else None
+
+    def verify(self, certificate: Certificate) -> None:
+        """Check a certificate: the digest of its header and body, and a quorum of the set that its epoch demands.
+
+        Raises:
+            RefusedError: rule ``certificate``.
+        """
+        header, group = certificate.header, self.at(certificate.header.epoch)
+        signatures = [IndexedSignature(a.index, a.r, a.vs) for a in certificate.attestations]
+        try:
+            if header.body != body_hash(certificate.body):
+                _refuse("certificate", f"header.body of epoch {header.epoch} is not its body's")
+            if certificate.digest != statement_digest(header, self._deployment.deployment_id()):
+                _refuse("certificate", f"0x{certificate.digest.hex()} is not the digest of its header")
+            if header.set_id != group.set_id:
+                _refuse("certificate", f"setId {header.set_id} given, epoch {header.epoch} demands {group.set_id}")
+            verify_quorum(certificate.digest, signatures, group.members, group.threshold)
+        except ProofError as error:
+            raise RefusedError("certificate", str(error)) from None
+
+
 class Attestor:
-    """One attestor in this process.
+    """One attestor, whose checks and signature these are.
 
     Args:
         name: for people, in refusals and metrics.
-        index: its position in the member list.
+        index: its position in the genesis set; None for one that joins by a rotation.
         signer: its key; the address must be the member's.
         watermark: its durable record.
         recompute: its own reading and valuation of a proposal.
         rules, clock: as above.
         last: the newest certificate it knows, None for an empty log. Newer ones arrive with proposals, verified.
         chain_highest: the highest epoch on any destination when it started; it signs only above.
+        rotations: those it knows of; newer ones arrive with proposals, verified.
+        grants: its durable record of the budgets it signed; without one (tests alone) none is kept.
 
     Raises:
         RefusedError: the key is not the member's, or ``start_delay`` is 0 outside a devnet.
@@ -132,7 +205,7 @@ class Attestor:
     def __init__(
         self,
         name: str,
-        index: int,
+        index: int | None,
         signer: Signer,
         watermark: Watermark,
         recompute: Recompute,
@@ -141,18 +214,22 @@ class Attestor:
         clock: Clock,
         last: Certificate | None = None,
         chain_highest: int = 0,
+        rotations: Sequence[Rotation] = (),
+        grants: GrantBook | None = None,
     ) -> None:
+        self._grants = grants
         members = rules.deployment.members
-        member = "0x" + members[index].hex() if 0 <= index < len(members) else "nobody"
-        if signer.address != member:
-            raise RefusedError("member", f"{name} holds {signer.address}, member {index} is {member}")
+        if index is not None:
+            member = "0x" + members[index].hex() if 0 <= index < len(members) else "nobody"
+            if signer.address != member:
+                raise RefusedError("member", f"{name} holds {signer.address}, member {index} is {member}")
         if rules.start_delay <= 0 and rules.deployment.network_class != DEVNET:
             raise RefusedError("start", f"start_delay {rules.start_delay} is for devnets (network class 3) only")
-        self._name, self._index = name, index
-        self._signer, self._watermark, self._recompute = signer, watermark, recompute
+        self._name, self._signer, self._watermark, self._recompute = name, signer, watermark, recompute
         self._rules, self._clock = rules, clock
         self._deployment_id = rules.deployment_id
         self._last, self._chain_highest = last, chain_highest
+        self.sets = Sets(rules.deployment, rotations)
         self._started = clock.now()
         self._turn = asyncio.Lock()
 
@@ -162,9 +239,42 @@ class Attestor:
         return self._name
 
     @property
-    def index(self) -> int:
-        """Its position in the member list."""
-        return self._index
+    def member(self) -> bytes:
+        """Its address, 20 bytes."""
+        return bytes.fromhex(self._signer.address[2:])
+
+    @property
+    def turn(self) -> asyncio.Lock:
+        """Held while a proposal is checked and signed; whatever must not come in between holds it too."""
+        return self._turn
+
+    @property
+    def last(self) -> Certificate | None:
+        """The newest certificate it knows."""
+        return self._last
+
+    def may_sign(self, epoch: int) -> bool:
+        """Say whether this start, the chains and the log leave ``epoch`` to be signed; its record may still refuse."""
+        cut_time, delay = epoch * self._rules.epoch_seconds, self._rules.start_delay
+        waited = not delay or cut_time > self._started + delay
+        return waited and epoch > max(self._chain_highest, self._last.header.epoch if self._last else 0)
+
+    async def learn(self, certificate: Certificate, then: Callable[[Certificate], Awaitable[None]]) -> bool:
+        """Take over a certificate newer than what is known; say whether it was one.
+
+        Args:
+            then: awaited with it before the next proposal is looked at.
+
+        Raises:
+            RefusedError: it does not verify.
+        """
+        async with self._turn:
+            if self._last is not None and certificate.header.epoch <= self._last.header.epoch:
+                return False
+            self.sets.verify(certificate)
+            self._last = certificate
+            await then(certificate)
+            return True
 
     async def attest(self, proposal: Proposal) -> Attestation:
         """Check a proposal, record the intent durably, then sign.
@@ -174,21 +284,28 @@ class Attestor:
             SourceError: its own reads failed, so that it cannot tell.
         """
         async with self._turn:  # one at a time: the log and the record move together
-            self._check_statement(proposal)
+            seat = self._check_statement(proposal)
             last = self._check_log(proposal)
             self._check_start(proposal)
             # What the proposal calls the previous statement is worth nothing until it is verified.
             recomputed = await self._recompute(replace(proposal, previous=last))
+            if proposal.body.leaf_count and not proposal.leaves:
+                if recomputed.accounts_root != proposal.body.accounts_root:
+                    raise LeavesNeededError
+                proposal = replace(proposal, leaves=recomputed.leaves)
             _check_leaves(proposal, recomputed.leaves)
             _check_roots(proposal, recomputed)
             _check_digests(proposal.body, recomputed)
+            if self._grants is not None:  # first: a claim without them would sign them on a repeat
+                await self._grants.note(proposal.header.epoch, proposal.header.valid_until, proposal.leaves)
             await self._watermark.claim(proposal.header.epoch, proposal.digest)
             self._last = last
             self._require_alive(proposal.header)  # reading and recording took time
             r, vs = self._signer.sign(proposal.digest)
-            return Attestation(self._index, r, vs)
+            return Attestation(seat, r, vs)
 
-    def _check_statement(self, proposal: Proposal) -> None:
+    def _check_statement(self, proposal: Proposal) -> int:
+        """Check what the statement says of itself; return this attestor's place in the set that must sign it."""
         header, rules, now = proposal.header, self._rules, self._clock.now()
         if header.body != body_hash(proposal.body):
             _refuse("digest", f"header.body 0x{header.body.hex()} is not the body's 0x{body_hash(proposal.body).hex()}")
@@ -205,10 +322,15 @@ class Attestor:
             _refuse("epoch", f"header {header.epoch}, cut {proposal.cut.epoch}, by the cut's time {cut_epoch}")
         if header.produced_at < proposal.cut.cut_time:
             _refuse("clock", f"producedAt {header.produced_at} is before the cut at {proposal.cut.cut_time}")
-        if header.set_id != GENESIS_SET_ID:
-            _refuse("set", f"setId {header.set_id} proposed, {GENESIS_SET_ID} is in force")
-        if now > rules.deployment.not_after:
-            _refuse("set", f"the set ended at {rules.deployment.not_after}, it is {now:.0f}")
+        self.sets.learn(proposal.state.rotations)
+        group = self.sets.at(header.epoch)
+        if header.set_id != group.set_id:
+            _refuse("set", f"setId {header.set_id} proposed, {group.set_id} is in force")
+        if now > group.not_after:
+            _refuse("set", f"the set ended at {group.not_after}, it is {now:.0f}")
+        if (seat := self.sets.seat(self.member, header.epoch)) is None:
+            _refuse("member", f"0x{self.member.hex()} is not in set {group.set_id}, which epoch {header.epoch} demands")
+        return seat
 
     def _require_alive(self, header: Header) -> None:
         now = self._clock.now()
@@ -219,7 +341,7 @@ class Attestor:
         """Check `previous` and `floor` against the log; return the log's new head."""
         header, last, previous = proposal.header, self._last, proposal.previous
         if previous is not None and (last is None or previous.header.epoch > last.header.epoch):
-            _verify_certificate(previous, self._rules.deployment, self._deployment_id)
+            self._verify_previous(previous)
             last = previous
         head = bytes(32) if last is None else last.digest
         if previous is not None and previous.digest != head:
@@ -236,6 +358,12 @@ class Attestor:
             _refuse("epoch", f"{header.epoch} is not above {last.header.epoch}, which is certified")
         return last
 
+    def _verify_previous(self, previous: Certificate) -> None:
+        try:
+            self.sets.verify(previous)
+        except RefusedError as error:
+            raise RefusedError("previous", f"the previous statement is not certified: {error.reason}") from None
+
     def _check_start(self, proposal: Proposal) -> None:
         delay, cut_time = self._rules.start_delay, proposal.cut.cut_time
         if delay and cut_time <= self._started + delay:
@@ -248,32 +376,34 @@ class Quorum(NamedTuple):
     """What came of asking: ``attestations`` ascending by index, empty without a quorum; refusals by attestor."""
 
     attestations: tuple[Attestation, ...]
-    refusals: tuple[tuple[str, str], ...]  # (attestor, reason), in the order of the members
+    refusals: tuple[tuple[str, str], ...]  # (attestor, reason), in the order of those asked
+    signed: int = 0  # how many valid signatures there were, a quorum or not
 
 
 async def collect_quorum(
     proposal: Proposal,
     attestors: Sequence[Attesting],
-    deployment: Deployment,
+    group: AttestorSet,
     *,
     timeout: float,
     grace: float = GRACE,
 ) -> Quorum:
-    """Ask every attestor at once and keep the signatures that verify.
+    """Ask every member of a set at once and keep the signatures that verify.
 
     A wrong, late or extra answer costs its sender its place and nothing else. Once the threshold is reached, the
     others have ``grace`` seconds left, so that an epoch names who disagrees without waiting for who is gone.
 
     Args:
         proposal: what to sign.
-        attestors: whom to ask; each index may answer once.
-        deployment: members and threshold.
+        attestors: whom to ask; who is not in the set (yet, or any more) is not. Each member may answer once.
+        group: the set that the proposal's epoch demands.
         timeout: seconds after which no answer counts.
         grace: seconds, see above.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
-    asked = {asyncio.create_task(a.attest(proposal)): a for a in attestors}
+    asking = [a for a in attestors if a.member in group.members]
+    asked = {asyncio.create_task(a.attest(proposal)): place for place, a in enumerate(asking)}
     valid: dict[int, Attestation] = {}
     refused: dict[int, str] = {}
     pending = set(asked)
@@ -281,9 +411,9 @@ async def collect_quorum(
         while pending and (left := deadline - loop.time()) > 0:
             done, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                position = attestors.index(asked[task])
+                position = asked[task]
                 try:
-                    attestation = _verified(task.result(), asked[task], proposal.digest, deployment)
+                    attestation = _verified(task.result(), asking[position], proposal.digest, group)
                     if attestation.index in valid:
                         _refuse("index", f"member {attestation.index} answered twice")
                     valid[attestation.index] = attestation
@@ -292,41 +422,33 @@ async def collect_quorum(
                 except (Exception, asyncio.CancelledError) as error:
                     # A defect of one attestor is that attestor's failure; its text may hold anything, so only its kind.
                     refused[position] = f"failed: {type(error).__name__}"
-            if len(valid) >= deployment.threshold:
+            if len(valid) >= group.threshold:
                 deadline = min(deadline, loop.time() + grace)
     finally:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
     for task in pending:
-        refused[attestors.index(asked[task])] = "late: no answer in time"
-    if len(valid) < deployment.threshold:
+        refused[asked[task]] = "late: no answer in time"
+    signed = len(valid)
+    if signed < group.threshold:
         valid = {}
-    refusals = tuple((attestors[position].name, refused[position]) for position in sorted(refused))
-    return Quorum(tuple(valid[index] for index in sorted(valid)), refusals)
+    refusals = tuple((asking[position].name, refused[position]) for position in sorted(refused))
+    return Quorum(tuple(valid[index] for index in sorted(valid)), refusals, signed)
 
 
-def _verified(given: Attestation, sender: Attesting, digest: bytes, deployment: Deployment) -> Attestation:
-    if given.index != sender.index or not 0 <= given.index < len(deployment.members):
-        _refuse("index", f"{sender.name} is member {sender.index} and signed as {given.index}")
+def _verified(given: Attestation, sender: Attesting, digest: bytes, group: AttestorSet) -> Attestation:
+    index = group.members.index(sender.member)
+    if given.index != index:
+        _refuse("index", f"{sender.name} is member {index} and signed as {given.index}")
     try:
         signer = recover(digest, given.r, given.vs)
     except ProofError as error:
         raise RefusedError("signature", str(error)) from None
-    if signer != deployment.members[given.index]:
-        member = deployment.members[given.index].hex()
+    if signer != group.members[index]:
+        member = group.members[index].hex()
         _refuse("signature", f"recovers to 0x{signer.hex()}, member {given.index} is 0x{member}")
     return given
-
-
-def _verify_certificate(certificate: Certificate, deployment: Deployment, deployment_id: bytes) -> None:
-    signatures = [IndexedSignature(a.index, a.r, a.vs) for a in certificate.attestations]
-    try:
-        if certificate.digest != statement_digest(certificate.header, deployment_id):
-            _refuse("previous", f"0x{certificate.digest.hex()} is not the digest of the previous header")
-        verify_quorum(certificate.digest, signatures, deployment.members, deployment.threshold)
-    except ProofError as error:
-        raise RefusedError("previous", f"the previous statement is not certified: {error}") from None
 
 
 def _check_leaves(proposal: Proposal, own: Sequence[LeafValues]) -> None:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from time import perf_counter
 
 import structlog
 
 from aggregator.core.explain import explain
 from aggregator.domain.certificate import Certificate, EpochRecord, State
-from aggregator.domain.errors import CrossmarginError, SourceError
+from aggregator.domain.errors import CrossmarginError, RefusedError, SourceError
 from aggregator.domain.latency import EVERYWHERE, LatencyTables
+from aggregator.domain.links import shares_of
 from aggregator.domain.price import Quote
 from aggregator.domain.report import AccountMargin, MarginReport
 from aggregator.domain.snapshot import REORGED
-from aggregator.ports import Clock, PriceSource, Store
+from aggregator.ports import Clock, GrantBook, PriceSource, Store
 from aggregator.service import telemetry
 from aggregator.service.accounts import LinkEnder
-from aggregator.service.attest import GRACE, Attesting, Proposal, Rules, collect_quorum
+from aggregator.service.attest import GRACE, Attesting, Proposal, Rules, Sets, collect_quorum
 from aggregator.service.collect import Collected, Observer
 from aggregator.service.latency import LatencyMeter
 from aggregator.service.seals import seals
 from aggregator.service.workbench import Computed, Workbench, skew
-from proofs.statement import GENESIS_SET_ID, Header, StatementBody, body_hash
+from proofs.statement import Header, StatementBody, body_hash
 from proofs.statement import digest as statement_digest
 
 log = structlog.get_logger("epoch")
@@ -38,8 +40,11 @@ class Cycle:
     Args:
         offer: called with each certified epoch (the relayer's door); it returns at once.
         meter: takes what was measured, and gives the laws that the valuation uses.
-        ender: ends revoked links when they may.
+        ender: ends revoked links when they may; None where another party records links.
         grace: seconds that attestors have left once the threshold is reached (see :func:`collect_quorum`).
+        catch_up: learns what was certified before an epoch without this party.
+        tell: tells others of a certificate; it returns at once.
+        grants: the durable record of budgets this party proposed or signed; without one (tests alone) none is charged.
         on_computed: called with what a certified epoch was computed from and what came out; it returns at once.
     """
 
@@ -56,15 +61,22 @@ class Cycle:
         offer: Callable[[EpochRecord], Awaitable[None]],
         keep_epochs: int,
         meter: LatencyMeter,
-        ender: LinkEnder,
+        ender: LinkEnder | None,
         grace: float = GRACE,
         on_computed: Callable[[Computed, Sequence[Quote], LatencyTables], None] = lambda *_: None,
+        catch_up: Callable[[int], Awaitable[None]] | None = None,
+        tell: Callable[[Certificate], None] | None = None,
+        grants: GrantBook | None = None,
     ) -> None:
+        self._grants = grants
+        self._catch_up, self._tell = catch_up, tell
         self.on_computed = on_computed
         self._workbench, self._observer, self._source = workbench, observer, source
         self._store, self._attestors, self._rules, self._clock = store, attestors, rules, clock
         self._offer, self._keep = offer, keep_epochs
         self._meter, self._ender, self._grace = meter, ender, grace
+        self._sets = Sets(rules.deployment)
+        self._signed = 0, 0
         self.last_problem: str = "no epoch has run yet"
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -79,9 +91,11 @@ class Cycle:
                         self._wait_for_accounts()
                         continue
                     record = await self.run_epoch(number)
-                    self.last_problem = "" if record.attestations else _why_uncertified(record)
+                    self.last_problem = "" if record.attestations else self._why_uncertified(record)
                     if number % PRUNE_EVERY == 0:
                         await self._store.prune(keep_epochs=self._keep)
+                        if self._grants is not None:
+                            await self._grants.forget(int(self._clock.now()))
                 except CrossmarginError as error:
                     telemetry.EPOCHS.labels("failed").inc()
                     self.last_problem = str(error)
@@ -110,9 +124,18 @@ class Cycle:
             CrossmarginError: nothing was stored; the message says why.
         """
         cut_time = number * self._rules.epoch_seconds
+        if self._catch_up is not None:
+            await self._catch_up(number)
         started = perf_counter()
         state = await self._store.state()
         previous = await self._store.certificate()
+        if previous is not None and previous.header.epoch >= number:
+            raise RefusedError("epoch", f"{number} is not above {previous.header.epoch}, which is certified")
+        if self._grants is not None:
+            charged = await self._grants.outstanding(cut_time, shares_of(state.links), number)
+            state = replace(state, grants=charged)
+        self._sets.learn(state.rotations)
+        group = self._sets.at(number)
         seen, (updates, published) = await asyncio.gather(
             self._observer.collect(number, cut_time, state.accounts, seals(self._rules.deployment_id, state.links)),
             self._published(cut_time),
@@ -128,17 +151,21 @@ class Cycle:
             self._workbench.compute, seen, quotes, updates, state, self._observer.last, latency
         )
         telemetry.EPOCH_SECONDS.labels("compute").observe(perf_counter() - computing)
-        proposal = self._propose(number, seen, mine, updates, state, previous, latency)
+        proposal = self._propose(group.set_id, seen, mine, updates, state, previous, latency)
+        proposal = replace(proposal, previous_state=await self._store.preimage("state"))
 
+        if self._grants is not None:  # before anybody is asked: it may become certified unheard of
+            await self._grants.note(number, proposal.header.valid_until, proposal.leaves)
         asking = perf_counter()
         quorum = await collect_quorum(
             proposal,
             self._attestors,
-            self._rules.deployment,
+            group,
             timeout=self._workbench.lifetime / 2,
             grace=self._grace,
         )
         telemetry.EPOCH_SECONDS.labels("attest").observe(perf_counter() - asking)
+        self._signed = quorum.signed, group.threshold
         if quorum.attestations:
             self._meter.measure("attest", EVERYWHERE, perf_counter() - asking)
         for attestor, reason in quorum.refusals:
@@ -165,6 +192,8 @@ class Cycle:
             self._observer.certified(record.digest, number, record.header.floor)
             self._meter.certified(number, record.header.produced_at)
             await self._offer(record)
+            if self._tell is not None and record.certificate is not None:
+                self._tell(record.certificate)
             self.on_computed(mine, quotes, latency)
         else:
             log.warning("epoch not certified", epoch=number, refusals=dict(quorum.refusals))
@@ -172,7 +201,7 @@ class Cycle:
         await self._remember()
         telemetry.EPOCH_SECONDS.labels("store").observe(perf_counter() - storing)
         self._measure(record, seen)
-        if record.attestations:
+        if record.attestations and self._ender is not None:
             await self._ender.settle(record, state)
         return record
 
@@ -219,7 +248,7 @@ class Cycle:
 
     def _propose(
         self,
-        number: int,
+        set_id: int,
         seen: Collected,
         mine: Computed,
         updates: Sequence[bytes],
@@ -237,12 +266,13 @@ class Cycle:
             leaf_count=len(mine.leaves),
             previous=previous.digest if previous else bytes(32),
         )
+        number = seen.cut.epoch
         header = Header(
             epoch=number,
             root=mine.commitment.root,
             # What was certified on a history that is gone must not be usable any more.
             floor=number if seen.cut.reorgs else previous.header.floor if previous else 0,
-            set_id=GENESIS_SET_ID,
+            set_id=set_id,
             produced_at=int(self._clock.now()),
             valid_until=mine.snapshot.valid_until,
             body=body_hash(body),
@@ -259,6 +289,11 @@ class Cycle:
             latency=latency,
             preimages=mine.preimages,
         )
+
+    def _why_uncertified(self, record: EpochRecord) -> str:
+        signed, threshold = self._signed
+        reasons = "; ".join(f"{who}: {why}" for who, why in record.refusals) or "nobody answered"
+        return f"epoch {record.header.epoch} has no quorum: {signed} of the {threshold} signatures needed ({reasons})"
 
     @staticmethod
     def _measure(record: EpochRecord, seen: Collected) -> None:
@@ -277,8 +312,3 @@ class Cycle:
             telemetry.CHAIN_AGE.labels(view.chain).set(view.age)
         for status in ("healthy", "unhealthy", "unknown"):
             telemetry.UNHEALTHY.labels(status).set(sum(m.status == status for m in record.margins))
-
-
-def _why_uncertified(record: EpochRecord) -> str:
-    reasons = "; ".join(f"{who}: {why}" for who, why in record.refusals)
-    return f"epoch {record.header.epoch} has no quorum ({reasons or 'nobody answered'})"

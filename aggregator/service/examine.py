@@ -11,6 +11,7 @@ from aggregator.ports import PriceSource, Store
 from aggregator.service.attest import Proposal, Recomputed
 from aggregator.service.collect import Observer
 from aggregator.service.latency import LatencyMeter
+from aggregator.service.replica import Ledger, SharedLedger
 from aggregator.service.seals import seals
 from aggregator.service.state_rules import StateRules
 from aggregator.service.workbench import Workbench
@@ -24,8 +25,9 @@ class Examiner:
         workbench: the same policy as everybody's.
         observer: its own readers and memory.
         source: verifies raw price updates; None where no signed price is configured.
-        store: where its copy of the links log comes from, and where it remembers what it read.
+        store: where it remembers what it read.
         meter: its own measurements, which the proposer's laws must not fall short of.
+        ledger: its copy of accounts and links log; the store's, unless said otherwise.
     """
 
     def __init__(
@@ -36,9 +38,11 @@ class Examiner:
         source: PriceSource | None,
         store: Store,
         meter: LatencyMeter,
+        ledger: Ledger | None = None,
     ) -> None:
         self._workbench, self._observer, self._source, self._store = workbench, observer, source, store
         self._rules, self._meter = rules, meter
+        self._ledger: Ledger = ledger or SharedLedger(store)
 
     async def recompute(self, proposal: Proposal) -> Recomputed:
         """Check what the proposer chose, read the chains at its Cut, and compute what follows.
@@ -50,9 +54,10 @@ class Examiner:
             RefusedError: the Cut or the state breaks a rule.
             SourceError: the price updates do not verify or are not the first after the cut.
         """
-        self._settle(proposal.previous)
+        if proposal.previous is not None:
+            await self.settle(proposal.previous)
         state, cut = proposal.state, proposal.cut
-        await self._rules.verify(proposal, await self._store.state())
+        await self._rules.verify(proposal, await self._ledger.extended(proposal))
         seen = await self._observer.collect_at(cut, state.accounts, seals(self._rules.deployment_id, state.links))
         # After the look at the chains: whoever refuses here must go on measuring, or it would never change its mind.
         self._check_latency(proposal)
@@ -61,10 +66,18 @@ class Examiner:
         )
         quotes = (*published, *seen.quotes)
         mine = await asyncio.to_thread(
-            self._workbench.compute, seen, quotes, proposal.updates, state, self._observer.last, proposal.latency
+            self._workbench.compute,
+            seen,
+            quotes,
+            proposal.updates,
+            state,
+            self._observer.last,
+            proposal.latency,
+            proposal.leaves or None,
         )
         self._observer.attested(proposal.digest, seen)
         self._rules.attested(proposal.digest, state, mine, self._workbench.world)
+        self._ledger.attested(proposal, mine)
         # After a restart a chain that is down must still be known at the block the others remember.
         # Nobody waits for the last to sign: whoever is given up meanwhile still finishes its transaction.
         await asyncio.shield(self._store.save_readings(self._observer.name, self._observer.parts))
@@ -84,8 +97,8 @@ class Examiner:
         if problem:
             raise RefusedError("latency", problem)
 
-    def _settle(self, previous: Certificate | None) -> None:
+    async def settle(self, certificate: Certificate) -> None:
         """What was attested last and is certified by now becomes the ground for what follows."""
-        if previous is not None:
-            self._observer.certified(previous.digest, previous.header.epoch, previous.header.floor)
-            self._rules.certified(previous.digest)
+        self._observer.certified(certificate.digest, certificate.header.epoch, certificate.header.floor)
+        self._rules.certified(certificate.digest)
+        await self._ledger.certified(certificate)

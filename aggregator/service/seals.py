@@ -13,7 +13,17 @@ from aggregator.domain.certificate import LinkRecord
 from aggregator.domain.links import backings
 from aggregator.domain.snapshot import Subject
 from proofs.hashing import keccak256
-from proofs.links import ChainConsent, LinkTerms, Side, Verb, encode_base58, link_digest, parse_chain_consent
+from proofs.links import (
+    ChainConsent,
+    LinkTerms,
+    SharesTerms,
+    Side,
+    Verb,
+    encode_base58,
+    link_digest,
+    parse_chain_consent,
+    shares_digest,
+)
 
 
 def to_terms(record: LinkRecord) -> LinkTerms:
@@ -24,6 +34,16 @@ def to_terms(record: LinkRecord) -> LinkTerms:
     """
     account = bytes.fromhex(record.account.removeprefix("0x"))
     return LinkTerms(account, record.controller, record.member, record.nonce, record.expiry)
+
+
+def to_shares(record: LinkRecord) -> SharesTerms:
+    """Return what the controller signs of a record of kind shares.
+
+    Raises:
+        FieldError: a field is out of range or not canonical.
+    """
+    account = bytes.fromhex(record.account.removeprefix("0x"))
+    return SharesTerms(account, record.controller, record.shares, record.nonce, record.expiry)
 
 
 def seal_of(deployment_id: bytes, record: LinkRecord) -> str:
@@ -50,6 +70,14 @@ def seals(deployment_id: bytes, log: Iterable[LinkRecord]) -> dict[str, str]:
 
 def questions(deployment_id: bytes, record: LinkRecord) -> list[tuple[Side, str, Subject]]:
     """Return what chains must be asked before ``record`` may be believed: per side, the chain and a sealed subject."""
+    if record.kind == "shares":
+        consent = parse_chain_consent(record.invite_signature) if ":" in record.invite_signature else None
+        if consent is None:
+            return []
+        chain, _, address = record.controller.rpartition(":")
+        digest = shares_digest(deployment_id, to_shares(record))
+        seal = f"eip1271:{digest.hex()}:{consent.data.hex()}"  # no other address without a key can sign shares
+        return [("controller", chain, Subject(record.account, address, seal))]
     given: tuple[tuple[Side, Verb, str, str], ...] = (
         ("controller", "invite", record.controller, record.invite_signature),
         ("member", "accept", record.member, record.accept_signature),

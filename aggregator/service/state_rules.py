@@ -1,4 +1,5 @@
-"""What one attestor demands of a proposed state: its own log's beginning, signed entries, ends that are due.
+"""What one attestor demands of a proposed state: its own log's beginning, signed entries, ends that are due, the levels
+that the statement before left, and no grant less than its own record holds.
 
 What a certified statement holds already was a quorum's business; of what came after, the attestor believes nothing it
 has not checked. Which entries came after, it knows by position if it attested that statement itself, and by their time
@@ -20,17 +21,21 @@ import structlog
 
 from aggregator.core.explain import explain
 from aggregator.core.tables import World
+from aggregator.domain.budgets import NO_LEVELS, uncovered
 from aggregator.domain.certificate import LinkRecord, State
 from aggregator.domain.errors import CrossmarginError, InputError, RefusedError
-from aggregator.domain.links import endable, with_links
+from aggregator.domain.links import endable, shares_of, with_links
 from aggregator.domain.snapshot import Account, Subject
+from aggregator.ports import GrantBook
 from aggregator.service.accounts import Witness
 from aggregator.service.attest import Proposal
 from aggregator.service.bundle import to_signed_link
+from aggregator.service.committed import left_levels, verify_levels
 from aggregator.service.seals import questions
 from aggregator.service.workbench import Computed
 from proofs.errors import ProofError
-from proofs.links import Side, account_id, verify_link, verify_revoke
+from proofs.hashing import keccak256
+from proofs.links import SharesTerms, Side, account_id, verify_link, verify_revoke, verify_shares
 
 log = structlog.get_logger("attestor")
 
@@ -68,10 +73,18 @@ class StateRules:
         deployment_id: 32 bytes, which links are signed for.
         cooldown: seconds between a revoke and the end of its link.
         witness: asks chains about addresses without a key; without one, nobody hears of a coordinator that lies.
+        grants: its own record of budgets it signed; without one (tests alone), a proposer is believed.
     """
 
-    def __init__(self, deployment_id: bytes, cooldown: int, witness: Witness | None = None) -> None:
+    def __init__(
+        self,
+        deployment_id: bytes,
+        cooldown: int,
+        witness: Witness | None = None,
+        grants: GrantBook | None = None,
+    ) -> None:
         self.deployment_id, self._cooldown, self._witness = deployment_id, cooldown, witness
+        self._grants = grants
         self._verified: set[LinkRecord | tuple[str, bytes]] = set()
         self._asked: set[LinkRecord] = set()
         self._asking: asyncio.Task[None] | None = None
@@ -111,6 +124,8 @@ class StateRules:
         if missed is not None:
             raise RefusedError("state", f"link {missed.position} is older than the cut and not in the proposal")
         self._verify_accounts(theirs, own)
+        self._verify_levels(proposal)
+        await self._verify_grants(proposal)
         first = self._first_fresh(proposal)
         allowed = self._certified.ends if self._certified.digest == proposal.body.previous else None
         revokes: dict[tuple[str, str], LinkRecord] = {}
@@ -120,6 +135,8 @@ class StateRules:
                 self._verify_end(entry, revokes.pop(pair, None), allowed if place >= first else None)
                 continue
             self._verify_signatures(entry, own.salts[entry.account])
+            if entry.kind == "shares":
+                continue
             if entry.kind == "revoke":
                 revokes[pair] = entry
             else:
@@ -142,6 +159,47 @@ class StateRules:
         missing = self._certified.accounts - {a.id for a in theirs.accounts}
         if missing:
             raise RefusedError("state", f"account {min(missing)} was certified before and is not in the proposal")
+
+    @staticmethod
+    def _verify_levels(proposal: Proposal) -> None:
+        """Refuse levels other than those that the statement before left.
+
+        Raises:
+            RefusedError: rule ``levels``.
+        """
+        text = proposal.previous_state
+        if proposal.previous is None:
+            if text or proposal.state.levels != NO_LEVELS:
+                raise RefusedError("levels", "proposed, and no statement was certified that could have left any")
+            return
+        digest = proposal.previous.body.state_digest
+        found = keccak256(text.encode())
+        if found != digest:
+            reason = f"the previous state given is 0x{found.hex()}, the previous statement's is 0x{digest.hex()}"
+            raise RefusedError("levels", reason)
+        if not verify_levels(proposal.state.levels, text):
+            left = left_levels(text) or "none"
+            raise RefusedError("levels", f"those proposed are not the ones that the previous statement left ({left})")
+
+    async def _verify_grants(self, proposal: Proposal) -> None:
+        """Refuse grants that fall short of one's own record: what is left out could be spent twice.
+
+        Raises:
+            RefusedError: rule ``grants``; names the account, the destination and the budget that is missing.
+        """
+        if self._grants is None:
+            return
+        theirs = proposal.state
+        shared = shares_of(theirs.links)
+        own = await self._grants.outstanding(proposal.cut.cut_time, shared, proposal.cut.epoch)
+        short = uncovered(own, theirs.grants)
+        if short is not None:
+            listed = [g for g in theirs.grants if (g.account, g.destination) == (short.account, short.destination)]
+            most = max((g.budget for g in listed), default=0)
+            reason = (
+                f"{short.account} at {short.destination}: {most} listed, {short.budget} of epoch {short.epoch} signed"
+            )
+            raise RefusedError("grants", reason)
 
     def _first_fresh(self, proposal: Proposal) -> int:
         """Return the index of the first entry that is not known to be in the last certified statement."""
@@ -168,7 +226,11 @@ class StateRules:
         try:
             signed = to_signed_link(entry, salt)
             terms, at, invite, accept = signed.terms, signed.accepted_at, signed.invite, signed.accept
-            if entry.kind == "link" and invite is not None and accept is not None:
+            if isinstance(terms, SharesTerms):
+                if invite is None or accept is not None or entry.member:
+                    raise RefusedError("state", f"link {entry.position}: not the signature of shares")
+                verify_shares(self.deployment_id, terms, invite, at, salt=salt, ask_chain=True)
+            elif entry.kind == "link" and invite is not None and accept is not None:
                 verify_link(self.deployment_id, terms, invite, accept, at, salt=salt, ask_chain=True)
             elif entry.kind == "revoke" and invite is not None and accept is None:
                 verify_revoke(self.deployment_id, terms, "controller", invite, at, salt=salt, ask_chain=True)

@@ -7,14 +7,20 @@ recomputation only in who chose the Cut and fetched the price updates.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from aggregator.core.budgets import next_levels
 from aggregator.core.commitment import Commitment, build_commitment, digest_text
 from aggregator.core.latency import build_tables, hold_legs, tables_json
+from aggregator.core.permits import apply_permits
 from aggregator.core.pipeline import compute_report, leaves
 from aggregator.core.reconcile import reconcile
 from aggregator.core.tables import World, delay_nodes
+from aggregator.domain.book import LARGEST_BUDGET
+from aggregator.domain.budgets import Levels, levels_text
 from aggregator.domain.certificate import State
 from aggregator.domain.latency import LatencyTables
 from aggregator.domain.policy import policy_digest
@@ -22,9 +28,8 @@ from aggregator.domain.price import Quote
 from aggregator.domain.report import LeafValues, MarginReport
 from aggregator.domain.rows import PythRow, Row
 from aggregator.domain.snapshot import Block, ChainView, Cut, Reading, Snapshot
-from aggregator.service.bundle import to_signed_link
 from aggregator.service.collect import Collected
-from proofs.bundle import encode_link
+from aggregator.service.committed import Committed
 from proofs.hashing import keccak256
 
 CODE_VERSION = "0.1.0"
@@ -59,7 +64,7 @@ class Computed:
     report: MarginReport
     leaves: tuple[LeafValues, ...]
     commitment: Commitment
-    preimages: Mapping[str, str]
+    preimages: Mapping[str, str]  # besides those that the body commits to: ``levels``, what the statement leaves
     digests: Mapping[str, bytes]
 
 
@@ -68,6 +73,7 @@ class Workbench:
 
     def __init__(self, world: World, pyth: PythRow | None, lifetime: int) -> None:
         self.world, self.lifetime = world, lifetime
+        self.committed = Committed()
         self.configured = build_tables((), world.chains, world.destinations)  # what counts before anything is measured
         # URLs and keys are an operator's own; what is committed is what decides a number.
         secret = frozenset({"rpc", "ws", "prove", "timeout", "requests_per_second"})
@@ -96,28 +102,43 @@ class Workbench:
         state: State,
         previous: Mapping[str, Reading],
         latency: LatencyTables = (),
+        signed: Sequence[LeafValues] | None = None,
     ) -> Computed:
         """Reconcile, value and commit.
 
         Args:
             previous: an observer's last reading per chain.
+            state: with what else decides budgets: ``rotations``, ``permits``, ``grants`` (a proposer's from its
+                :class:`aggregator.ports.GrantBook`, an attestor's as proposed and checked) and ``levels`` (of the
+                newest certified statement: ``Store.state`` has them).
             latency: the measured laws that the proposer chose; an attestor has compared them with its own.
+            signed: an attestor's: the leaves as proposed, of which the levels left are made, as these are what grows
+                next; None = one's own.
         """
         cut, accounts = seen.cut, state.accounts
         latency = latency or self.configured
         snapshot = reconcile(
             cut, seen.readings, previous, accounts, self.world.chains, cut.cut_time + self.lifetime, seen.causes
         )
-        report = compute_report(snapshot, quotes, self.world, hold_legs(latency, self.world.chains))
+        snapshot = replace(
+            snapshot,
+            positions=apply_permits(snapshot.positions, state.permits),
+            grants=state.grants,
+            set_id=max((r.to.set_id for r in state.rotations if r.to.activation_epoch <= cut.epoch), default=1),
+        )
+        report = compute_report(snapshot, quotes, self.world, hold_legs(latency, self.world.chains), state.levels)
         committed = leaves(report)
+        left = self._left(report, state.levels, committed if signed is None else signed)
         parts = {
             "cut": digest_text(_texts(self._cut(cut, snapshot))),
             "prices": digest_text(_texts(self._prices(cut, quotes, updates))),
             "policy": self._policy,
             "risk": digest_text(_texts(self._risk(report, latency))),
-            "state": digest_text(_texts(self._state(state))),
+            "state": self.committed.text(state, left),
         }
         preimages = {name: text for name, (text, _) in parts.items()}
+        if left is not None:
+            preimages["levels"] = levels_text(left)
         digests = {name: digest for name, (_, digest) in parts.items()}
         return Computed(snapshot, report, committed, build_commitment(committed), preimages, digests)
 
@@ -183,18 +204,14 @@ class Workbench:
         }
 
     @staticmethod
-    def _state(state: State) -> dict[str, Any]:
-        return {
-            "accounts": [
-                {
-                    "id": a.id,
-                    "controller": a.controller,
-                    "kind": a.kind,
-                    "home": a.home,
-                    "links": list(a.links),
-                    "ending": list(a.ending),
-                }
-                for a in state.accounts
-            ],
-            "links": [encode_link(to_signed_link(link, state.salts[link.account])) for link in state.links],
-        }
+    def _left(report: MarginReport, levels: Levels, signed: Sequence[LeafValues]) -> Levels | None:
+        """Return the levels that a statement with leaves ``signed`` leaves; None without growth caps."""
+        if report.growth is None:
+            return None
+        accounts = [account.id for account in report.accounts]
+        total = dict.fromkeys(accounts, 0)
+        for leaf in signed:
+            if leaf.budget and leaf.account in total:  # as proposed: whatever is out of range is refused beside this
+                total[leaf.account] += min(max(leaf.budget, 0), LARGEST_BUDGET)
+        column = np.fromiter(total.values(), dtype=np.int64, count=len(accounts))
+        return next_levels(levels, report.cut_time, accounts, column, report.growth, report.book.feeds)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -28,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from aggregator.domain.budgets import NO_LEVELS, parse_levels
 from aggregator.domain.certificate import (
     Attestation,
     Certificate,
@@ -52,8 +53,11 @@ from aggregator.store.tables import (
     PostingTable,
     PreimageTable,
     ReadingTable,
+    RotationTable,
 )
 from proofs.hashing import keccak256
+from proofs.quorum import IndexedSignature
+from proofs.sets import AttestorSet, Rotation
 from proofs.statement import Header, StatementBody
 
 T = TypeVar("T")
@@ -198,7 +202,10 @@ class SqlStore:
             last, last_time = (await session.exec(newest)).first() or (0, 0)
             if await session.get(AccountTable, link.account) is None:
                 raise UnknownError("account", link.account, _LIST_ACCOUNTS)
-            verify_append(await _links(session, member=link.member), link)
+            if link.kind == "shares":
+                verify_append(await _links(session, link.account, member=""), link)
+            else:
+                verify_append(await _links(session, member=link.member), link)
             time = max(last_time, link.recorded_at if now is None else int(now()))
             if link.kind != "end" and time >= link.expiry:
                 raise InputError("expiry", f"{link.expiry} has passed, it is {time}", "sign again with a later expiry")
@@ -208,17 +215,76 @@ class SqlStore:
 
         return await self._write(write)
 
+    async def adopt(self, state: State) -> None:
+        """Append, in one transaction, the accounts and entries of the links log that ``state`` has beyond this store.
+
+        For a copy of another store's log: what may follow has been checked. Labels are not taken over.
+
+        Raises:
+            ConflictError: ``links``: the log does not begin as this one does.
+        """
+
+        async def write(session: AsyncSession) -> None:
+            known = {account.id for account, _ in await _accounts(session)}
+            for account in state.accounts:
+                if account.id not in known:
+                    salt, fields = _hex(state.salts[account.id]), (account.controller, account.kind, account.home)
+                    controller, kind, home = fields
+                    session.add(AccountTable(id=account.id, salt=salt, controller=controller, kind=kind, home=home))
+            await session.flush()
+            last = (await session.exec(select(func.max(LinkTable.position)))).one() or 0
+            if [link.position for link in state.links] != list(range(1, len(state.links) + 1)) or len(
+                state.links
+            ) < last:
+                raise ConflictError("links", f"entries 1 to {last} at least are expected", "send the whole log")
+            for link in state.links[last:]:
+                session.add(LinkTable(**link._asdict()))
+
+        await self._write(write)
+        await self.save_rotations(state.rotations)
+
+    async def save_rotations(self, rotations: Sequence[Rotation]) -> None:
+        """Keep verified rotations; those that are kept already stay as they are.
+
+        Raises:
+            ConflictError: ``rotations``: another set is kept under the same number.
+        """
+
+        async def write(session: AsyncSession) -> None:
+            for rotation in rotations:
+                kept = await session.get(RotationTable, rotation.to.set_id)
+                if kept is None:
+                    session.add(_rotation_row(rotation))
+                elif _rotation(kept).to != rotation.to:
+                    raise ConflictError("rotations", f"another set {rotation.to.set_id} is on record")
+
+        if rotations:
+            await self._write(write)
+
+    async def rotations(self) -> tuple[Rotation, ...]:
+        """Return the rotations that are kept, sets 2, 3, … in order."""
+        async with self._reads() as session:
+            return await _rotations(session)
+
     async def links(self, account: str | None = None) -> tuple[LinkRecord, ...]:
         async with self._reads() as session:
             return await _links(session, account)
 
     async def state(self) -> State:
-        """Return every account with its links, the whole links log, and the salts by account id, of one moment."""
+        """Return every account with its links, the whole links log, the salts by account id, the rotations, and the
+        levels that the newest certified statement left, of one moment."""
         async with self._reads() as session:
             accounts = await _accounts(session)
             links = await _links(session)
+            levels, rotations = await _preimage(session, "levels"), await _rotations(session)
         known = with_links((account for account, _ in accounts), links)
-        return State(known, links, {account.id: salt for account, salt in accounts})
+        salts = {account.id: salt for account, salt in accounts}
+        return State(known, links, salts, rotations, levels=parse_levels(levels) if levels else NO_LEVELS)
+
+    async def preimage(self, name: str) -> str:
+        """Return a text that the newest certified epoch rests on, by its name; "" if there is none."""
+        async with self._reads() as session:
+            return await _preimage(session, name)
 
     # readings
 
@@ -529,6 +595,30 @@ async def _by_id(session: AsyncSession, reference: str) -> AccountTable:
     return matches[0]
 
 
+async def _rotations(session: AsyncSession) -> tuple[Rotation, ...]:
+    return tuple(
+        _rotation(row) for row in await session.exec(select(RotationTable).order_by(col(RotationTable.set_id)))
+    )
+
+
+def _rotation_row(rotation: Rotation) -> RotationTable:
+    to = rotation.to
+    return RotationTable(
+        set_id=to.set_id,
+        activation_epoch=to.activation_epoch,
+        not_after=to.not_after,
+        threshold=to.threshold,
+        members=json.dumps([_hex(member) for member in to.members]),
+        signatures=json.dumps([[s.index, _hex(s.r), _hex(s.vs)] for s in rotation.signatures]),
+    )
+
+
+def _rotation(row: RotationTable) -> Rotation:
+    members = tuple(_bytes(member) for member in json.loads(row.members))
+    signatures = tuple(IndexedSignature(i, _bytes(r), _bytes(vs)) for i, r, vs in json.loads(row.signatures))
+    return Rotation(AttestorSet(row.set_id, members, row.threshold, row.activation_epoch, row.not_after), signatures)
+
+
 def _account(row: AccountTable) -> Account:
     kind = cast(Literal["risk-bearing", "monitored"], row.kind)
     return Account(row.id, row.controller, kind, row.home, row.label or "")
@@ -547,6 +637,19 @@ async def _find_epoch(session: AsyncSession, number: int | None, certified: bool
     if certified:
         query = query.where(col(EpochTable.certified).is_(True))
     return (await session.exec(query)).one_or_none()
+
+
+async def _preimage(session: AsyncSession, name: str) -> str:
+    """Return a text that the newest certified epoch rests on, "" if there is none."""
+    row = await _find_epoch(session, None, True)
+    if row is None:
+        return ""
+    query = (
+        select(PreimageTable.content)
+        .join(EpochPreimageTable, col(EpochPreimageTable.digest) == col(PreimageTable.digest))
+        .where(EpochPreimageTable.epoch == row.epoch, EpochPreimageTable.name == name)
+    )
+    return (await session.exec(query)).one_or_none() or ""
 
 
 def _epoch_row(record: EpochRecord) -> EpochTable:

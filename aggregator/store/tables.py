@@ -62,7 +62,7 @@ class AccountTable(Table, table=True):
 
 
 class LinkTable(Table, table=True):
-    """The append-only links log: the only truth about who backs which account."""
+    """The append-only links log: the only truth about who backs which account, and how it is shared out."""
 
     __tablename__ = "link"
     __table_args__ = (UniqueConstraint("account", "member", "kind", "nonce"),)
@@ -77,6 +77,20 @@ class LinkTable(Table, table=True):
     accept_signature: str
     recorded_at: int = Field(sa_type=BigInteger)
     kind: str = Field(default="link", sa_column_kwargs={"server_default": "link"})
+    shares: str = Field(default="", sa_type=Text, sa_column_kwargs={"server_default": ""})
+
+
+class RotationTable(Table, table=True):
+    """A set of attestors after the genesis set, with the signatures of the set before it."""
+
+    __tablename__ = "rotation"
+
+    set_id: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    activation_epoch: int = Field(sa_type=BigInteger)
+    not_after: int = Field(sa_type=BigInteger)
+    threshold: int
+    members: str = Field(sa_type=Text)  # [0x, ...]
+    signatures: str = Field(sa_type=Text)  # [[index, r, vs], ...]
 
 
 class ReadingTable(Table, table=True):

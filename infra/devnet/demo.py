@@ -21,6 +21,7 @@ from rich.text import Text
 from infra.devnet.anvil import AnvilError
 from infra.devnet.control import ControlPort, FaultError
 from infra.devnet.faults import Faults
+from infra.devnet.loans import Loans
 from infra.devnet.phases import PHASES, DemoError, Stage, check_bundle, check_roots
 from infra.devnet.process import spawn_bound
 from infra.devnet.traders import TRADERS, Desk
@@ -86,9 +87,11 @@ def play(*, once: bool, port: int | None) -> int:
             tell("seven traders fund their vaults and wallets, two of them trade perps and options")
             desk.deposit_all()
             world.start_clocks()
+            tell(f"starting {MEMBERS} attestors, each a process of its own, and the service")
+            world.attestors.start()
             with running_service(world) as service, ControlPort(faults, world.url):
-                pids.append(service.pid)
-                stage = Stage(world, desk, faults, service, tell)
+                pids += [service.pid, *world.attestors.pids()]
+                stage = Stage(world, desk, faults, Loans(world, desk), service, tell)
                 try:
                     stage.until("the API to answer", lambda: desk.api.get("/healthz").is_success or None, 60)
                     desk.open_all()

@@ -40,6 +40,7 @@ LISTED = (
 FUNDING_RATE = 10**9  # longs pay about 3 % of the notional a year
 QUOTED_VOLATILITY, QUOTED_SPREAD = 0.7, 0.05
 DEVNET_CLASS = 3
+NO_LIMIT = 2**256 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class EvmSpec:
 
     members: attestor addresses in signer order. threshold: signatures a post needs. not_after: Unix seconds.
     salt: 32 bytes, the same on every chain of the deployment. epoch_seconds, clock_skew, max_lifetime, vault_delay:
-    seconds. prices: the first feed answers by symbol (ETH, BTC, USDC), USD with 8 decimals.
+    seconds. prices: the first feed answers by symbol (ETH, BTC, USDC), USD with 8 decimals. governance, guardian:
+    addresses, "" = account 0. timelock: seconds.
     """
 
     members: tuple[str, ...]
@@ -63,6 +65,9 @@ class EvmSpec:
     network_class: int = DEVNET_CLASS
     with_aave: bool = True
     with_venue: bool = True
+    governance: str = ""
+    guardian: str = ""
+    timelock: int = 0
 
 
 def at(w3: Web3, name: str, address: str) -> Contract:
@@ -127,18 +132,36 @@ def deploy_sequencer_feed(w3: Web3, started_at: int) -> Contract:
 def deploy_registry(w3: Web3, spec: EvmSpec) -> Contract:
     """Deploy the MarginRegistry of a spec."""
     members = [Web3.to_checksum_address(member) for member in spec.members]
+    genesis = (spec.network_class, members, spec.threshold, spec.not_after, spec.salt)
     clock = (spec.epoch_seconds, spec.clock_skew, spec.max_lifetime)
-    return deploy(w3, "MarginRegistry", spec.network_class, members, spec.threshold, spec.not_after, spec.salt, *clock)
+    powers = [Web3.to_checksum_address(power or w3.eth.accounts[0]) for power in (spec.governance, spec.guardian)]
+    return deploy(w3, "MarginRegistry", *genesis, *clock, *powers, spec.timelock)
 
 
-def deploy_vault(w3: Web3, delay: int, deployment_id: bytes) -> Contract:
-    """Deploy a CollateralVault with a withdrawal delay in seconds."""
-    return deploy(w3, "CollateralVault", delay, deployment_id)
+def list_consumer(w3: Web3, registry: Contract, consumer: str) -> None:
+    """Let a contract draw at a registry that account 0 governs; it may once the registry's timelock has passed."""
+    transact(w3, registry.functions.list(Web3.to_checksum_address(consumer)))
+
+
+def deploy_vault(w3: Web3, delay: int, registry: Contract) -> Contract:
+    """Deploy a CollateralVault of a registry with a withdrawal delay in seconds; it accepts nothing yet."""
+    return deploy(w3, "CollateralVault", delay, registry.address)
+
+
+def accept_tokens(w3: Web3, vault: Contract, *tokens: str, limit: int = NO_LIMIT) -> None:
+    """Let tokens (addresses) be deposited in a vault, up to ``limit`` each: base units, pieces of an ERC-721.
+
+    The governance of the vault's registry must be an account of the node, as on every devnet.
+    """
+    governance = at(w3, "MarginRegistry", vault.functions.registry().call()).functions.governance().call()
+    for token in tokens:
+        transact(w3, vault.functions.setLimit(Web3.to_checksum_address(token), limit), governance)
 
 
 def deploy_lender(w3: Web3, registry: Contract, token: Contract, funding: int = LENDER_FUNDING) -> Contract:
-    """Deploy an ExampleLender and mint `funding` base units of its token to it."""
+    """Deploy an ExampleLender, list it at the registry and mint `funding` base units of its token to it."""
     lender = deploy(w3, "ExampleLender", registry.address, token.address)
+    list_consumer(w3, registry, lender.address)
     transact(w3, token.functions.mint(lender.address, funding))
     return lender
 
@@ -196,7 +219,7 @@ def deploy_evm_chain(w3: Web3, spec: EvmSpec) -> dict[str, str]:
         "feed_btc": feeds["BTC"],
         "feed_usdc": feeds["USDC"],
         "registry": registry,
-        "collateral_vault": deploy_vault(w3, spec.vault_delay, registry.functions.deploymentId().call()),
+        "collateral_vault": deploy_vault(w3, spec.vault_delay, registry),
         "lender": deploy_lender(w3, registry, usdc),
     }
     addresses = {name: str(contract.address).lower() for name, contract in contracts.items()}
@@ -210,6 +233,8 @@ def deploy_evm_chain(w3: Web3, spec: EvmSpec) -> dict[str, str]:
             Reserve("weth", weth, feeds["ETH"], ltv=8000, threshold=8250, bonus=10500, seed=5_000 * 10**18),
         )
         addresses |= deploy_aave(w3, reserves)
+    held = ("usdc", "wbtc", "weth", "vault4626", *(name for name in addresses if name.startswith("aave_atoken_")))
+    accept_tokens(w3, contracts["collateral_vault"], *(addresses[name] for name in held))
     if spec.with_venue:
         tokens = {"usdc": usdc, "weth": weth}
         venue = deploy_venue(w3, contracts["lender"], spec.vault_delay, tokens)

@@ -19,6 +19,7 @@ import httpx
 from aggregator.config import load_settings
 from aggregator.domain.snapshot import DARK
 from infra.devnet.faults import Faults
+from infra.devnet.loans import LoanError, Loans, above, share_of
 from infra.devnet.traders import TRADERS, Desk, Trader
 from infra.devnet.world import World
 
@@ -37,6 +38,7 @@ class Stage:
     world: World
     desk: Desk
     faults: Faults
+    loans: Loans
     service: subprocess.Popen[bytes]
     tell: Callable[[str], None]
     on_look: Callable[[], None] = lambda: None  # called with every poll
@@ -89,21 +91,132 @@ def first_certificates(stage: Stage) -> None:
 
 
 def borrow(stage: Stage) -> None:
-    """Draw loans against proofs, on chain, and wait until they show as debts."""
+    """Borrow on the chains of the controllers, within budgets and not above, and wait until the debts show."""
     for who in TRADERS:
         if who.borrow:
-            amount = stage.desk.borrow(who, lambda: time.sleep(2))
-            stage.tell(f"{who.label} borrowed {amount / 1e6:,.0f} USDC on {who.controller} against its attested budget")
+            _borrow(stage, who, who.controller, who.borrow)
     for who in TRADERS:
         if who.borrow:
-            stage.until(f"the debt of {who.label} in its margin", partial(_has_debt, stage, who.label))
+            stage.until(f"the debt of {who.label} in its margin", partial(_owes, stage, who, who.controller))
     m = stage.margin("tightrope")
     if m["status"] != "healthy":
         raise DemoError(f"tightrope is {m['status']} after borrowing within its budget, healthy was expected")
 
 
-def _has_debt(stage: Stage, label: str) -> bool | None:
-    return any(c["side"] == "debt" for c in stage.margin(label)["components"]) or None
+def _borrow(stage: Stage, who: Trader, chain: str, part: float) -> None:
+    amount = stage.loans.borrow(who, chain, share_of(part))
+    stage.tell(f"{who.label} borrowed {amount / 1e6:,.0f} USDC on {chain}, drawn from its budget there")
+
+
+def share_out(stage: Stage) -> None:
+    """What one chain has lent, no other can lend again: the owner moves the rest of its budget to beta."""
+    who = trader("meridian")
+    for chain in ("alpha", "sol"):
+        _refused(stage, who if chain == "alpha" else trader("solstice"), chain)
+    before = _budgets(stage, who)
+    shares = stage.desk.share(who, {"beta": 10_000})
+    stage.tell(f"{who.label} signs that all of its margin is to be lent on beta: {_names(stage, shares)}")
+
+    def moved() -> dict[str, dict[str, int]] | None:
+        now = _budgets(stage, who)
+        return now if now["alpha"]["budget"] == 0 and now["beta"]["budget"] > 0 else None
+
+    now = stage.until("its budget on beta", moved, 60)
+    free, drawn = _dollars(stage.margin(who.label)["free_before_draws"]), now["alpha"]["charge"]
+    if now["beta"]["budget"] > free - drawn:
+        raise DemoError(f"beta may lend {now['beta']['budget']} of {free}, though {drawn} is charged on alpha")
+    stage.tell(
+        f"beta may lend {now['beta']['budget']:,} of {free:,}, since alpha has lent {now['alpha']['used']:,} "
+        f"(before, alpha might lend {before['alpha']['budget']:,} and beta nothing)"
+    )
+    _borrow(stage, who, "beta", 0.25)
+    _refused(stage, who, "beta")
+    stage.until(f"what {who.label} owes on beta in its margin", partial(_owes, stage, who, "beta"))
+
+
+def _refused(stage: Stage, who: Trader, chain: str) -> None:
+    """Ask for ten dollars more than is left of a budget: the lender refuses."""
+    try:
+        amount = stage.loans.borrow(who, chain, above(10 * 10**6))
+    except LoanError as error:
+        stage.tell(f"ten dollars more than {who.label}'s budget on {chain}: {_first_words(str(error))}")
+    else:
+        raise DemoError(f"{who.label} borrowed {amount / 1e6:,.2f} USDC on {chain}, which is above its budget")
+
+
+def _budgets(stage: Stage, who: Trader) -> dict[str, dict[str, int]]:
+    """Return, by chain name, what an account may draw there, has drawn and is charged, whole dollars."""
+    names = _chain_names(stage)
+    return {
+        names[row["destination"]]: {key: _dollars(row[key]) for key in ("budget", "used", "charge")}
+        for row in stage.margin(who.label)["budgets"]
+    }
+
+
+def _dollars(amount: Mapping[str, Any]) -> int:
+    return int(amount["exact"]) // 10**8
+
+
+def _chain_names(stage: Stage) -> dict[str, str]:
+    return {str(c["chain"]): str(c["name"]) for c in stage.desk.get("/v1/chains")}
+
+
+def _names(stage: Stage, text: str) -> str:
+    for chain, name in _chain_names(stage).items():
+        text = text.replace(chain, name)
+    return text
+
+
+def _owes(stage: Stage, who: Trader, chain: str) -> bool | None:
+    """Whether a margin knows of what was drawn on a chain."""
+    return _budgets(stage, who)[chain]["used"] > 0 or None
+
+
+def attestors(stage: Stage) -> None:
+    """One attestor of four may die; with two dead nothing certifies, and the reason is told; then they catch up."""
+    attestors = stage.world.attestors
+    _signed_by(stage, 4)
+    attestors.kill(3)
+    stage.tell("attestor-3 is killed (SIGKILL)")
+    signed = _signed_by(stage, 3)
+    stage.tell(f"epoch {signed['header']['epoch']} is certified by the three others; {_reason(signed, 'attestor-3')}")
+    attestors.kill(2)
+    stage.tell("attestor-2 is killed too: two of four are left, three are needed")
+
+    def uncertified() -> dict[str, Any] | None:
+        newest = stage.desk.get("/v1/epochs?limit=1")["epochs"][0]
+        return dict(newest) if not newest["signers"] and newest["epoch"] > signed["header"]["epoch"] else None
+
+    stuck = stage.until("an epoch without a quorum", uncertified, 40)
+    stage.tell(
+        f"epoch {stuck['epoch']} is not certified: {_reason(stuck, 'attestor-2')}; {_reason(stuck, 'attestor-3')}"
+    )
+    ready = stage.desk.api.get("/readyz")
+    if ready.status_code == 200:
+        raise DemoError("the service calls itself ready while nothing is certified")
+    attestors.start(2, 3)
+    stage.tell("both are started again")
+    back = stage.until("an epoch that all four signed", lambda: _full(stage, stuck["epoch"]), 60)
+    stage.tell(f"epoch {back} is signed by all four: they caught up")
+
+
+def _signed_by(stage: Stage, count: int) -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
+        latest: dict[str, Any] = stage.desk.get("/v1/epochs/latest")
+        return latest if len(latest["signatures"]) == count else None
+
+    return stage.until(f"an epoch signed by {count}", look, 40)
+
+
+def _full(stage: Stage, after: int) -> int | None:
+    latest = stage.desk.get("/v1/epochs/latest")
+    number = int(latest["header"]["epoch"])
+    return number if number > after and len(latest["signatures"]) == 4 else None
+
+
+def _reason(epoch: Mapping[str, Any], who: str) -> str:
+    said = next((r["reason"] for r in epoch["refusals"] if r["attestor"] == who), "no reason on record")
+    return f"{who}: {_first_words(str(said), 70)}"
 
 
 def contracts(stage: Stage) -> None:
@@ -363,7 +476,19 @@ def _first_words(cause: str, limit: int = 110) -> str:
     return cause if len(cause) <= limit else cause[:limit].rpartition(" ")[0] + " …"
 
 
-PHASES = (first_certificates, borrow, contracts, shock, halt, recover, lie, darken, reorganise)
+PHASES = (
+    first_certificates,
+    borrow,
+    share_out,
+    attestors,
+    contracts,
+    shock,
+    halt,
+    recover,
+    lie,
+    darken,
+    reorganise,
+)
 
 
 # --- checks of the single run -----------------------------------------------------------------------------------------

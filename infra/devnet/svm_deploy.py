@@ -1,4 +1,4 @@
-"""Put our programs, two mints, a registry and a vault on the local Solana chain, and act as its users.
+"""Put our programs, two mints, a registry, a vault and a lender on the local Solana chain, and act as its users.
 
 The programs are loaded with the facade's own `x_addProgram`, because LiteSVM takes a program only directly; on a
 cluster `solana program deploy` does it. Everything after that is ordinary transactions.
@@ -18,6 +18,7 @@ import httpx
 from solana.rpc.async_api import AsyncClient
 from solana.rpc.commitment import Confirmed
 from solana.rpc.models import TxOpts
+from solders.compute_budget import set_compute_unit_limit
 from solders.instruction import Instruction
 from solders.keypair import Keypair
 from solders.message import Message
@@ -39,17 +40,29 @@ from adapters.solana.programs import (
     build_cancel,
     build_claim,
     build_deposit,
+    build_hold,
+    build_limit,
+    build_list,
     build_registry_init,
     build_request,
     build_vault_init,
+    build_withdraw,
     registry_address,
     vault_address,
 )
+from infra.devnet.svm_consumer import Lender
+from proofs.permits import Hold, Permit
+from proofs.quorum import IndexedSignature
 from proofs.statement import Deployment
 
 PROGRAMS = Path(__file__).parents[2] / "proofs" / "programs"
 LAMPORTS = 10**9
+UNITS = 600_000
+"""Compute units asked for where signatures are verified; 13 of them take about 360,000."""
 USDC_DECIMALS = 6
+LENDER_FUNDS = 1_000_000 * 10**USDC_DECIMALS
+VAULT_LIMIT = 2**64 - 1
+"""Base units of each mint that the vault takes: as many as there can be."""
 _TOKEN = Pubkey.from_string(TOKEN_PROGRAM)
 _NATIVE = Pubkey.from_string(NATIVE_MINT)
 
@@ -59,11 +72,13 @@ class SolanaSpec:
     """What to deploy.
 
     Args:
-        payer: pays for everything and is the mint authority; it is given 1,000 SOL.
+        payer: pays for everything, is the mint authority, the registry's governance and its guardian; it is given
+            1,000 SOL.
         deployment: genesis attestors and threshold.
-        destination: 32-byte id of this chain as a destination.
+        destination: 32-byte id of this chain as a destination, keccak256 of its CAIP-2 id.
         epoch_seconds, clock_skew, max_lifetime: see `RegistryParameters`.
         vault_delay: seconds between request and claim.
+        timelock: seconds until what governance decides takes effect; the lender may draw after it.
     """
 
     payer: Keypair
@@ -73,11 +88,14 @@ class SolanaSpec:
     clock_skew: int
     max_lifetime: int
     vault_delay: int
+    timelock: int = 0
 
     @property
     def parameters(self) -> RegistryParameters:
         """The registry's parameters."""
-        return RegistryParameters(self.destination, self.epoch_seconds, self.clock_skew, self.max_lifetime)
+        me = self.payer.pubkey()
+        times = self.epoch_seconds, self.clock_skew, self.max_lifetime
+        return RegistryParameters(self.destination, *times, governance=me, guardian=me, timelock=self.timelock)
 
 
 def program_id(name: str) -> Pubkey:
@@ -88,27 +106,40 @@ def program_id(name: str) -> Pubkey:
 async def deploy_solana(url: str, spec: SolanaSpec) -> dict[str, str]:
     """Deploy on the facade at `url`; return base58 addresses.
 
-    Keys: registry_program, registry, vault_program, vault, links_program, usdc_mint, sol_mint (wrapped SOL), payer.
+    Keys: registry_program, registry, vault_program, vault, links_program, consumer_program, lender (what is listed at
+    the registry; it lends USDC), lender_pool (its token account, funded), usdc_mint, sol_mint (wrapped SOL), payer.
 
     Raises:
         RuntimeError: a transaction failed; its error is named.
     """
     async with SolanaUser(url, spec.payer) as payer:
         await payer.airdrop(1_000 * LAMPORTS)
-        for name in ("registry", "vault", "links"):
+        for name in ("registry", "vault", "links", "consumer"):
             elf = base64.b64encode((PROGRAMS / f"{name}.so").read_bytes()).decode()
             await steer(url, "x_addProgram", str(program_id(name)), elf)
         registry_program, vault_program, me = program_id("registry"), program_id("vault"), spec.payer.pubkey()
         deployment_id = spec.deployment.deployment_id()
         usdc = await payer.create_mint(USDC_DECIMALS)
         await payer.send([build_registry_init(registry_program, me, spec.deployment, spec.parameters)])
-        await payer.send([build_vault_init(vault_program, me, deployment_id, spec.vault_delay)])
+        registry = registry_address(registry_program, deployment_id, spec.parameters)
+        vault = vault_address(vault_program, registry, spec.vault_delay)
+        await payer.send([build_vault_init(vault_program, me, registry, spec.vault_delay)])
+        lender = Lender(program_id("consumer"), registry_program, registry, usdc)
+        genesis = (await payer.client.get_genesis_hash()).value
+        await payer.send([lender.build_init(me, f"solana:{str(genesis)[:32]}")])
+        await payer.send([build_list(registry_program, registry, me, me, lender.address)])
+        funds = MintToParams(program_id=_TOKEN, mint=usdc, dest=lender.pool, mint_authority=me, amount=LENDER_FUNDS)
+        await payer.send([mint_to(funds)])
+        await payer.send([build_limit(vault_program, vault, registry, me, m, VAULT_LIMIT, me) for m in (usdc, _NATIVE)])
     return {
         "registry_program": str(registry_program),
-        "registry": str(registry_address(registry_program, deployment_id, spec.parameters)),
+        "registry": str(registry),
         "vault_program": str(vault_program),
-        "vault": str(vault_address(vault_program, deployment_id, spec.vault_delay)),
+        "vault": str(vault),
         "links_program": str(program_id("links")),
+        "consumer_program": str(lender.program),
+        "lender": str(lender.address),
+        "lender_pool": str(lender.pool),
         "usdc_mint": str(usdc),
         "sol_mint": NATIVE_MINT,
         "payer": str(me),
@@ -240,6 +271,17 @@ class SolanaUser:
                 build_claim(program, vault, self.address, account, mint, target),
             ]
         )
+
+    async def hold(self, program: Pubkey, registry: Pubkey, hold: Hold, signatures: Sequence[IndexedSignature]) -> None:
+        """Bring a hold to the vault it names."""
+        await self.send([set_compute_unit_limit(UNITS), build_hold(program, registry, hold, signatures)])
+
+    async def withdraw(
+        self, program: Pubkey, registry: Pubkey, permit: Permit, signatures: Sequence[IndexedSignature]
+    ) -> None:
+        """Use a permit: `permit.to` is paid at once."""
+        withdraw = build_withdraw(program, registry, self.address, permit, signatures)
+        await self.send([set_compute_unit_limit(UNITS), withdraw])
 
 
 async def act(url: str, key: Keypair, what: Callable[[SolanaUser], Awaitable[None]]) -> None:

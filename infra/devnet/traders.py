@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from eth_account import Account as EthAccount
@@ -15,12 +17,11 @@ from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 from web3 import Web3
 from web3.contract import Contract
-from web3.exceptions import Web3Exception
 
 from aggregator.domain.snapshot import Account
 from aggregator.service.accounts import link_message
 from infra.devnet.aave import load_aave
-from infra.devnet.anvil import MNEMONIC, AnvilError, transact
+from infra.devnet.anvil import MNEMONIC, transact
 from infra.devnet.evm_deploy import LISTED, at
 from infra.devnet.svm_deploy import SolanaUser
 from infra.devnet.world import EvmChain, World
@@ -93,10 +94,11 @@ TRADERS = (
     ),
     Trader(
         "solstice",
-        "everything on Solana",
+        "everything on Solana, a loan there too",
         "sol",
         4,
         (("sol", "wsol", 400 * WSOL), ("sol", "usdc", 12_000 * USDC)),
+        borrow=0.2,
     ),
     Trader(
         "tightrope",
@@ -289,12 +291,28 @@ class Desk:
                 },
             )
 
+    def share(self, trader: Trader, parts: Mapping[str, int]) -> str:
+        """Let a trader sign how its margin is shared out: chain name -> parts of 10,000; return the signed text."""
+        by_chain = sorted((self.address(trader, name).rpartition(":")[0], n) for name, n in parts.items())
+        shares = ",".join(f"{chain}={n}" for chain, n in by_chain)
+        reference = self.account(trader)
+        wanted = self.get(f"/v1/accounts/{reference}/shares/message?shares={quote(shares)}")
+        text = wanted["message"]
+        signature = self._sign_message(trader, json.loads(text) if wanted["form"] == "eip712" else text)
+        body = {"controller": wanted["signer"], "shares": shares, "nonce": wanted["nonce"], "expiry": wanted["expiry"]}
+        self._post(f"/v1/accounts/{reference}/shares", body | {"signature": signature})
+        return shares
+
+    @staticmethod
+    def _sign_message(trader: Trader, message: str | dict[str, Any]) -> str:
+        if isinstance(message, str):
+            return str(trader.solana.sign_message(message.encode()))
+        return "0x" + trader.key.sign_typed_data(full_message=message).signature.hex().removeprefix("0x")
+
     def _sign(self, trader: Trader, account: Account, member: str, nonce: int, expiry: int, side: str) -> str:
         deployment_id = self.world.deployment.deployment_id()
         message = link_message(deployment_id, account, member, nonce, expiry, side)
-        if message.typed is None:
-            return str(trader.solana.sign_message(message.text.encode()))
-        return "0x" + trader.key.sign_typed_data(full_message=message.typed).signature.hex().removeprefix("0x")
+        return self._sign_message(trader, message.typed or message.text)
 
     def _post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
         response = self.api.post(path, json=dict(body))
@@ -309,31 +327,7 @@ class Desk:
         response.raise_for_status()
         return response.json()
 
-    # --- borrowing against a proof, on chain -------------------------------------------------------------------------
-
-    def borrow(self, trader: Trader, wait: Callable[[], None]) -> int:
-        """Draw ``trader.borrow`` of its budget at its home chain with the newest posted leaf; return base units.
-
-        Raises:
-            RuntimeError: the lender refused.
-        """
-        chain = self.chain(trader.controller)
-        w3, who = chain.w3, trader.key.address
-        lender = at(w3, "ExampleLender", chain.contracts["lender"])
-        account = bytes.fromhex(self.account(trader)[2:])
-        transact(w3, lender.functions.open(account, trader.salt), who)
-        for _ in range(5):
-            epoch = self.posted_epoch(chain)
-            proof = self.get(f"/v1/accounts/{trader.label}/margin/proof?destination={chain.id}&epoch={epoch}")
-            leaf, path = proof_arguments(proof)
-            amount = int(leaf[8] * trader.borrow) // 100 // USDC * USDC  # budget has 8 decimals, USDC 6
-            try:
-                transact(w3, lender.functions.borrow(leaf, path, amount), who)
-                return amount
-            except (Web3Exception, AnvilError) as error:  # a leaf may expire while the transaction waits for its block
-                problem = error
-                wait()
-        raise RuntimeError(f"{trader.label} could not borrow: {problem}")
+    # --- on chain, while it runs -------------------------------------------------------------------------------------
 
     @staticmethod
     def posted_epoch(chain: EvmChain) -> int:
@@ -344,16 +338,3 @@ class Desk:
     def close(self) -> None:
         """Close the HTTP client."""
         self.api.close()
-
-
-def proof_arguments(proof: Mapping[str, Any]) -> tuple[tuple[Any, ...], list[bytes]]:
-    """Return an API proof as the (leaf, path) arguments of the registry's ``verify``."""
-    leaf = proof["leaf"]
-    names = [*("epoch", "equity", "assets_initial", "requirement_initial", "assets_maintenance")]
-    names += ["requirement_maintenance", "budget", "as_of", "valid_until", "flags"]
-    values = (
-        bytes.fromhex(leaf["account"][2:]),
-        bytes.fromhex(leaf["destination"][2:]),
-        *(int(leaf[n]) for n in names),
-    )
-    return values, [bytes.fromhex(node[2:]) for node in proof["proof"]]

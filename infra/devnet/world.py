@@ -27,6 +27,7 @@ from web3 import Web3
 
 from adapters.keys import create_key, create_solana_key, load_solana_key
 from infra.devnet.anvil import Anvil, connect, find_free_port, verify_port_free
+from infra.devnet.attestors import Attestors
 from infra.devnet.evm_deploy import EvmSpec, at, deploy_evm_chain, deploy_feed, deploy_sequencer_feed
 from infra.devnet.hermes import PublisherProcess
 from infra.devnet.providers.process import Providers
@@ -105,6 +106,7 @@ class World:
         self.svm = SvmServer(slot_ms=SOL_SLOT_MS, finalized_depth=SOL_FINALIZED)
         self.hermes = PublisherProcess()
         self.providers = Providers(PROVIDERS)
+        self.attestors = Attestors(Path(), 0)
         self.solana: dict[str, Any] = {}
         self.sol = ""  # CAIP-2
         self.folder = Path()
@@ -176,7 +178,7 @@ class World:
         if self._feeder is not None:
             self._feeder.join(5)
         nodes = (self.svm.stop, self.alpha.node.stop, self.beta.node.stop)
-        for stop in (self.providers.stop, self.hermes.stop, *nodes):
+        for stop in (self.attestors.stop, self.providers.stop, self.hermes.stop, *nodes):
             with contextlib.suppress(Exception):  # one that does not stop must not keep the others running
                 stop()
         if self._temporary is not None:
@@ -193,12 +195,15 @@ class World:
     def _make_keys(self) -> None:
         keys = self.folder / "keys"
         keys.mkdir(mode=0o700)
+        self.attestors = Attestors(self.folder, MEMBERS)
         passphrase = secrets.token_hex(16)
         self.passphrase_file = self.folder / "passphrase"
         self.passphrase_file.touch(mode=0o600)
         self.passphrase_file.write_text(passphrase, "utf-8")
-        self.members = [create_key(keys / f"attestor-{i}.json", passphrase) for i in range(MEMBERS)]
-        self.payers = {c.id: create_key(keys / f"payer-{c.name}.json", passphrase) for c in self.chains}
+        self.members = [attestor.member for attestor in self.attestors.all]
+        self.wire = create_key(keys / "wire-coordinator.json", passphrase, role="wire")
+        self.door = f"127.0.0.1:{find_free_port()}"
+        self.payers = {c.id: create_key(keys / f"payer-{c.name}.json", passphrase, role="relayer") for c in self.chains}
         create_solana_key(keys / "payer-sol.json", passphrase)
         self.solana_payer_key = load_solana_key(keys / "payer-sol.json", passphrase).keypair
         self.started_at = int(time.time())
@@ -316,7 +321,9 @@ class World:
         self.policy = self.folder / "policy.toml"
         self.policy.write_text(tomli_w.dumps(self._policy()), "utf-8")
         self.config = self.folder / "crossmargin.toml"
-        self.config.write_text(tomli_w.dumps(self.settings()), "utf-8")
+        settings = self.settings()
+        self.config.write_text(tomli_w.dumps(settings), "utf-8")
+        self.attestors.write_configs(settings, self.wire, self.door)
 
     def publish_config(self, place: Path) -> None:
         """Copy the configuration to where the command line looks for a running demo's."""
@@ -331,7 +338,8 @@ class World:
                 "data": str(self.folder),
                 "epoch_seconds": EPOCH_SECONDS,
                 "listen": f"127.0.0.1:{self.listen_port}",
-                "attestor_keys": [f"attestor-{i}" for i in range(MEMBERS)],
+                "wire_key": "wire-coordinator",
+                "wire_listen": self.door,
                 "passphrase_file": str(self.passphrase_file),
                 "clock_skew": CLOCK_SKEW,
                 "max_lifetime": MAX_LIFETIME,
@@ -339,6 +347,7 @@ class World:
                 "full_read_below": 0,
                 "reread_epochs": REREAD_EPOCHS,
             },
+            "attestors": self.attestors.rows(),
             "deployment": {
                 "network_class": DEVNET,
                 "members": self.members,
@@ -489,6 +498,7 @@ class World:
             {"chain": c.id, "kind": "wallet"},
             {"chain": c.id, "kind": "vault", "addresses": {"vault": c.contracts["collateral_vault"]}},
             {"chain": c.id, "kind": "lender", "addresses": {"lender": c.contracts["lender"]}},
+            {"chain": c.id, "kind": "registry", "addresses": {"registry": c.contracts["registry"]}},
         ]
         if "aave_pool" in c.contracts:
             addresses = {"pool": c.contracts["aave_pool"], "data_provider": c.contracts["aave_data_provider"]}
@@ -503,6 +513,11 @@ class World:
             {"chain": self.sol, "kind": "wallet"},
             {"chain": self.sol, "kind": "vault", "addresses": vault},
             {"chain": self.sol, "kind": "links", "addresses": {"program": self.solana["links_program"]}},
+            {
+                "chain": self.sol,
+                "kind": "registry",
+                "addresses": {"program": self.solana["registry_program"], "registry": self.solana["registry"]},
+            },
         ]
 
     @staticmethod

@@ -1,4 +1,4 @@
-/* The part of the Solana program ABI that registry.c and vault.c use.
+/* The part of the Solana program ABI that our programs use.
  *
  * Sources: the runtime's serialisation of accounts for "aligned" loaders and its C syscall signatures
  * (anza-xyz/agave, program-runtime/src/serialization.rs and syscalls/src/lib.rs).
@@ -13,6 +13,7 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long u64;
+typedef unsigned __int128 u128;
 typedef struct { u8 bytes[32]; } key32;
 
 _Static_assert(sizeof(u32) == 4 && sizeof(u64) == 8, "the target must be a 64-bit one");
@@ -55,6 +56,8 @@ void *memset(void *to, int value, u64 n) { sol_memset_(to, (u8)value, n); return
 INLINE u64 get64(const void *p) { return *(const u64 *)p; }
 INLINE void put64(void *p, u64 v) { *(u64 *)p = v; }
 INLINE u64 get64be(const void *p) { return __builtin_bswap64(get64(p)); }
+INLINE u128 get128(const void *p) { return (u128)get64((const u8 *)p + 8) << 64 | get64(p); }
+INLINE void put128(void *p, u128 v) { put64(p, (u64)v); put64((u8 *)p + 8, (u64)(v >> 64)); }
 INLINE u32 get32be(const void *p) { return __builtin_bswap32(*(const u32 *)p); }
 INLINE int same32(const void *a, const void *b) {
   const u64 *x = a, *y = b;
@@ -122,6 +125,31 @@ INLINE u64 rent_floor(u64 space) {
   if (rent.threshold_f64 == 0x4000000000000000UL) return per * 2; /* 2.0 years, the rule until SIMD-0194 */
   if (rent.threshold_f64 == 0x3ff0000000000000UL) return per;     /* 1.0, the rule after it */
   return 0;
+}
+
+/* The seeds of a program-derived address; `bump` is the last one. */
+typedef struct { slice seeds[8]; u64 count; u8 bump; } pda;
+
+/* Nothing but lamports was ever put at this address. */
+INLINE int is_untouched(const account *a) { return !a->data_len && same32(a->owner, &SYSTEM_PROGRAM); }
+
+INLINE int is_state_of(const account *a, const key32 *program, u64 len, u64 discriminator) {
+  return same32(a->owner, program) && a->data_len == len && get64(a->data) == discriminator;
+}
+
+/* Is `a` at the address of these seeds and this bump? */
+static u64 is_at(pda *p, u8 bump, const account *a, const key32 *program) {
+  key32 want;
+  p->bump = bump;
+  p->seeds[p->count] = (slice){&p->bump, 1};
+  return !sol_create_program_address(p->seeds, p->count + 1, program, &want) && same32(&want, a->key);
+}
+
+/* Is `a` at the canonical address of these seeds? Sets the bump. */
+static u64 is_at_canonical(pda *p, const account *a, const key32 *program) {
+  key32 want;
+  p->seeds[p->count] = (slice){&p->bump, 1};
+  return !sol_try_find_program_address(p->seeds, p->count, program, &want, &p->bump) && same32(&want, a->key);
 }
 
 /* Make the PDA `target` an account of `space` zero bytes owned by `owner`; the first account pays.

@@ -24,7 +24,7 @@ from aggregator.domain.rows import AssetRow
 from aggregator.domain.snapshot import Account, Block, Position, Reading, Subject
 from aggregator.service.collect import Collected, Observer, Rereading
 from infra.devnet.anvil import Anvil, connect, deploy_code, transact
-from infra.devnet.evm_deploy import deploy_multicall3, deploy_vault
+from infra.devnet.evm_deploy import EvmSpec, deploy_multicall3, deploy_registry, deploy_vault
 from proofs.hashing import keccak256
 from tests.bench.quorum import build_row
 from tests.bench.reading import set_balances
@@ -137,7 +137,8 @@ async def _measure(chain: Anvil, count: int, repeats: int) -> dict[str, list[flo
     multicall = deploy_multicall3(w3)
     token = deploy_bulk_token(w3)
     target = str(token.address).lower()
-    vault = str(deploy_vault(w3, 60, bytes(32)).address).lower()
+    registry = deploy_registry(w3, EvmSpec(("0x" + "11" * 20,), 1, 2**40, bytes(32), {}))
+    vault = str(deploy_vault(w3, 60, registry).address).lower()
     accounts = build_accounts(count)
     await set_balances(chain, target, {address_of(account): 10**6 + i for i, account in enumerate(accounts)})
     chain.mine()

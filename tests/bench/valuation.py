@@ -54,6 +54,7 @@ def synthetic_book(world: World, accounts: int = ACCOUNTS, positions: int = POSI
         monitored=np.zeros(accounts, dtype=np.bool_),
         home=np.zeros(accounts, dtype=np.int64),
         touches=touches,
+        destinations=tuple(row.chain for row in sorted(of.destinations, key=lambda r: pipeline.destination_id(r.chain))),
     )
 
 

@@ -37,17 +37,9 @@ def deploy(anvil: Anvil, deployment: Deployment) -> tuple[Web3, Any]:
     return w3, registry
 
 
-def make_destination(
-    url: str,
-    address: str,
-    deployment: Deployment,
-    *,
-    depth: int = 0,
-    payer: KeySigner = PAYER,
-    kind: type[EvmRegistryDestination] = EvmRegistryDestination,
-) -> EvmRegistryDestination:
-    """Build a destination over a real endpoint. ``depth`` is the chain's finality depth in blocks."""
-    chain = ChainRow(
+def make_chain(url: str, depth: int = 0) -> ChainRow:
+    """Build the row of a chain with one provider. ``depth`` is its finality depth in blocks."""
+    return ChainRow(
         id=CHAIN,
         name="devnet",
         family="evm",
@@ -59,6 +51,19 @@ def make_destination(
         hold=(LatencyLeg(typical=1),),
         requests_per_second=1000,
     )
+
+
+def make_destination(
+    url: str,
+    address: str,
+    deployment: Deployment,
+    *,
+    depth: int = 0,
+    payer: KeySigner = PAYER,
+    kind: type[EvmRegistryDestination] = EvmRegistryDestination,
+) -> EvmRegistryDestination:
+    """Build a destination over a real endpoint. ``depth`` is the chain's finality depth in blocks."""
+    chain = make_chain(url, depth)
     row = DestinationRow(chain=CHAIN, kind="evm-registry", address=address, clock_bound=5, payer_key="payer")
     return kind(row, chain, EvmEndpoint(chain, chain.rpc[0]), payer, deployment)
 

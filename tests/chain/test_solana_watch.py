@@ -13,6 +13,9 @@ from pydantic import SecretStr
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 
+from adapters.destinations import destination_id
+from adapters.keys import KeySigner
+from adapters.solana.programs import build_apply, build_post
 from adapters.solana.watch import SolanaWatcher
 from adapters.ws import WsEndpoint
 from aggregator.domain.rows import ChainRow, LatencyLeg
@@ -20,12 +23,15 @@ from aggregator.domain.snapshot import Subject
 from infra.devnet.providers.proxy import FaultProxy
 from infra.devnet.svm import SvmServer
 from infra.devnet.svm_deploy import SolanaSpec, SolanaUser, deploy_solana
-from proofs.statement import Deployment
+from proofs.leaf import Leaf, hash_leaf
+from proofs.quorum import IndexedSignature
+from proofs.statement import Deployment, Header, digest
 
 pytestmark = pytest.mark.chain
 PAYER = Keypair.from_seed(bytes(range(32)))
 ANN, BOB, EVE = (Keypair.from_seed(bytes([i]) * 32).pubkey() for i in (1, 2, 3))
 ACCOUNT = b"\xac" * 32
+ATTESTOR = KeySigner(b"\x11" * 32)
 SLOT_MS = 40
 
 
@@ -47,6 +53,7 @@ class World:
     row: ChainRow
     proxy: FaultProxy
     addresses: dict[str, str]
+    deployment: Deployment
 
     @property
     def usdc(self) -> Pubkey:
@@ -57,7 +64,8 @@ class World:
         """Watch wallets; each is the subject of some account."""
         programs, mints = [self.addresses["vault_program"]], [self.addresses["usdc_mint"]]
         socket = WsEndpoint(self.row, [SecretStr(self.proxy.ws_url)])
-        watcher = SolanaWatcher(self.row, socket, programs, mints, key_limit=key_limit)
+        registries = [self.addresses["registry_program"]]
+        watcher = SolanaWatcher(self.row, socket, programs, mints, registries=registries, key_limit=key_limit)
         watcher.watch(subjects(*keys))
         await watcher.start()
         try:
@@ -100,8 +108,9 @@ def server() -> Iterator[SvmServer]:
 
 @pytest.fixture
 async def world(server: SvmServer) -> AsyncIterator[World]:
-    deployment = Deployment(3, (b"\x01" * 20,), 1, int(time.time()) + 3_600, b"\x07" * 32)
-    addresses = await deploy_solana(server.url, SolanaSpec(PAYER, deployment, bytes(32), 2, 5, 120, 30))
+    deployment = Deployment(3, (bytes.fromhex(ATTESTOR.address[2:]),), 1, int(time.time()) + 3_600, b"\x07" * 32)
+    destination = destination_id(f"solana:{server.genesis[:32]}")
+    addresses = await deploy_solana(server.url, SolanaSpec(PAYER, deployment, destination, 2, 5, 120, 30))
     row = ChainRow(
         id=f"solana:{server.genesis[:32]}",
         name="sol",
@@ -113,7 +122,7 @@ async def world(server: SvmServer) -> AsyncIterator[World]:
         hold=(LatencyLeg(typical=1),),
     )
     async with FaultProxy(server.url) as proxy:
-        yield World(server, row, proxy, addresses)
+        yield World(server, row, proxy, addresses, deployment)
 
 
 async def test_token_accounts_name_their_owner_and_holdings_their_account(world: World) -> None:
@@ -133,6 +142,22 @@ async def test_token_accounts_name_their_owner_and_holdings_their_account(world:
         assert named(watcher, middle, watcher.covered()) == set()
         watcher.forget(middle)
         assert watcher.words(start, middle) is None
+
+
+async def test_what_a_registry_stores_names_its_account(world: World) -> None:
+    program, registry = (Pubkey.from_string(world.addresses[name]) for name in ("registry_program", "registry"))
+    now = int(time.time())
+    destination = destination_id(world.row.id)
+    leaf = Leaf(ACCOUNT, destination, now // 2, 0, 0, 0, 0, 0, 5, now, now + 60, 0)
+    header = Header(leaf.epoch, hash_leaf(leaf), 0, 1, now, now + 60, bytes(32))
+    signature = IndexedSignature(0, *ATTESTOR.sign(digest(header, world.deployment.deployment_id())))
+    async with world.watching(ANN) as watcher, SolanaUser(world.server.url, PAYER) as payer:
+        await until(lambda: watcher.covered() > 0)
+        start = watcher.covered()
+        await payer.send([build_post(program, registry, header, [signature])])
+        await payer.send([build_apply(program, registry, payer.address, leaf, [])])
+        await until(lambda: "account" in named(watcher, start, watcher.covered()))
+        assert named(watcher, start, watcher.covered()) == {"account"}
 
 
 async def test_lamports_of_a_wallet_name_it(world: World) -> None:

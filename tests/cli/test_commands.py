@@ -350,7 +350,7 @@ def test_a_bundle_of_another_deployment_exits_1(shell: Shell, bundle: Path) -> N
         (b"\xff\xfe\x00", "UTF-8"),
         (b"{}", "format"),
         (b'{"format": "other"}', "format"),
-        (b'{"format": "crossmargin-bundle/1"}', "missing"),
+        (b'{"format": "crossmargin-bundle/2"}', "missing"),
         (b"[" * 100_000, "nested"),
         (b'{"a": 1, "a": 2}', "twice"),
     ],
@@ -370,7 +370,8 @@ def test_a_file_that_is_no_bundle_exits_2(shell: Shell, tmp_path: Path, content:
 
 
 @pytest.mark.parametrize(
-    ("options", "address"), [([], r"0x[0-9a-f]{40}"), (["--solana"], "[1-9A-HJ-NP-Za-km-z]{43,44}")]
+    ("options", "address"),
+    [(["--role", "attestor"], r"0x[0-9a-f]{40}"), (["--solana"], "[1-9A-HJ-NP-Za-km-z]{43,44}")],
 )
 def test_a_key_is_created_shown_and_never_overwritten(
     shell: Shell, tmp_path: Path, options: list[str], address: str
@@ -396,13 +397,13 @@ def test_a_key_is_created_shown_and_never_overwritten(
 
 
 def test_keys_that_cannot_be_used_say_why(shell: Shell, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
+    empty, wire = tmp_path / "empty", ("--role", "wire")
     empty.touch()
     for arguments, says in (
         (["show", str(tmp_path / "none.json")], "does not exist"),
-        (["create", str(tmp_path / "k"), "--passphrase-file", str(tmp_path / "none")], "cannot be read"),
-        (["create", str(tmp_path / "k"), "--passphrase-file", str(empty)], "passphrase: is empty"),
-        (["create", str(tmp_path / "no" / "k"), "--passphrase-file", str(PRICES)], "cannot be created"),
+        (["create", str(tmp_path / "k"), *wire, "--passphrase-file", str(tmp_path / "none")], "cannot be read"),
+        (["create", str(tmp_path / "k"), *wire, "--passphrase-file", str(empty)], "passphrase: is empty"),
+        (["create", str(tmp_path / "no" / "k"), *wire, "--passphrase-file", str(PRICES)], "cannot be created"),
     ):
         result = shell.bare("keys", *arguments)
         assert (result.exit_code, result.stdout) == (2, "")

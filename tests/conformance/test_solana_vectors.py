@@ -65,6 +65,11 @@ def make_mint(decimals: int, owner: str = TOKEN_PROGRAM) -> RawAccount:
     return RawAccount(10**6, owner, struct.pack("<I32xQBBI32x", 0, 10**15, decimals, 1, 0))
 
 
+def extend(mint: RawAccount, type_: int) -> RawAccount:
+    """Return the mint with one empty Token-2022 extension."""
+    return replace(mint, data=mint.data.ljust(165, b"\0") + b"\1" + struct.pack("<HH", type_, 0))
+
+
 def make_tokens(mint: str, owner: str, amount: int, state: int = 1) -> RawAccount:
     keys = bytes(Pubkey.from_string(mint)) + bytes(Pubkey.from_string(owner))
     return RawAccount(10**6, TOKEN_PROGRAM, keys + struct.pack("<Q36xB12xQ36x", amount, state, 0))
@@ -176,7 +181,8 @@ ATA = associated_address(WALLET, MINT)
     [
         ({}, "unreadable", "no such account"),
         ({MINT: make_mint(9), ATA: make_tokens(MINT, WALLET, 5)}, "unreadable", "decimals"),
-        ({MINT: make_mint(6, TOKEN_2022_PROGRAM), ATA: make_tokens(MINT, WALLET, 5)}, "token-2022", "not supported"),
+        ({MINT: extend(make_mint(6, TOKEN_2022_PROGRAM), 12)}, "token-2022", "permanent delegate"),
+        ({MINT: extend(make_mint(6, TOKEN_2022_PROGRAM), 77)}, "token-2022", "type 77"),
         ({MINT: make_mint(6), ATA: make_tokens(WALLET, WALLET, 5)}, "unreadable", "mint"),
         ({MINT: make_mint(6), ATA: make_tokens(MINT, MINT, 5)}, "unreadable", "owner"),
         ({MINT: make_mint(6), ATA: make_tokens(MINT, WALLET, 5, state=0)}, "unreadable", "state"),
@@ -190,6 +196,13 @@ def test_a_wallet_that_cannot_be_read_says_so(world: dict[str, RawAccount], code
     assert words in findings[0].detail
 
 
+def test_token_2022_in_a_wallet_is_not_seen() -> None:
+    """It counts in a vault; a wallet that is linked beside one must not make the account partial."""
+    flow = SplTokenWallet(CHAIN, {ASSET.id: ASSET}).flow([Subject(ACCOUNT, WALLET)])
+    mint = extend(make_mint(6, TOKEN_2022_PROGRAM), 18)
+    assert drive(flow, {MINT: mint, ATA: make_tokens(MINT, WALLET, 5)}) == ((), ())
+
+
 def test_an_absent_token_account_is_a_real_zero() -> None:
     flow = SplTokenWallet(CHAIN, {ASSET.id: ASSET}).flow([Subject(ACCOUNT, WALLET)])
     assert drive(flow, {MINT: make_mint(6)}) == ((), ())
@@ -198,15 +211,15 @@ def test_an_absent_token_account_is_a_real_zero() -> None:
 # ---- our vault ----
 
 PROGRAM = Pubkey.new_unique()
-DEPLOYMENT = bytes(range(32))
-VAULT = vault_address(PROGRAM, DEPLOYMENT, 300)
+REGISTRY = Pubkey.from_bytes(bytes(range(32)))
+VAULT = vault_address(PROGRAM, REGISTRY, 300)
 CUSTODY = str(custody_address(PROGRAM, VAULT, Pubkey.from_string(MINT)))
 HOLDING = str(holding_address(PROGRAM, VAULT, bytes.fromhex("ab" * 32), Pubkey.from_string(MINT)))
 
 
 def make_vault_world(**changes: RawAccount | None) -> dict[str, RawAccount]:
     mint = bytes(Pubkey.from_string(MINT))
-    vault = b"cmVAULT1" + DEPLOYMENT + struct.pack("<QB7x", 300, 255)
+    vault = b"cmVAULT2" + bytes(REGISTRY) + struct.pack("<QB7x", 300, 255)
     holding = b"cmHOLDG1" + bytes(VAULT) + b"\xab" * 32 + mint + struct.pack("<QQB7x", 1_000, 400, 255)
     world: dict[str, RawAccount | None] = {
         str(VAULT): RawAccount(1, str(PROGRAM), vault),
@@ -250,10 +263,13 @@ def patch(key: str, at: int, new: bytes) -> RawAccount:
     [
         ({"vault": None}, "no such account"),
         ({"vault": replace(GOOD[str(VAULT)], owner=SYSTEM_PROGRAM)}, "owner"),
-        ({"vault": patch(str(VAULT), 40, b"\x01")}, "deployment id and delay"),
+        ({"vault": patch(str(VAULT), 8, b"\xff")}, "registry and delay"),
+        ({"vault": patch(str(VAULT), 40, b"\x01")}, "registry and delay"),
         ({"custody": None}, "custody holds 0"),
         ({"custody": make_tokens(MINT, str(VAULT), 999)}, "custody holds 999"),
         ({"custody": make_tokens(MINT, WALLET, 5_000)}, "owner"),
+        ({"custody": make_tokens(WALLET, str(VAULT), 5_000)}, "mint"),
+        ({"custody": replace(make_tokens(MINT, str(VAULT), 5_000), owner=TOKEN_2022_PROGRAM)}, "owner"),
         ({"holding": replace(GOOD[HOLDING], owner=SYSTEM_PROGRAM)}, "owner"),
         ({"holding": replace(GOOD[HOLDING], data=GOOD[HOLDING].data[:-1])}, "size"),
         ({"holding": patch(HOLDING, 0, b"x")}, "discriminator"),

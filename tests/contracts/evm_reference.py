@@ -27,6 +27,14 @@ STATEMENT_FIELDS = {
     "body": "bytes32",
 }
 
+ROTATE_FIELDS = {
+    "setId": "uint32",
+    "members": "address[]",
+    "threshold": "uint32",
+    "activationEpoch": "uint64",
+    "notAfter": "uint64",
+}
+
 
 def keccak(data: bytes) -> bytes:
     return bytes(Web3.keccak(data))
@@ -44,6 +52,20 @@ class Header:
 
     def as_tuple(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in STATEMENT_FIELDS)
+
+
+@dataclass(frozen=True)
+class NextSet:
+    """The set that a rotation hands over to."""
+
+    setId: int
+    members: tuple[str, ...]
+    threshold: int
+    activationEpoch: int
+    notAfter: int
+
+    def as_tuple(self) -> tuple[Any, ...]:
+        return (self.setId, list(self.members), self.threshold, self.activationEpoch, self.notAfter)
 
 
 @dataclass(frozen=True)
@@ -97,6 +119,24 @@ def pack_indices(indices: Sequence[int]) -> int:
     return sum(index << (8 * place) for place, index in enumerate(indices))
 
 
+def typed_digest(name: str, fields: dict[str, str], message: dict[str, Any], deployment_id: bytes) -> bytes:
+    """Return the EIP-712 digest of a struct in the deployment's domain, by eth-account."""
+    document = {
+        "domain": {"name": "crossmargin", "version": "1", "salt": deployment_id},
+        "types": {
+            "EIP712Domain": [
+                {"name": "name", "type": "string"},
+                {"name": "version", "type": "string"},
+                {"name": "salt", "type": "bytes32"},
+            ],
+            name: [{"name": field, "type": kind} for field, kind in fields.items()],
+        },
+        "primaryType": name,
+        "message": message,
+    }
+    return bytes(_hash_eip191_message(encode_typed_data(full_message=document)))
+
+
 class Quorum:
     """Attestors with fixed test keys."""
 
@@ -105,20 +145,12 @@ class Quorum:
         self.members = [key.public_key.to_checksum_address() for key in self.keys]
 
     def digest(self, header: Header, deployment_id: bytes) -> bytes:
-        message = {
-            "domain": {"name": "crossmargin", "version": "1", "salt": deployment_id},
-            "types": {
-                "EIP712Domain": [
-                    {"name": "name", "type": "string"},
-                    {"name": "version", "type": "string"},
-                    {"name": "salt", "type": "bytes32"},
-                ],
-                "MarginStatement": [{"name": name, "type": kind} for name, kind in STATEMENT_FIELDS.items()],
-            },
-            "primaryType": "MarginStatement",
-            "message": {name: getattr(header, name) for name in STATEMENT_FIELDS},
-        }
-        return bytes(_hash_eip191_message(encode_typed_data(full_message=message)))
+        message = {name: getattr(header, name) for name in STATEMENT_FIELDS}
+        return typed_digest("MarginStatement", STATEMENT_FIELDS, message, deployment_id)
+
+    def rotation_digest(self, to: NextSet, deployment_id: bytes) -> bytes:
+        message = {name: getattr(to, name) for name in ROTATE_FIELDS} | {"members": list(to.members)}
+        return typed_digest("RotateSet", ROTATE_FIELDS, message, deployment_id)
 
     def sign(self, digest: bytes, indices: Sequence[int]) -> list[tuple[bytes, bytes]]:
         signatures = []
@@ -134,6 +166,13 @@ class Quorum:
         """Return the arguments of `post`."""
         signatures = self.sign(self.digest(header, deployment_id), indices)
         return header.as_tuple(), pack_indices(indices), signatures
+
+    def certify_rotation(
+        self, to: NextSet, deployment_id: bytes, indices: Sequence[int]
+    ) -> tuple[tuple[Any, ...], int, list[tuple[bytes, bytes]]]:
+        """Return the arguments of `rotate`."""
+        signatures = self.sign(self.rotation_digest(to, deployment_id), indices)
+        return to.as_tuple(), pack_indices(indices), signatures
 
 
 def account_id(chain_id: int, controller: str, salt: bytes) -> bytes:

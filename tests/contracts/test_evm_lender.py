@@ -13,6 +13,7 @@ from web3.exceptions import Web3Exception
 from infra.devnet.anvil import Anvil, transact
 from infra.devnet.evm_deploy import EvmSpec, deploy, deploy_lender, deploy_registry, deploy_token
 from tests.contracts.evm_reference import Header, Leaf, Quorum, Tree, account_id, keccak
+from tests.contracts.evm_vaults import compile_and_deploy
 
 SALT = b"\x07" * 32
 USD, UNIT = 10**8, 10**6
@@ -87,16 +88,30 @@ def test_only_its_controller_opens_an_account(market: Market, controller: Any) -
     assert dict(event["args"]) == {"account": account, "controller": controller}
 
 
+def test_a_key_opens_its_account_of_another_chain_and_a_contract_does_not(market: Market, controller: Any) -> None:
+    home = 10
+    account = account_id(home, controller, SALT)
+    call = market.lender.functions
+    refuse(call.openFrom(home + 1, account, SALT), controller, "not the controller")
+    refuse(call.openFrom(home, account, SALT), market.w3.eth.accounts[4], "not the controller")
+    caller = compile_and_deploy(market.w3, "Caller", market.lender.address)
+    data = call.openFrom(home, account_id(home, caller.address, SALT), SALT)._encode_transaction_data()
+    refuse(caller.functions.forward(data), controller, "not a key of its own")
+    transact(market.w3, call.openFrom(home, account, SALT), controller)
+    assert call.controllerOf(account).call() == controller
+
+
 def test_debt_grows_to_the_budget_and_shrinks_by_repayment(market: Market, leaf: Leaf, controller: Any) -> None:
     tree = market.post(market.epoch, [leaf])
     call = market.lender.functions
     assert call.token().call() == market.token.address
     transact(market.w3, market.borrow(leaf, tree, 60 * UNIT), controller)
     assert market.token.functions.balanceOf(controller).call() == 60 * UNIT
-    refuse(market.borrow(leaf, tree, 40 * UNIT + 1), controller, "above the budget")
+    assert market.registry.functions.used(leaf.account).call() == 60 * USD
+    refuse(market.borrow(leaf, tree, 40 * UNIT + 1), controller, "over budget")
     transact(market.w3, market.borrow(leaf, tree, 40 * UNIT), controller)
     assert (call.debtOf(leaf.account).call(), call.totalDebt().call()) == (100 * UNIT, 100 * UNIT)
-    refuse(market.borrow(leaf, tree, 1), controller, "above the budget")
+    refuse(market.borrow(leaf, tree, 1), controller, "over budget")
     refuse(market.borrow(leaf, tree, 0), controller, "zero amount")
 
     payer = market.w3.eth.accounts[5]
@@ -106,6 +121,7 @@ def test_debt_grows_to_the_budget_and_shrinks_by_repayment(market: Market, leaf:
     assert call.debtOf(leaf.account).call() == 70 * UNIT
     transact(market.w3, call.repay(leaf.account, 400 * UNIT), payer)
     assert (call.debtOf(leaf.account).call(), call.totalDebt().call()) == (0, 0)
+    assert market.registry.functions.used(leaf.account).call() == 0
     assert market.token.functions.balanceOf(payer).call() == 400 * UNIT
     refuse(call.repay(leaf.account, 1), payer, "nothing to repay")
 
@@ -125,15 +141,15 @@ def test_a_stale_leaf_borrows_nothing(chain: Anvil, market: Market, leaf: Leaf, 
     market.borrow(leaf, tree, 1).call({"from": controller})
     newer = replace(leaf, epoch=market.epoch + 1, budget=0)
     newer_tree = market.post(market.epoch + 1, [newer], floor=market.epoch + 1)
-    refuse(market.borrow(leaf, tree, 1), controller, "no longer valid")
-    refuse(market.borrow(newer, newer_tree, 1), controller, "above the budget")
+    refuse(market.borrow(leaf, tree, 1), controller, "not the newest epoch")
+    refuse(market.borrow(newer, newer_tree, 1), controller, "over budget")
 
 
 def test_an_expired_leaf_borrows_nothing(chain: Anvil, market: Market, leaf: Leaf, controller: Any) -> None:
     tree = market.post(market.epoch, [leaf])
     chain.rpc("evm_setNextBlockTimestamp", leaf.validUntil)
     chain.mine()
-    refuse(market.borrow(leaf, tree, 1), controller, "no longer valid")
+    refuse(market.borrow(leaf, tree, 1), controller, "expired")
 
 
 @pytest.mark.parametrize("decimals", [8, 18])
@@ -141,11 +157,29 @@ def test_the_budget_is_compared_in_dollars_whatever_the_decimals(
     market: Market, leaf: Leaf, controller: Any, decimals: int
 ) -> None:
     token = deploy_token(market.w3, "Dollar", "USD", decimals)
-    lender = deploy(market.w3, "ExampleLender", market.registry.address, token.address)
+    lender = deploy_lender(market.w3, market.registry, token, 0)
     transact(market.w3, token.functions.mint(lender.address, 10**30))
     transact(market.w3, lender.functions.open(leaf.account, SALT), controller)
     tree = market.post(market.epoch, [leaf])
     most = 100 * 10**decimals
-    refuse(lender.functions.borrow(leaf.as_tuple(), tree.proof(leaf), most + 1), controller, "above the budget")
+    refuse(lender.functions.borrow(leaf.as_tuple(), tree.proof(leaf), most + 1), controller, "over budget")
     transact(market.w3, lender.functions.borrow(leaf.as_tuple(), tree.proof(leaf), most), controller)
     assert lender.functions.debtOf(leaf.account).call() == most
+
+
+def test_a_lender_that_is_not_listed_lends_nothing(market: Market, leaf: Leaf, controller: Any) -> None:
+    lender = deploy(market.w3, "ExampleLender", market.registry.address, market.token.address)
+    transact(market.w3, lender.functions.open(leaf.account, SALT), controller)
+    tree = market.post(market.epoch, [leaf])
+    refuse(lender.functions.borrow(leaf.as_tuple(), tree.proof(leaf), 1), controller, "not listed")
+
+
+def test_two_lenders_share_one_budget(market: Market, leaf: Leaf, controller: Any) -> None:
+    second = deploy_lender(market.w3, market.registry, market.token, FUNDING)
+    transact(market.w3, second.functions.open(leaf.account, SALT), controller)
+    tree = market.post(market.epoch, [leaf])
+    transact(market.w3, market.borrow(leaf, tree, 70 * UNIT), controller)
+    theirs = second.functions.borrow
+    refuse(theirs(leaf.as_tuple(), tree.proof(leaf), 30 * UNIT + 1), controller, "over budget")
+    transact(market.w3, theirs(leaf.as_tuple(), tree.proof(leaf), 30 * UNIT), controller)
+    assert market.registry.functions.used(leaf.account).call() == BUDGET

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from eth_abi import encode
+from eth_utils.abi import abi_to_signature
 from web3 import Web3
 from web3.contract import Contract
 from web3.exceptions import Web3Exception
 
+import proofs
+from infra.devnet import anvil as devnet
 from infra.devnet.anvil import Anvil, connect, transact
-from infra.devnet.evm_deploy import EvmSpec, deploy_registry
-from tests.contracts.evm_reference import Header, Leaf, Quorum, Tree, keccak, pack_indices
-
-EPOCH_SECONDS, SKEW, LIFETIME = 2, 5, 600
-ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-SIGNERS = (0, 1, 3)
-ZERO = "0x" + "00" * 20
+from infra.devnet.artifacts import load
+from infra.devnet.evm_deploy import deploy_registry
+from tests.contracts.evm_reference import Header, Leaf, Quorum, Tree, keccak
+from tests.contracts.evm_registries import EPOCH_SECONDS, ORDER, SIGNERS, ZERO, World, build_spec, quorum
 
 pytestmark = [pytest.mark.chain, pytest.mark.usefixtures("isolated")]
-quorum = Quorum(4)
-
-
-def build_spec(now: int, **changes: Any) -> EvmSpec:
-    spec = EvmSpec(
-        members=tuple(quorum.members),
-        threshold=3,
-        not_after=now + 86400,
-        salt=b"\x5a" * 32,
-        prices={},
-        epoch_seconds=EPOCH_SECONDS,
-        clock_skew=SKEW,
-        max_lifetime=LIFETIME,
-    )
-    return replace(spec, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -47,47 +34,6 @@ def now(w3: Web3) -> int:
 @pytest.fixture(scope="module")
 def registry(w3: Web3, now: int) -> Contract:
     return deploy_registry(w3, build_spec(now))
-
-
-class World:
-    """Posts statements about one leaf set, signed by the reference quorum."""
-
-    def __init__(self, chain: Anvil, w3: Web3, registry: Contract, now: int) -> None:
-        self.chain, self.w3, self.registry, self.now = chain, w3, registry, now
-        self.deployment_id = registry.functions.deploymentId().call()
-        self.destination = keccak(b"eip155:31337")
-        self.epoch = now // EPOCH_SECONDS
-
-    def tree(self, epoch: int, size: int = 5, valid_for: int = 300, **changes: Any) -> tuple[Leaf, Tree]:
-        leaves = [
-            Leaf(keccak(b"account %d" % i), self.destination, epoch, self.now + valid_for, **changes)
-            for i in range(size)
-        ]
-        return leaves[size // 2], Tree(leaves)
-
-    def header(self, **changes: Any) -> Header:
-        header = Header(self.epoch, b"\x11" * 32, producedAt=self.now, validUntil=self.now + 300)
-        return replace(header, **changes)
-
-    def post(self, header: Header, signers: Sequence[int] = SIGNERS) -> Any:
-        return transact(self.w3, self.registry.functions.post(*quorum.certify(header, self.deployment_id, signers)))
-
-    def refuse(self, arguments: tuple[Any, ...], reason: str) -> None:
-        with pytest.raises(Web3Exception, match=reason):
-            self.registry.functions.post(*arguments).call()
-
-    def refuse_header(self, reason: str, **changes: Any) -> None:
-        self.refuse(quorum.certify(self.header(**changes), self.deployment_id, SIGNERS), reason)
-
-    def refuse_signatures(
-        self, reason: str, indices: Sequence[int], signatures: Sequence[tuple[bytes, bytes]] | None = None
-    ) -> None:
-        header = self.header()
-        signed = signatures or quorum.sign(quorum.digest(header, self.deployment_id), indices)
-        self.refuse((header.as_tuple(), pack_indices(indices), signed), reason)
-
-    def verify(self, leaf: Leaf, proof: list[bytes]) -> bool:
-        return bool(self.registry.functions.verify(leaf.as_tuple(), proof).call())
 
 
 @pytest.fixture
@@ -105,10 +51,10 @@ def test_registry_describes_its_deployment(world: World, now: int) -> None:
     )
     assert functions.deploymentId().call() == keccak(words)
     assert functions.destination().call() == keccak(b"eip155:31337")
-    assert [functions.members(i).call() for i in range(4)] == quorum.members
-    assert functions.memberCount().call() == 4
-    assert functions.threshold().call() == 3
-    assert functions.setId().call() == 1
+    genesis = (1, quorum.members, 3, 0, now + 86400)
+    assert functions.setOf(1).call() == functions.setAt(world.epoch).call() == genesis
+    assert functions.newestSetId().call() == 1
+    assert functions.governance().call() == functions.guardian().call() == world.w3.eth.accounts[0]
     assert functions.latest().call() == (0, bytes(32), 0, 0, 0, 0)
     assert functions.rootOf(0).call() == bytes(32)
     header = world.header()
@@ -129,9 +75,6 @@ def test_a_quorum_posts_and_its_leaves_verify(world: World) -> None:
         "epoch": header.epoch,
         "root": tree.root,
         "body": header.body,
-        "floor": 7,
-        "validUntil": header.validUntil,
-        "signers": 0b1011,
     }
     assert world.verify(leaf, tree.proof(leaf))
     assert not world.verify(replace(leaf, budget=leaf.budget + 1), tree.proof(leaf))
@@ -160,7 +103,8 @@ def test_signatures_must_be_a_sorted_quorum_of_members(world: World) -> None:
     world.refuse_signatures("indices not increasing", (0, 0, 1))
     world.refuse_signatures("indices not increasing", (1, 0, 3))
     world.refuse_signatures("index out of range", (0, 1, 4), signed)
-    world.refuse_signatures("indices without signatures", (0, 1, 3, 2), signed)
+    world.refuse_signatures("index out of range", (0, 1, 255), signed)
+    world.refuse_signatures("index out of range", (0, 1, 3, 2), signed)
     world.refuse_signatures("wrong signer", (0, 1, 2), signed)
     stranger = Quorum(4, seed=2).sign(quorum.digest(world.header(), world.deployment_id), SIGNERS)
     world.refuse_signatures("wrong signer", SIGNERS, stranger)
@@ -231,7 +175,8 @@ def test_epoch_may_lead_the_clock_by_two(world: World) -> None:
 def test_a_set_past_its_end_cannot_post(world: World) -> None:
     world.chain.rpc("evm_setNextBlockTimestamp", world.now + 86400 + 1)
     world.chain.mine()
-    world.refuse_header("set expired")
+    at = world.now + 86400 + 1
+    world.refuse_header("set expired", epoch=at // EPOCH_SECONDS, producedAt=at, validUntil=at + 300)
 
 
 def test_a_registry_refuses_under_another_chain_id(world: World) -> None:
@@ -325,8 +270,8 @@ def test_a_leaf_that_names_another_epoch_does_not_verify(world: World) -> None:
         ({"members": (*quorum.members[:3], quorum.members[0])}, "duplicate member"),
         ({"members": (*quorum.members[:3], ZERO)}, "zero member"),
         ({"members": ()}, "too few members"),
-        ({"members": tuple(quorum.members[:3]), "network_class": 1}, "too few members"),
-        ({"members": tuple(quorum.members[:3]), "network_class": 2}, "too few members"),
+        ({"members": tuple(quorum.members[:3]), "network_class": 1, "timelock": 86400}, "too few members"),
+        ({"members": tuple(quorum.members[:3]), "network_class": 2, "timelock": 86400}, "too few members"),
         ({"network_class": 0}, "networkClass"),
         ({"network_class": 4}, "networkClass"),
         ({"not_after": 1}, "notAfter passed"),
@@ -334,6 +279,11 @@ def test_a_leaf_that_names_another_epoch_does_not_verify(world: World) -> None:
         ({"epoch_seconds": 0}, "epochSeconds"),
         ({"max_lifetime": 0}, "maxLifetime"),
         ({"clock_skew": 2**32}, "clockSkew"),
+        ({"not_after": 2**64}, "notAfter too far"),
+        ({"governance": ZERO}, "zero governance"),
+        ({"timelock": 30 * 86400 + 1}, "timelock"),
+        ({"timelock": 86399, "network_class": 1}, "timelock"),
+        ({"timelock": 86399, "network_class": 2}, "timelock"),
     ],
 )
 def test_a_weak_deployment_is_refused(w3: Web3, now: int, changes: dict[str, Any], reason: str) -> None:
@@ -360,3 +310,75 @@ def test_the_deployment_id_is_the_same_on_another_chain(now: int, registry: Cont
         header = Header(now // EPOCH_SECONDS, b"\x11" * 32, producedAt=now, validUntil=now + 300)
         arguments = quorum.certify(header, registry.functions.deploymentId().call(), SIGNERS)
         assert transact(w3, twin.functions.post(*arguments))["status"] == 1
+
+
+def test_calldata_that_no_encoder_makes_is_refused(world: World) -> None:
+    leaf, tree = world.tree(world.epoch)
+    header = world.header(root=tree.root)
+    good = world.registry.encode_abi("post", list(quorum.certify(header, world.deployment_id, SIGNERS)))
+    words = bytes.fromhex(good[2:])
+
+    def refused(data: bytes) -> bool:
+        try:
+            world.w3.eth.call({"to": world.registry.address, "data": "0x" + data.hex()})
+        except Web3Exception:
+            return True
+        return False
+
+    assert not refused(words)
+    assert refused(words[:-1])
+    assert refused(words[:-64])
+    assert refused(words[:4])
+    assert refused(b"")
+    # One bit above the 64 (or 32) of every number of the header, whatever was signed.
+    for place in (0, 2, 3, 4, 5):
+        dirty = bytearray(words)
+        dirty[4 + 32 * place + 23] |= 1
+        assert refused(bytes(dirty))
+        dirty = bytearray(words)
+        dirty[4 + 32 * place] |= 0x80
+        assert refused(bytes(dirty))
+    # More signatures than there is room for, or than there are.
+    for length in (33, 2**255):
+        longer = bytearray(words)
+        longer[4 + 9 * 32 : 4 + 10 * 32] = length.to_bytes(32, "big")
+        assert refused(bytes(longer))
+    world.post(header)
+    proof = tree.proof(leaf)
+    words = bytes.fromhex(world.registry.encode_abi("verify", [leaf.as_tuple(), proof])[2:])
+    answer = world.w3.eth.call({"to": world.registry.address, "data": "0x" + words.hex()})
+    assert int.from_bytes(answer, "big") == 1
+    for place in (2, 9, 10, 11):
+        dirty = bytearray(words)
+        dirty[4 + 32 * place] |= 0x80
+        assert int.from_bytes(world.w3.eth.call({"to": world.registry.address, "data": "0x" + dirty.hex()}), "big") == 0
+
+
+def test_the_code_fits_a_contract(world: World) -> None:
+    assert len(world.w3.eth.get_code(world.registry.address)) <= 24_576  # EIP-170
+
+
+def test_the_solidity_interface_is_the_contracts() -> None:
+    source = Path(proofs.__file__).parent / "contracts" / "IMarginRegistry.sol"
+    request = {
+        "language": "Solidity",
+        "sources": {source.name: {"content": source.read_text()}},
+        "settings": {"outputSelection": {"*": {"*": ["abi"]}}},
+    }
+    script = Path(devnet.__file__).parent / "solidity.mjs"
+    done = subprocess.run(["node", script], input=json.dumps(request), capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)["output"]
+    assert not answer.get("errors")
+
+    def describe(abi: list[Any]) -> set[Any]:
+        described = set()
+        for entry in abi:
+            if entry["type"] == "function":
+                outputs = abi_to_signature({**entry, "inputs": entry["outputs"]})
+                described.add((abi_to_signature(entry), outputs, entry["stateMutability"]))
+            elif entry["type"] == "event":
+                described.add((abi_to_signature(entry), tuple(i["indexed"] for i in entry["inputs"])))
+        return described
+
+    interface = answer["contracts"][source.name]["IMarginRegistry"]["abi"]
+    assert describe(interface) == describe(load("MarginRegistry")[0])

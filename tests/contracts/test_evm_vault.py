@@ -1,9 +1,10 @@
-"""CollateralVault on a real EVM: deposits, delayed withdrawals, odd tokens, and who may do what."""
+"""CollateralVault on a real EVM: deposits, delayed withdrawals, odd tokens, and who may do what.
+
+What the quorum signs, and NFTs: test_evm_vault_quorum.py.
+"""
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,19 +15,20 @@ from web3.contract import Contract
 from web3.exceptions import Web3Exception
 from web3.logs import DISCARD
 
-from infra.devnet.anvil import Anvil, deploy_code, transact
-from infra.devnet.evm_deploy import deploy_token, deploy_vault
+from infra.devnet.anvil import Anvil, transact
+from infra.devnet.evm_deploy import accept_tokens, deploy_token, deploy_vault
+from tests.contracts.evm_reference import Quorum
+from tests.contracts.evm_vaults import DEPLOYMENT_ID, compile_and_deploy, deploy_quorum_stub
 
 DELAY = 60
 ACCOUNT, OTHER_ACCOUNT = b"\x01" * 32, b"\x02" * 32
-DEPLOYMENT_ID = b"\x0d" * 32
 
 pytestmark = [pytest.mark.chain, pytest.mark.usefixtures("isolated")]
 
 
 @pytest.fixture(scope="module")
 def vault(w3: Web3) -> Contract:
-    return deploy_vault(w3, DELAY, DEPLOYMENT_ID)
+    return deploy_vault(w3, DELAY, deploy_quorum_stub(w3, Quorum(4), Quorum(4, seed=2)))
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +37,15 @@ def token(w3: Web3, vault: Contract) -> Contract:
     for owner in w3.eth.accounts[:3]:
         transact(w3, token.functions.mint(owner, 1000))
         transact(w3, token.functions.approve(vault.address, 2**256 - 1), owner)
+    accept_tokens(w3, vault, token.address)
     return token
 
 
 @pytest.fixture(scope="module")
-def odd(w3: Web3) -> Contract:
-    source = Path(__file__).parent / "vyper" / "OddToken.vy"
-    compiled = importlib.import_module("vyper").compile_code(source.read_text(), output_formats=["abi", "bytecode"])
-    token = deploy_code(w3, compiled["abi"], compiled["bytecode"])
+def odd(w3: Web3, vault: Contract) -> Contract:
+    token = compile_and_deploy(w3, "OddToken")
     transact(w3, token.functions.mint(w3.eth.accounts[0], 1000))
+    accept_tokens(w3, vault, token.address)
     return token
 
 
@@ -142,12 +144,13 @@ def test_empty_and_unknown_input_is_refused(w3: Web3, vault: Contract, token: Co
     refuse(call.deposit(ACCOUNT, token.address, 0), owner, "zero amount")
     refuse(call.deposit(bytes(32), token.address, 1), owner, "zero account")
     refuse(call.deposit(ACCOUNT, token.address, 1001), owner, "balance")
-    refuse(call.deposit(ACCOUNT, owner, 1), owner, "revert")  # no contract at that address
+    refuse(call.deposit(ACCOUNT, owner, 1), owner, "token not accepted")
+    refuse(call.setLimit(owner, 1), w3.eth.accounts[0], "no contract")
     refuse(call.request(ACCOUNT, token.address, 0), owner, "zero amount")
     refuse(call.cancel(0), owner, "unknown request")
     refuse(call.claim(7, owner), owner, "unknown request")
     with pytest.raises(Web3Exception, match="delay"):
-        deploy_vault(w3, 366 * 86400, DEPLOYMENT_ID)
+        deploy_vault(w3, 366 * 86400, w3.eth.contract(call.registry().call(), abi=[]))
 
 
 def test_a_token_that_keeps_a_fee_is_credited_by_what_arrives(w3: Web3, vault: Contract, odd: Contract) -> None:
@@ -183,6 +186,7 @@ def test_a_transfer_that_returns_false_undoes_everything(
 
 def test_a_token_cannot_call_back_into_the_vault(chain: Anvil, w3: Web3, vault: Contract, odd: Contract) -> None:
     sender = w3.eth.accounts[0]
+    transact(w3, odd.functions.mint(odd.address, 7))
     transact(w3, vault.functions.deposit(ACCOUNT, odd.address, 500))
     transact(w3, vault.functions.request(ACCOUNT, odd.address, 400))
     pass_time(chain, w3, DELAY)

@@ -20,7 +20,6 @@ from adapters.solana.layouts import LayoutError, RawAccount
 from adapters.solana.programs import (
     RegistryParameters,
     RegistryRefusal,
-    RegistryState,
     build_post,
     build_registry_init,
     build_verify,
@@ -29,7 +28,8 @@ from adapters.solana.programs import (
 )
 from proofs.leaf import unpack
 from proofs.quorum import IndexedSignature
-from proofs.statement import Deployment, Header
+from proofs.sets import genesis_set
+from proofs.statement import Header
 from tests.contracts.solana_reference import (
     CURVE_ORDER,
     KEYS_BY_INDEX,
@@ -38,94 +38,27 @@ from tests.contracts.solana_reference import (
     Refused,
     Statement,
     World,
-    fold,
-    hash_leaf,
     pack_leaf,
     sign,
 )
-
-DESTINATION = keccak(b"solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp")
-ACCOUNT = keccak(b"an account")
-SYSTEM = Pubkey.from_string("11111111111111111111111111111111")
-PARAMETERS = RegistryParameters(DESTINATION, epoch_seconds=2, clock_skew=5, max_lifetime=120)
-EPOCH = NOW // 2
-ROOT = keccak(b"a root")
-
-
-def make_deployment(n: int = 4, threshold: int = 3, **changes: Any) -> Deployment:
-    members = tuple(key.public_key.to_canonical_address() for key in KEYS_BY_INDEX[:n])
-    base = Deployment(network_class=3, members=members, threshold=threshold, not_after=NOW + 1_000, salt=b"\x5a" * 32)
-    return replace(base, **changes)
-
-
-class RegistryWorld(World):
-    """A world with an initialised registry."""
-
-    def __init__(self, deployment: Deployment | None = None) -> None:
-        super().__init__("registry")
-        self.deployment = deployment or make_deployment()
-        self.program = self.ids["registry"]
-        self.id = self.deployment.deployment_id()
-        self.registry = registry_address(self.program, self.id, PARAMETERS)
-        self.run(build_registry_init(self.program, self.payer.pubkey(), self.deployment, PARAMETERS))
-
-    def state(self) -> RegistryState:
-        account = self.account(self.registry)
-        raw = RawAccount(account.lamports, str(account.owner), bytes(account.data))
-        return decode_registry(str(self.registry), raw, self.program)
-
-    def signatures(self, statement: Statement, indices: tuple[int, ...] = (0, 1, 2)) -> list[bytes]:
-        digest = statement.digest(self.id)
-        return [sign(KEYS_BY_INDEX[i], i, digest) for i in indices]
-
-    def post(self, statement: Statement, signatures: list[bytes] | None = None) -> int:
-        """Post the wire bytes; return the compute units."""
-        signed = self.signatures(statement) if signatures is None else signatures
-        data = b"\x01" + statement.pack() + bytes([len(signed)]) + b"".join(signed)
-        meta = AccountMeta(self.registry, is_signer=False, is_writable=True)
-        return self.run(Instruction(self.program, data, [meta])).compute_units_consumed()
-
-    def verify(self, leaf: list[Any], proof: list[bytes]) -> bool:
-        data = b"\x02" + pack_leaf(leaf) + bytes([len(proof)]) + b"".join(proof)
-        meta = AccountMeta(self.registry, is_signer=False, is_writable=False)
-        answer = bytes(self.run(Instruction(self.program, data, [meta])).return_data().data)
-        assert answer in (b"\x00", b"\x01")
-        return answer == b"\x01"
-
-
-def make_leaf(epoch: int = EPOCH, **changes: Any) -> list[Any]:
-    fields: dict[str, Any] = {
-        "account": ACCOUNT,
-        "destination": DESTINATION,
-        "epoch": epoch,
-        "equity": -12_345_678_900,
-        "assets_initial": 1,
-        "requirement_initial": 2,
-        "assets_maintenance": 3,
-        "requirement_maintenance": 4,
-        "budget": 5,
-        "as_of": NOW - 3,
-        "valid_until": NOW + 50,
-        "flags": 0b100001,
-    }
-    return list((fields | changes).values())
-
-
-def post_leaf(world: RegistryWorld, leaf: list[Any], depth: int = 3, **header: Any) -> list[bytes]:
-    proof = [keccak(bytes([i])) for i in range(depth)]
-    world.post(Statement(epoch=leaf[2], root=fold(hash_leaf(leaf), proof)).but(**header))
-    return proof
+from tests.contracts.solana_registry_world import (
+    DAY,
+    EPOCH,
+    GOVERNANCE,
+    GUARDIAN,
+    PARAMETERS,
+    ROOT,
+    RegistryWorld,
+    make_deployment,
+    make_leaf,
+    post_leaf,
+    refuses,
+)
 
 
 @pytest.fixture
 def world() -> RegistryWorld:
     return RegistryWorld()
-
-
-def refuses(code: RegistryRefusal, action: Callable[[], object]) -> None:
-    with pytest.raises(Refused) as caught:
-        action()
-    assert caught.value.code == code, caught.value.text
 
 
 # ---- init ----
@@ -134,15 +67,16 @@ def refuses(code: RegistryRefusal, action: Callable[[], object]) -> None:
 def test_init_records_the_deployment_and_its_domain(world: RegistryWorld) -> None:
     state = world.state()
     assert state.deployment_id == world.id
-    assert (state.members, state.threshold) == (world.deployment.members, 3)
-    assert (state.salt, state.network_class, state.not_after) == (b"\x5a" * 32, 3, NOW + 1_000)
-    assert (state.parameters, state.set_id, state.epoch, state.root) == (PARAMETERS, 1, 0, None)
+    assert (state.older, state.newest) == (None, genesis_set(world.deployment))
+    assert (state.salt, state.network_class) == (b"\x5a" * 32, 3)
+    assert (state.parameters, state.epoch, state.root) == (PARAMETERS, 0, None)
+    assert (state.paused, state.recovery) == ((0, 0), None)
     domain = keccak(b"EIP712Domain(string name,string version,bytes32 salt)")
     assert state.domain_separator == keccak(domain + keccak(b"crossmargin") + keccak(b"1") + world.id)
 
 
 def test_init_of_a_full_set_fits_a_packet() -> None:
-    assert len(RegistryWorld(make_deployment(19, 13)).state().members) == 19
+    assert len(RegistryWorld(make_deployment(19, 13)).state().newest.members) == 19
 
 
 def test_init_twice_is_refused(world: RegistryWorld) -> None:
@@ -168,6 +102,9 @@ def test_lamports_sent_ahead_do_not_block_init() -> None:
         replace(PARAMETERS, max_lifetime=10**9),
         replace(PARAMETERS, clock_skew=10**9),
         replace(PARAMETERS, epoch_seconds=1),
+        replace(PARAMETERS, timelock=DAY - 1),
+        replace(PARAMETERS, governance=GUARDIAN.pubkey()),
+        replace(PARAMETERS, guardian=GOVERNANCE.pubkey()),
     ],
 )
 def test_a_stranger_with_other_parameters_makes_another_registry(parameters: RegistryParameters) -> None:
@@ -206,10 +143,12 @@ def init_with(changes: dict[int, bytes], parts: dict[str, Any] | None = None) ->
         (RegistryRefusal.PARAMETER_INVALID, {4: NOW.to_bytes(8, "little")}),
         (RegistryRefusal.PARAMETER_INVALID, {76: bytes(8)}),
         (RegistryRefusal.PARAMETER_INVALID, {92: bytes(8)}),
-        (RegistryRefusal.MEMBER_INVALID, {100: bytes(20)}),
-        (RegistryRefusal.MEMBER_INVALID, {160: KEYS_BY_INDEX[0].public_key.to_canonical_address()}),
+        (RegistryRefusal.PARAMETER_INVALID, {100: (30 * DAY + 1).to_bytes(8, "little")}),
+        (RegistryRefusal.PARAMETER_INVALID, {108: bytes(32)}),
+        (RegistryRefusal.MEMBER_INVALID, {172: bytes(20)}),
+        (RegistryRefusal.MEMBER_INVALID, {232: KEYS_BY_INDEX[0].public_key.to_canonical_address()}),
         (RegistryRefusal.ADDRESS_WRONG, {12: b"\x5b"}),
-        (RegistryRefusal.INSTRUCTION_MALFORMED, {0: b"\x07"}),
+        (RegistryRefusal.INSTRUCTION_MALFORMED, {0: b"\x0f"}),
     ],
 )
 def test_init_refuses(code: RegistryRefusal, changes: dict[int, bytes]) -> None:
@@ -227,15 +166,28 @@ def test_init_refuses_three_members_outside_a_devnet() -> None:
 @pytest.mark.parametrize("network_class", [1, 2])
 def test_a_set_ends_within_ninety_days_outside_a_devnet(network_class: int) -> None:
     bound = NOW + 90 * 86_400
-    assert RegistryWorld(make_deployment(network_class=network_class, not_after=bound)).state().not_after == bound
+    assert (
+        RegistryWorld(make_deployment(network_class=network_class, not_after=bound)).state().newest.not_after == bound
+    )
     refuses(
         RegistryRefusal.PARAMETER_INVALID,
         lambda: RegistryWorld(make_deployment(network_class=network_class, not_after=bound + 1)),
     )
 
 
+@pytest.mark.parametrize("network_class", [1, 2])
+def test_the_timelock_is_at_least_a_day_outside_a_devnet(network_class: int) -> None:
+    deployment = make_deployment(network_class=network_class)
+    refuses(
+        RegistryRefusal.PARAMETER_INVALID,
+        lambda: RegistryWorld(deployment, parameters=replace(PARAMETERS, timelock=DAY - 1)),
+    )
+    assert RegistryWorld(deployment, parameters=replace(PARAMETERS, timelock=30 * DAY)).state().parameters.timelock
+    assert RegistryWorld(parameters=replace(PARAMETERS, timelock=0)).state().parameters.timelock == 0
+
+
 def test_a_devnets_set_may_last() -> None:
-    assert RegistryWorld(make_deployment(not_after=NOW + 10**9)).state().not_after == NOW + 10**9
+    assert RegistryWorld(make_deployment(not_after=NOW + 10**9)).state().newest.not_after == NOW + 10**9
 
 
 def test_init_refuses_wrong_accounts() -> None:
@@ -504,7 +456,7 @@ def test_verify_denies_an_epoch_never_posted(world: RegistryWorld) -> None:
 
 
 def test_refusals_mirror_the_source() -> None:
-    source = (PROGRAMS / "registry.c").read_text()
+    source = (PROGRAMS / "registry.c").read_text() + (PROGRAMS / "quorum.h").read_text()
     table = dict(re.findall(r"^  ([A-Z_]+) = (\d+), +/\*", source, re.MULTILINE))
     assert {name: int(code) for name, code in table.items()} == {one.name: one.value for one in RegistryRefusal}
 
@@ -515,9 +467,9 @@ def test_decoding_is_strict(world: RegistryWorld) -> None:
     key, data = str(world.registry), bytes(account.data)
     good = RawAccount(account.lamports, str(world.program), data)
     misplaced = bytearray(data)
-    struct.pack_into("<Q", misplaced, 856 + 40 * (EPOCH % 64), EPOCH + 1)
+    struct.pack_into("<Q", misplaced, 1_664 + 40 * (EPOCH % 64), EPOCH + 1)
     for raw, field in (
-        (replace(good, owner=str(SYSTEM)), "owner"),
+        (replace(good, owner=str(Pubkey.default())), "owner"),
         (replace(good, data=data[:-1]), "size"),
         (replace(good, data=b"x" + data[1:]), "discriminator"),
         (replace(good, data=bytes(misplaced)), "ring"),

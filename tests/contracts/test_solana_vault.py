@@ -1,4 +1,4 @@
-"""The vault program: every flow and every refusal, in the real SVM with the real SPL Token program."""
+"""The vault program: deposits, requests, claims and limits, in the real SVM with the real SPL Token program."""
 
 from __future__ import annotations
 
@@ -8,87 +8,48 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from eth_utils import keccak
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from solders.account import Account
 from solders.instruction import AccountMeta, Instruction
-from solders.keypair import Keypair
 from solders.pubkey import Pubkey
+from solders.rent import Rent
 
-from adapters.solana.layouts import LayoutError, RawAccount
+from adapters.solana.layouts import LayoutError
 from adapters.solana.programs import (
-    Deposit,
     Holding,
+    Limit,
     VaultRefusal,
     build_cancel,
     build_claim,
     build_deposit,
+    build_limit,
     build_request,
     build_vault_init,
-    custody_address,
     decode_deposit,
+    decode_hold,
     decode_holding,
+    decode_limit,
     decode_vault,
     deposit_address,
+    hold_address,
     holding_address,
+    limit_address,
     vault_address,
 )
-from tests.contracts.solana_reference import NOW, PROGRAMS, TOKEN_PROGRAM, Refused, World
-
-DEPLOYMENT = keccak(b"a deployment")
-ACCOUNT, OTHER_ACCOUNT = keccak(b"an account"), keccak(b"another account")
-DELAY = 300
-TOKEN_2022 = Pubkey.from_string("TokenzQdBNbLqP5VEhdkAS6EPFLC1PHnBqCXEpPxuEb")
-
-
-class VaultWorld(World):
-    """A world with a vault, a mint, and a depositor who owns 1,000 of it."""
-
-    def __init__(self) -> None:
-        super().__init__("vault")
-        self.program = self.ids["vault"]
-        self.vault = vault_address(self.program, DEPLOYMENT, DELAY)
-        self.run(build_vault_init(self.program, self.payer.pubkey(), DEPLOYMENT, DELAY))
-        self.mint = self.add_mint()
-        self.alice, self.bob = self.add_depositor(), self.add_depositor()
-        self.purse = {one.pubkey(): self.add_tokens(self.mint, one.pubkey(), 1_000) for one in (self.alice, self.bob)}
-        self.custody = custody_address(self.program, self.vault, self.mint)
-
-    def add_depositor(self) -> Keypair:
-        one = Keypair()
-        self.svm.airdrop(one.pubkey(), 10**10)
-        return one
-
-    def raw(self, key: Pubkey) -> RawAccount:
-        account = self.account(key)
-        return RawAccount(account.lamports, str(account.owner), bytes(account.data))
-
-    def holding(self, account: bytes = ACCOUNT) -> Holding:
-        key = holding_address(self.program, self.vault, account, self.mint)
-        return decode_holding(str(key), self.raw(key), self.program)
-
-    def record(self, owner: Keypair, account: bytes = ACCOUNT) -> Deposit:
-        key = deposit_address(self.program, self.vault, account, owner.pubkey(), self.mint)
-        return decode_deposit(str(key), self.raw(key), self.program)
-
-    def deposit(self, owner: Keypair, amount: int, account: bytes = ACCOUNT) -> None:
-        source = self.purse[owner.pubkey()]
-        owner_key = owner.pubkey()
-        self.run(
-            build_deposit(self.program, self.vault, owner_key, account, self.mint, source, amount), signers=[owner]
-        )
-
-    def request(self, owner: Keypair, amount: int, account: bytes = ACCOUNT) -> None:
-        self.run(build_request(self.program, self.vault, owner.pubkey(), account, self.mint, amount), signers=[owner])
-
-    def cancel(self, owner: Keypair, account: bytes = ACCOUNT) -> None:
-        self.run(build_cancel(self.program, self.vault, owner.pubkey(), account, self.mint), signers=[owner])
-
-    def claim(self, owner: Keypair, to: Pubkey | None = None, account: bytes = ACCOUNT) -> None:
-        target = to or self.purse[owner.pubkey()]
-        self.run(build_claim(self.program, self.vault, owner.pubkey(), account, self.mint, target), signers=[owner])
+from tests.contracts.solana_reference import NOW, PROGRAMS, TOKEN_PROGRAM, Refused
+from tests.contracts.solana_vault_world import (
+    ACCOUNT,
+    DELAY,
+    EPOCH,
+    OTHER_ACCOUNT,
+    TOKEN_2022,
+    RegistryRow,
+    VaultWorld,
+    refuses,
+    swap,
+)
 
 
 @pytest.fixture
@@ -96,44 +57,51 @@ def world() -> VaultWorld:
     return VaultWorld()
 
 
-def refuses(code: VaultRefusal, action: Callable[[], object]) -> None:
-    with pytest.raises(Refused) as caught:
-        action()
-    assert caught.value.code == code, caught.value.text
-
-
-def swap(instruction: Instruction, at: int, key: Pubkey, **changes: bool) -> Instruction:
-    """Return the instruction with another account at one position."""
-    metas = list(instruction.accounts)
-    signer = changes.get("is_signer", metas[at].is_signer)
-    metas[at] = AccountMeta(key, signer, changes.get("is_writable", metas[at].is_writable))
-    return Instruction(instruction.program_id, instruction.data, metas)
-
-
-def test_init_records_deployment_and_delay(world: VaultWorld) -> None:
+def test_init_records_registry_and_delay(world: VaultWorld) -> None:
     state = decode_vault(str(world.vault), world.raw(world.vault), world.program)
-    assert (state.deployment_id, state.delay) == (DEPLOYMENT, DELAY)
+    assert (state.registry, state.delay) == (str(world.registry), DELAY)
 
 
-def test_init_refuses_a_second_time_and_another_delay_for_our_address(world: VaultWorld) -> None:
-    payer = world.payer.pubkey()
-    refuses(
-        VaultRefusal.ALREADY_INITIALISED, lambda: world.run(build_vault_init(world.program, payer, DEPLOYMENT, DELAY))
-    )
-    other = build_vault_init(world.program, payer, DEPLOYMENT, 0)
-    refuses(VaultRefusal.ADDRESS_WRONG, lambda: world.run(swap(other, 1, world.vault)))
-    world.run(other)
-    assert decode_vault("", world.raw(vault_address(world.program, DEPLOYMENT, 0)), world.program).delay == 0
-    refuses(VaultRefusal.DELAY_TOO_LONG, lambda: world.run(build_vault_init(world.program, payer, DEPLOYMENT, 2**32)))
+def test_init_refuses_a_second_time_and_another_delay_or_registry_for_our_address(world: VaultWorld) -> None:
+    payer, program = world.payer.pubkey(), world.program
+    again = build_vault_init(program, payer, world.registry, DELAY)
+    refuses(VaultRefusal.ALREADY_INITIALISED, lambda: world.run(again))
+    faster = build_vault_init(program, payer, world.registry, 0)
+    theirs = build_vault_init(program, payer, world.add_registry(RegistryRow(payer)), DELAY)
+    for other in (faster, theirs):
+        refuses(VaultRefusal.ADDRESS_WRONG, lambda other=other: world.run(swap(other, 1, world.vault)))
+        world.run(other)  # it is another vault
+    assert decode_vault("", world.raw(vault_address(program, world.registry, 0)), program).delay == 0
+    too_long = build_vault_init(program, payer, world.registry, 2**32)
+    refuses(VaultRefusal.DELAY_TOO_LONG, lambda: world.run(too_long))
+
+
+def test_init_refuses_what_is_no_registry(world: VaultWorld) -> None:
+    good = RegistryRow(world.payer.pubkey()).pack()
+    for data in (b"", good[:-1], b"cmREGST1" + good[8:]):
+        key = Pubkey.new_unique()
+        world.svm.set_account(key, Account(10**9, data, Pubkey.new_unique()))
+        init = build_vault_init(world.program, world.payer.pubkey(), key, DELAY)
+        refuses(VaultRefusal.REGISTRY_WRONG, lambda init=init: world.run(init))
 
 
 def test_init_refuses_wrong_accounts(world: VaultWorld) -> None:
-    init = build_vault_init(world.program, world.payer.pubkey(), keccak(b"new"), DELAY)
-    refuses(VaultRefusal.SYSTEM_PROGRAM_WRONG, lambda: world.run(swap(init, 2, TOKEN_PROGRAM)))
+    registry = world.add_registry(RegistryRow(world.payer.pubkey()))
+    init = build_vault_init(world.program, world.payer.pubkey(), registry, DELAY)
+    refuses(VaultRefusal.SYSTEM_PROGRAM_WRONG, lambda: world.run(swap(init, 3, TOKEN_PROGRAM)))
     stranger = world.alice.pubkey()
     refuses(VaultRefusal.OWNER_NOT_SIGNER, lambda: world.run(swap(init, 0, stranger, is_signer=False)))
-    cut = Instruction(world.program, init.data, init.accounts[:2])
-    refuses(VaultRefusal.ACCOUNTS_WRONG, lambda: world.run(cut))
+    for data, accounts, code in (
+        (init.data, init.accounts[:3], VaultRefusal.ACCOUNTS_WRONG),
+        (init.data, init.accounts * 4, VaultRefusal.ACCOUNTS_WRONG),
+        (init.data + b"\0", init.accounts, VaultRefusal.INSTRUCTION_MALFORMED),
+        (b"", init.accounts, VaultRefusal.INSTRUCTION_MALFORMED),
+        (bytes([8]), init.accounts, VaultRefusal.INSTRUCTION_MALFORMED),
+    ):
+        bad = Instruction(world.program, bytes(data), accounts)
+        refuses(code, lambda bad=bad: world.run(bad))
+    world.svm.airdrop(init.accounts[1].pubkey, 900_000)  # lamports sent ahead block nothing
+    world.run(init)
 
 
 def test_a_deposit_moves_tokens_and_is_recorded_twice(world: VaultWorld) -> None:
@@ -168,6 +136,7 @@ def test_lamports_sent_ahead_do_not_block_a_deposit(world: VaultWorld) -> None:
         world.custody,
         holding_address(world.program, world.vault, ACCOUNT, world.mint),
         deposit_address(world.program, world.vault, ACCOUNT, world.alice.pubkey(), world.mint),
+        hold_address(world.program, world.vault, ACCOUNT),
     ):
         world.svm.airdrop(key, 900_000)
     world.deposit(world.alice, 3)
@@ -185,8 +154,8 @@ def test_deposit_refuses(world: VaultWorld) -> None:
     zero = build_deposit(world.program, world.vault, alice.pubkey(), ACCOUNT, world.mint, purse, 0)
     refuses(VaultRefusal.AMOUNT_ZERO, run(zero))
     refuses(VaultRefusal.OWNER_NOT_SIGNER, run(swap(good, 0, alice.pubkey(), is_signer=False)))
-    refuses(VaultRefusal.TOKEN_PROGRAM_WRONG, run(swap(good, 7, TOKEN_2022)))
-    refuses(VaultRefusal.SYSTEM_PROGRAM_WRONG, run(swap(good, 8, TOKEN_PROGRAM)))
+    refuses(VaultRefusal.TOKEN_PROGRAM_WRONG, run(swap(good, 9, TOKEN_2022)))
+    refuses(VaultRefusal.SYSTEM_PROGRAM_WRONG, run(swap(good, 10, TOKEN_PROGRAM)))
     refuses(VaultRefusal.VAULT_WRONG, run(swap(good, 1, Pubkey.new_unique())))
     refuses(VaultRefusal.MINT_WRONG, run(swap(good, 4, purse)))
     refuses(VaultRefusal.TOKEN_ACCOUNT_WRONG, run(swap(good, 5, world.purse[bob.pubkey()])))
@@ -198,6 +167,7 @@ def test_deposit_refuses(world: VaultWorld) -> None:
     refuses(VaultRefusal.ADDRESS_WRONG, run(swap(good, 2, Pubkey.new_unique())))
     refuses(VaultRefusal.ADDRESS_WRONG, run(swap(good, 3, Pubkey.new_unique())))
     refuses(VaultRefusal.ADDRESS_WRONG, run(swap(good, 6, Pubkey.new_unique())))
+    refuses(VaultRefusal.ADDRESS_WRONG, run(swap(good, 8, Pubkey.new_unique())))
     refuses(VaultRefusal.INSTRUCTION_MALFORMED, run(Instruction(world.program, good.data[:-1], good.accounts)))
     refuses(VaultRefusal.ACCOUNTS_WRONG, run(Instruction(world.program, good.data, good.accounts[:-1])))
     world.deposit(alice, 1)
@@ -206,20 +176,100 @@ def test_deposit_refuses(world: VaultWorld) -> None:
     refuses(VaultRefusal.HOLDING_WRONG, run(swap(good, 2, other)))
     theirs = deposit_address(world.program, world.vault, OTHER_ACCOUNT, alice.pubkey(), world.mint)
     refuses(VaultRefusal.DEPOSIT_WRONG, run(swap(good, 3, theirs)))
+    refuses(VaultRefusal.HOLD_WRONG, run(swap(good, 8, hold_address(world.program, world.vault, OTHER_ACCOUNT))))
+    refuses(VaultRefusal.HOLD_WRONG, run(swap(good, 8, world.vault)))
 
 
-def test_deposit_refuses_a_token_2022_mint(world: VaultWorld) -> None:
-    mint = world.add_mint(program=TOKEN_2022)
-    purse = world.add_tokens(mint, world.alice.pubkey(), 10, program=TOKEN_2022)
-    deposit = build_deposit(world.program, world.vault, world.alice.pubkey(), ACCOUNT, mint, purse, 5)
-    refuses(VaultRefusal.MINT_WRONG, lambda: world.run(deposit, signers=[world.alice]))
-    refuses(VaultRefusal.TOKEN_PROGRAM_WRONG, lambda: world.run(swap(deposit, 7, TOKEN_2022), signers=[world.alice]))
+def test_a_mint_is_accepted_up_to_what_governance_says(world: VaultWorld) -> None:
+    world.set_limit(500)
+    key = limit_address(world.program, world.vault, world.mint)
+    assert decode_limit(str(key), world.raw(key), world.program) == Limit(str(world.vault), str(world.mint), 500)
+    world.deposit(world.alice, 400)
+    refuses(VaultRefusal.LIMIT_REACHED, lambda: world.deposit(world.bob, 101))
+    world.deposit(world.bob, 100, OTHER_ACCOUNT)
+    refuses(VaultRefusal.LIMIT_REACHED, lambda: world.deposit(world.bob, 1))
+    world.set_limit(501)
+    world.deposit(world.bob, 1)
+
+
+def test_a_mint_without_a_limit_is_not_accepted(world: VaultWorld) -> None:
+    alice, mint = world.alice.pubkey(), world.add_mint()
+    purse = world.add_tokens(mint, alice, 10)
+    deposit = build_deposit(world.program, world.vault, alice, ACCOUNT, mint, purse, 5)
+    refuses(VaultRefusal.MINT_NOT_ACCEPTED, lambda: world.run(deposit, signers=[world.alice]))
+    ours = limit_address(world.program, world.vault, world.mint)
+    refuses(VaultRefusal.LIMIT_WRONG, lambda: world.run(swap(deposit, 7, ours), signers=[world.alice]))
+    world.set_limit(0, mint)
+    refuses(VaultRefusal.MINT_NOT_ACCEPTED, lambda: world.run(deposit, signers=[world.alice]))
+    world.set_limit(5, mint)
+    world.run(deposit, signers=[world.alice])
+
+
+def test_a_limit_of_zero_keeps_nothing_in(world: VaultWorld) -> None:
+    world.deposit(world.alice, 400)
+    world.set_limit(0)
+    refuses(VaultRefusal.MINT_NOT_ACCEPTED, lambda: world.deposit(world.alice, 1))
+    world.withdraw(world.make_permit(amount=100))
+    world.request(world.alice, 300)
+    world.set_time(NOW + DELAY)
+    world.claim(world.alice)
+    assert world.amount(world.custody) == 0
+
+
+def test_only_the_registrys_governance_sets_limits(world: VaultWorld) -> None:
+    mint = Pubkey.new_unique()
+    good = world.limit(7, mint)
+
+    def run(instruction: Instruction) -> Callable[[], object]:
+        signers = [world.governance] if instruction.accounts[1] == good.accounts[1] else []
+        return lambda: world.run(instruction, signers=signers)
+
+    stranger = world.payer.pubkey()
+    refuses(VaultRefusal.GOVERNANCE_WRONG, run(swap(good, 1, world.governance.pubkey(), is_signer=False)))
+    refuses(VaultRefusal.GOVERNANCE_WRONG, run(swap(good, 1, stranger)))
+    theirs = world.add_registry(RegistryRow(stranger))
+    refuses(VaultRefusal.REGISTRY_WRONG, run(swap(swap(good, 3, theirs), 1, stranger)))
+    refuses(VaultRefusal.VAULT_WRONG, run(swap(good, 2, theirs)))
+    refuses(VaultRefusal.SYSTEM_PROGRAM_WRONG, run(swap(good, 5, TOKEN_PROGRAM)))
+    refuses(VaultRefusal.OWNER_NOT_SIGNER, run(swap(good, 0, world.alice.pubkey(), is_signer=False)))
+    refuses(VaultRefusal.ADDRESS_WRONG, run(swap(good, 4, Pubkey.new_unique())))
+    refuses(VaultRefusal.LIMIT_WRONG, run(swap(good, 4, limit_address(world.program, world.vault, world.mint))))
+    refuses(VaultRefusal.INSTRUCTION_MALFORMED, run(Instruction(world.program, good.data[:-1], good.accounts)))
+    refuses(VaultRefusal.ACCOUNTS_WRONG, run(Instruction(world.program, good.data, good.accounts[:-1])))
+    world.svm.airdrop(good.accounts[4].pubkey, 900_000)  # lamports sent ahead block nothing
+    run(good)()
+    again = build_limit(
+        world.program, world.vault, world.registry, world.governance.pubkey(), mint, 8, world.governance.pubkey()
+    )
+    world.run(again, signers=[world.governance])  # who may also pay
+    unwritable = swap(again, 4, again.accounts[4].pubkey, is_writable=False)
+    refuses(VaultRefusal.LIMIT_WRONG, run(unwritable))
+    assert decode_limit("", world.raw(again.accounts[4].pubkey), world.program).cap == 8
+
+
+def test_a_new_governance_takes_over(world: VaultWorld) -> None:
+    world.change_registry(governance=world.alice.pubkey())
+    refuses(VaultRefusal.GOVERNANCE_WRONG, lambda: world.set_limit(1))
 
 
 def test_more_than_the_owner_has_is_refused_by_the_token_program(world: VaultWorld) -> None:
     with pytest.raises(Refused, match="insufficient funds"):
         world.deposit(world.alice, 1_001)
     assert world.svm.get_account(holding_address(world.program, world.vault, ACCOUNT, world.mint)) is None
+
+
+def test_a_sum_beyond_64_bits_is_refused(world: VaultWorld) -> None:
+    world.deposit(world.alice, 5)
+    key = holding_address(world.program, world.vault, ACCOUNT, world.mint)
+    data = bytearray(world.account(key).data)
+    struct.pack_into("<Q", data, 104, 2**64 - 1)
+    world.svm.set_account(key, Account(10**9, bytes(data), world.program))
+    refuses(VaultRefusal.AMOUNT_TOO_LARGE, lambda: world.deposit(world.alice, 1))
+
+
+def test_an_unknown_rent_rule_makes_no_account(world: VaultWorld) -> None:
+    world.svm.set_rent(Rent(3_480, 3.0, 50))  # neither 2 years nor SIMD-0194's 1
+    refuses(VaultRefusal.SYSVAR_UNREADABLE, lambda: world.deposit(world.alice, 5))
 
 
 def freeze(world: VaultWorld, token_account: Pubkey) -> None:
@@ -286,6 +336,20 @@ def test_request_refuses(world: VaultWorld) -> None:
     refuses(VaultRefusal.AMOUNT_NOT_FREE, lambda: world.request(world.alice, 401))
     world.request(world.alice, 400)
     refuses(VaultRefusal.REQUEST_OPEN, lambda: world.request(world.alice, 1))
+    key = world.alice.pubkey()
+    again = build_request(world.program, world.vault, key, ACCOUNT, world.mint, 1)
+    for at, code in ((2, VaultRefusal.HOLDING_WRONG), (3, VaultRefusal.DEPOSIT_WRONG)):
+        unwritable = swap(again, at, again.accounts[at].pubkey, is_writable=False)
+        refuses(code, lambda bad=unwritable: world.run(bad, signers=[world.alice]))
+    for good in (
+        again,
+        build_cancel(world.program, world.vault, key, ACCOUNT, world.mint),
+    ):
+        longer = Instruction(world.program, good.data + b"\0", good.accounts)
+        refuses(VaultRefusal.INSTRUCTION_MALFORMED, lambda bad=longer: world.run(bad, signers=[world.alice]))
+        for accounts in (good.accounts[:-1], [*good.accounts, good.accounts[1]]):
+            bad = Instruction(world.program, good.data, accounts)
+            refuses(VaultRefusal.ACCOUNTS_WRONG, lambda bad=bad: world.run(bad, signers=[world.alice]))
 
 
 def test_only_the_depositor_takes_back(world: VaultWorld) -> None:
@@ -316,11 +380,18 @@ def test_claim_refuses(world: VaultWorld) -> None:
         return lambda: world.run(instruction, signers=[alice])
 
     refuses(VaultRefusal.DESTINATION_WRONG, run(swap(good, 6, world.custody)))
-    refuses(VaultRefusal.TOKEN_PROGRAM_WRONG, run(swap(good, 7, TOKEN_2022)))
+    refuses(VaultRefusal.TOKEN_PROGRAM_WRONG, run(swap(good, 8, TOKEN_2022)))
+    refuses(VaultRefusal.VAULT_WRONG, run(swap(good, 1, world.registry)))
+    refuses(VaultRefusal.HOLD_WRONG, run(swap(good, 7, Pubkey.new_unique())))
+    world.deposit(alice, 1, OTHER_ACCOUNT)
+    refuses(VaultRefusal.HOLD_WRONG, run(swap(good, 7, hold_address(world.program, world.vault, OTHER_ACCOUNT))))
+    theirs = holding_address(world.program, world.vault, OTHER_ACCOUNT, world.mint)
+    refuses(VaultRefusal.DEPOSIT_WRONG, run(swap(good, 2, theirs)))
+    refuses(VaultRefusal.HOLDING_WRONG, run(swap(good, 2, good.accounts[3].pubkey)))
     stray = world.add_tokens(world.mint, world.vault, 500)
     refuses(VaultRefusal.TOKEN_ACCOUNT_WRONG, run(swap(good, 5, stray)))
-    refuses(VaultRefusal.HOLDING_WRONG, run(swap(good, 4, world.add_mint())))
-    refuses(VaultRefusal.INSTRUCTION_MALFORMED, run(Instruction(world.program, good.data[:-1], good.accounts)))
+    refuses(VaultRefusal.MINT_WRONG, run(swap(good, 4, world.add_mint())))
+    refuses(VaultRefusal.INSTRUCTION_MALFORMED, run(Instruction(world.program, good.data + b"\0", good.accounts)))
     refuses(VaultRefusal.ACCOUNTS_WRONG, run(Instruction(world.program, good.data, good.accounts[:-1])))
     foreign = world.add_tokens(world.add_mint(), alice.pubkey(), 0)
     with pytest.raises(Refused, match="not associated with this Mint"):
@@ -340,7 +411,7 @@ def test_a_vault_of_another_program_is_refused(world: VaultWorld) -> None:
 
 
 def test_refusals_mirror_the_source() -> None:
-    source = (PROGRAMS / "vault.c").read_text()
+    source = (PROGRAMS / "vault.c").read_text() + (PROGRAMS / "quorum.h").read_text()
     table = dict(re.findall(r"^  ([A-Z_0-9]+) = (\d+), +/\*", source, re.MULTILINE))
     assert {name: int(code) for name, code in table.items()} == {one.name: one.value for one in VaultRefusal}
 
@@ -351,6 +422,8 @@ def test_decoding_is_strict(world: VaultWorld) -> None:
         decode_vault: world.vault,
         decode_holding: holding_address(world.program, world.vault, ACCOUNT, world.mint),
         decode_deposit: deposit_address(world.program, world.vault, ACCOUNT, world.alice.pubkey(), world.mint),
+        decode_limit: limit_address(world.program, world.vault, world.mint),
+        decode_hold: hold_address(world.program, world.vault, ACCOUNT),
     }
     for decode, key in keys.items():
         good = world.raw(key)
@@ -365,7 +438,7 @@ def test_decoding_is_strict(world: VaultWorld) -> None:
 
 
 class VaultModel(RuleBasedStateMachine):
-    """Any order of deposits, requests, cancellations, claims and waits keeps the books and the tokens equal."""
+    """Any order of deposits, requests, claims, holds, permits and waits keeps the books and the tokens equal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -376,6 +449,7 @@ class VaultModel(RuleBasedStateMachine):
         self.pending = [0, 0]
         self.ready = [0, 0]
         self.opened = [False, False]
+        self.held_until = self.held_epoch = self.permits = 0
 
     @rule(who=st.integers(0, 1), amount=st.integers(1, 400))
     def deposit(self, who: int, amount: int) -> None:
@@ -412,10 +486,45 @@ class VaultModel(RuleBasedStateMachine):
             return
         if self.now < self.ready[who]:
             refuses(VaultRefusal.NOT_READY, lambda: self.world.claim(self.owners[who]))
+        elif self.now < self.held_until:
+            refuses(VaultRefusal.HELD, lambda: self.world.claim(self.owners[who]))
         else:
             self.world.claim(self.owners[who])
             self.amount[who] -= self.pending[who]
             self.pending[who] = 0
+
+    @precondition(lambda self: any(self.opened))
+    @rule(seconds=st.integers(1, 2 * DELAY), epoch=st.integers(EPOCH - 5, EPOCH))
+    def hold(self, seconds: int, epoch: int) -> None:
+        hold = self.world.make_hold(until=self.now + seconds, epoch=epoch)
+        if epoch <= self.held_epoch:
+            refuses(VaultRefusal.HOLD_NOT_NEWER, lambda: self.world.hold(hold))
+        else:
+            self.world.hold(hold)
+            self.held_until, self.held_epoch = max(self.held_until, hold.until), epoch
+
+    @precondition(lambda self: any(self.opened))
+    @rule(who=st.integers(0, 1), amount=st.integers(1, 500), epoch=st.integers(EPOCH - 5, EPOCH))
+    def withdraw(self, who: int, amount: int, epoch: int) -> None:
+        if not self.opened[who]:
+            return
+        owner = self.owners[who]
+        self.permits += 1
+        permit = self.world.make_permit(
+            amount=amount,
+            to=bytes(self.world.purse[owner.pubkey()]),
+            nonce=self.permits.to_bytes(32, "big"),
+            epoch=epoch,
+            expiry=self.now,
+        )
+        if amount > self.amount[who]:
+            refuses(VaultRefusal.AMOUNT_NOT_FREE, lambda: self.world.withdraw(permit, owner))
+        elif self.now < self.held_until and epoch <= self.held_epoch:
+            refuses(VaultRefusal.HELD, lambda: self.world.withdraw(permit, owner))
+        else:
+            self.world.withdraw(permit, owner)
+            self.amount[who] -= amount
+            self.pending[who] = min(self.pending[who], self.amount[who])
 
     @rule(seconds=st.integers(1, DELAY))
     def wait(self, seconds: int) -> None:

@@ -36,6 +36,9 @@ router = APIRouter(tags=["accounts"], responses=RESPONSES)
 EPOCH_MAX = 2**63 - 1  # what every database's integer column holds
 _CAIP10 = r"^[-a-z0-9]{3,8}:[-_a-zA-Z0-9]{1,32}:[-.%a-zA-Z0-9]{1,128}$"
 _CAIP2 = r"^[-a-z0-9]{3,8}:[-_a-zA-Z0-9]{1,32}$"
+_SHARES = r"^[-a-z0-9]{3,8}:[-_a-zA-Z0-9]{1,32}=[0-9]{1,5}(,[-a-z0-9]{3,8}:[-_a-zA-Z0-9]{1,32}=[0-9]{1,5})*$"
+_SHARES_MAX = 16 * 48
+_SHARES_TEXT = "<CAIP-2>=<parts of 10,000>, destinations ascending, separated by commas; at most 16"
 _SIGNATURE = r"^(eip1271:0x[0-9a-fA-F]*|pda:[1-9A-HJ-NP-Za-km-z]{32,44}|[0-9a-zA-Z]{64,140})$"
 _SIGNATURE_MAX = len("eip1271:0x") + 2 * CONTRACT_SIGNATURE_LIMIT
 _SIGNATURE_TEXT = "0x hex of 65 bytes (EVM), base58 (Solana), eip1271:0x… (contract), pda:<record> (program-derived)"
@@ -91,6 +94,22 @@ class RevokeLink(Terms):
     """A link that one side revokes."""
 
     by: Literal["controller", "member"] = Field(description="Whose signature it is")
+    signature: Signature = Field(description=_SIGNATURE_TEXT)
+
+
+class SetShares(BaseModel):
+    """How an account's margin is shared out among destinations."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    controller: str = Field(pattern=_CAIP10, description="CAIP-10, controls the account")
+    shares: str = Field(
+        pattern=_SHARES, max_length=_SHARES_MAX, description=_SHARES_TEXT, examples=["eip155:31337=10000"]
+    )
+    nonce: int = Field(
+        ge=0, le=2**64 - 1, description="Above that of the account's last shares; a decimal string is taken too"
+    )
+    expiry: int = Field(ge=0, le=2**64 - 1, description="Unix seconds until which the signature may be used")
     signature: Signature = Field(description=_SIGNATURE_TEXT)
 
 
@@ -166,6 +185,26 @@ async def get_message(
     """Return what one side signs to invite, to accept or to revoke."""
     account = await service.store.account(ref)
     return build_message(await service.accounts.message(account.id, member, verb, by, nonce, expiry))
+
+
+@router.post("/accounts/{ref}/shares", status_code=201, responses=WRITE_RESPONSES)
+async def set_shares(service: Service, ref: Reference, shares: SetShares) -> LinkView:
+    """Record how an account's controller shares its margin out among destinations, from the next statement on."""
+    account = await service.store.account(ref)
+    return build_link(await service.accounts.set_shares(account.id, **shares.model_dump()))
+
+
+@router.get("/accounts/{ref}/shares/message")
+async def shares_message(
+    service: Service,
+    ref: Reference,
+    shares: Annotated[str, Query(pattern=_SHARES, max_length=_SHARES_MAX, description=_SHARES_TEXT)],
+    nonce: Annotated[int | None, Query(ge=0, le=2**64 - 1, description="Default: the least unused")] = None,
+    expiry: Annotated[int | None, Query(ge=0, le=2**64 - 1, description="Unix seconds; default: in a day")] = None,
+) -> MessageView:
+    """Return what an account's controller signs to share its margin out."""
+    account = await service.store.account(ref)
+    return build_message(await service.accounts.shares_message(account.id, shares, nonce, expiry))
 
 
 @router.get("/accounts/{ref}/margin")

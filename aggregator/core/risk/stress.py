@@ -222,7 +222,7 @@ def standings_at(report: MarginReport, chosen: slice | Ints) -> tuple[Standing, 
                 usd_up(float(excess[HIGH, place])),
             ),
             health=(health.ratio(owns[MAINTENANCE], owes[MAINTENANCE]), mid, high),
-            budget=int(report.budget[index]),
+            budget=int(report.budgets[:, index].sum()),
         )
 
     return tuple(standing(place, int(index)) for place, index in enumerate(indices))

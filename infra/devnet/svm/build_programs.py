@@ -1,4 +1,4 @@
-"""Build proofs/programs/*.c into the committed .so files: `python -m infra.devnet.svm.build_programs`.
+"""Build proofs/programs/*.c into the committed .so files: `python -m infra.devnet.svm.build_programs [NAME ...]`.
 
 Needs clang-19 (`apt-get install clang-19`). The build is reproducible: the same compiler gives the same bytes, which
 tests/contracts/test_solana_build.py checks. programs.json records their sha256 and the compiler.
@@ -13,12 +13,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from proofs.programs.sbpflink import link
 
 PROGRAMS = Path(__file__).parents[3] / "proofs" / "programs"
-NAMES = ("registry", "vault", "links")
+RECORD = PROGRAMS / "programs.json"
+NAMES = ("registry", "vault", "links", "consumer")
 COMPILER = "clang-19"
 # -mcpu=v2: sBPF has neither the 32-bit jumps nor the 32-bit arithmetic of later BPF. No section may be writable and
 # no jump table may exist. The stack limit is that of one sBPF frame.
@@ -58,33 +60,44 @@ def build_program(name: str, folder: Path = PROGRAMS) -> bytes:
         return link(target.read_bytes())
 
 
-def main() -> int:
-    """Build every program and write the .so files and programs.json."""
+def sources_of(name: str) -> list[str]:
+    """Return the files that NAME.c is built from: itself, and the headers beside it that it includes, transitively."""
+    found = [f"{name}.c"]
+    for source in found:
+        included = re.findall(r'^#include "(.+)"$', (PROGRAMS / source).read_text(), re.MULTILINE)
+        found += [one for one in included if one not in found]
+    return found
+
+
+def main(names: Sequence[str]) -> int:
+    """Build the programs of these names, all of them by default; write the .so files and programs.json."""
     try:
         _, version = read_compiler()
-        built = {name: build_program(name) for name in NAMES}
+        built = {name: build_program(name) for name in names or NAMES}
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1
     for name, program in built.items():
         (PROGRAMS / f"{name}.so").write_bytes(program)
         print(f"{name}.so: {len(program)} bytes")
+    programs = json.loads(RECORD.read_text())["programs"] if names else {}
+    programs |= {
+        name: {
+            "size": len(program),
+            "sha256": hashlib.sha256(program).hexdigest(),
+            "sources": {s: hashlib.sha256((PROGRAMS / s).read_bytes()).hexdigest() for s in sources_of(name)},
+        }
+        for name, program in built.items()
+    }
     record = {
         "compiler": f"clang {version}",
         "flags": " ".join(FLAGS),
         "format": "sBPF v3",
-        "programs": {
-            name: {
-                "size": len(program),
-                "sha256": hashlib.sha256(program).hexdigest(),
-                "sources": {s: hashlib.sha256((PROGRAMS / s).read_bytes()).hexdigest() for s in (f"{name}.c", "sol.h")},
-            }
-            for name, program in built.items()
-        },
+        "programs": {name: programs[name] for name in NAMES if name in programs},
     }
-    (PROGRAMS / "programs.json").write_text(json.dumps(record, indent=2) + "\n")
+    RECORD.write_text(json.dumps(record, indent=2) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -4,17 +4,16 @@
 @title OddToken
 @license MIT
 @notice A token with the bad habits of real ones: it can keep a fee, return nothing, return false without moving, and
-        call back into the vault in the middle of a transfer.
+        deposit what it has of itself in the vault in the middle of somebody's transfer.
 """
 
 interface Vault:
     def deposit(account: bytes32, token: address, amount: uint256) -> uint256: nonpayable
-    def claim(id: uint256, to: address): nonpayable
 
 balanceOf: public(HashMap[address, uint256])
 feePercent: public(uint256)
 refuses: public(bool)
-callback: public(uint256)  # 0 none, 1 deposit, 2 claim
+callback: public(uint256)  # 0 never, 1 in the next transfer into the vault, 2 in the next one out of it
 
 
 @external
@@ -38,7 +37,7 @@ def approve(spender: address, amount: uint256):
 @raw_return
 def transfer(to: address, amount: uint256) -> Bytes[32]:
     if self.callback == 2:
-        extcall Vault(msg.sender).claim(1, to)
+        self._call_back()
     return self._move(msg.sender, to, amount)
 
 
@@ -46,8 +45,14 @@ def transfer(to: address, amount: uint256) -> Bytes[32]:
 @raw_return
 def transferFrom(owner: address, to: address, amount: uint256) -> Bytes[32]:
     if self.callback == 1:
-        extcall Vault(msg.sender).deposit(convert(1, bytes32), self, amount)
+        self._call_back()
     return self._move(owner, to, amount)
+
+
+@internal
+def _call_back():
+    self.callback = 0
+    extcall Vault(msg.sender).deposit(convert(1, bytes32), self, self.balanceOf[self])
 
 
 @internal

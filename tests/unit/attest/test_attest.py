@@ -15,6 +15,7 @@ from aggregator.domain.errors import RefusedError, Unreachable
 from aggregator.domain.snapshot import Cut
 from aggregator.service.attest import Attestor, Proposal, Recomputed, collect_quorum
 from proofs.quorum import IndexedSignature, verify_quorum
+from proofs.sets import genesis_set
 from proofs.signing import recover
 from tests.unit.attest.statements import (
     CHAIN,
@@ -293,7 +294,8 @@ class Scripted:
     """An attestor that answers as told."""
 
     def __init__(self, index: int, answer: Any, name: str = "") -> None:
-        self.name, self.index, self._answer = name or f"scripted-{index}", index, answer
+        self.name, self.member = name or f"scripted-{index}", DEPLOYMENT.members[index]
+        self._answer = answer
 
     async def attest(self, proposal: Proposal) -> Attestation:
         return await self._answer(proposal)
@@ -306,7 +308,11 @@ def honest(index: int) -> Attestor:
 def collect(attestors: list[Any], proposal: Proposal | None = None, timeout: float = 5.0, grace: float = 1.0) -> Any:
     return asyncio.run(
         collect_quorum(
-            proposal or make_proposal(DEPLOYMENT, EPOCH), attestors, DEPLOYMENT, timeout=timeout, grace=grace
+            proposal or make_proposal(DEPLOYMENT, EPOCH),
+            attestors,
+            genesis_set(DEPLOYMENT),
+            timeout=timeout,
+            grace=grace,
         )
     )
 

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from adapters.watermark import SqliteWatermark
 from aggregator.domain.certificate import Attestation, Certificate
 from aggregator.service.attest import Proposal, collect_quorum
+from proofs.sets import genesis_set
 from tests.unit.attest.statements import (
     EPOCH_SECONDS,
     ManualClock,
@@ -34,6 +35,7 @@ class Traitor:
     def __init__(self, index: int) -> None:
         self.name, self.index = f"traitor-{index}", index
         self._signer = make_signers(index + 1)[index]
+        self.member = bytes.fromhex(self._signer.address[2:])
 
     async def attest(self, proposal: Proposal) -> Attestation:
         return Attestation(self.index, *self._signer.sign(proposal.digest))
@@ -73,7 +75,7 @@ class Equivocation(RuleBasedStateMachine):
         proposal = make_proposal(self.deployment, epoch, (make_leaf(epoch, variant),), previous=previous)
         attestors = [attestor for index, attestor in self.attestors.items() if index in asked]
         quorum = self.loop.run_until_complete(
-            collect_quorum(proposal, attestors, self.deployment, timeout=20.0, grace=20.0)
+            collect_quorum(proposal, attestors, genesis_set(self.deployment), timeout=20.0, grace=20.0)
         )
         if quorum.attestations:
             self.certified.setdefault(epoch, set()).add(proposal.digest)
@@ -117,7 +119,7 @@ def test_with_more_traitors_than_f_the_property_is_lost() -> None:
         for variant, victim in ((1, 0), (2, 1)):
             proposal = make_proposal(deployment, START, (make_leaf(START, variant),))
             attestors = [make_attestor(deployment, victim, clock), Traitor(2), Traitor(3)]
-            quorum = await collect_quorum(proposal, attestors, deployment, timeout=5.0)
+            quorum = await collect_quorum(proposal, attestors, genesis_set(deployment), timeout=5.0)
             certified |= {proposal.digest} if quorum.attestations else set()
         return certified
 

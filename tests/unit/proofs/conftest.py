@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from coincurve import PrivateKey
-from proofs_world import CUT_TIME, VECTORS, World, address_of, build_preimages
+from proofs_world import CUT_TIME, VECTORS, World, address_of, build_preimages, commit
 from solders.keypair import Keypair
 
 from proofs import leaf as leaves
@@ -100,4 +100,5 @@ def bundle(world: World, price_file: dict[str, object]) -> Bundle:
         links=(link,),
         neighbours=neighbours,
         history=(first,),
+        accounts=commit([link])[1],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from coincurve import PrivateKey
 from eth_account.messages import _hash_eip191_message, encode_typed_data
 from solders.keypair import Keypair
 
-from proofs import statement
-from proofs.bundle import Preimages, SignedLink, Statement, encode_link
+from proofs import merkle, statement
+from proofs.bundle import Preimages, ProvenAccount, SignedLink, Statement, encode_link, encode_set
 from proofs.document import canonical_json
 from proofs.hashing import keccak256
-from proofs.links import LinkTerms, account_id, encode_base58, link_digest, link_text
+from proofs.links import LinkTerms, SharesTerms, account_id, encode_base58, link_digest, link_text
 from proofs.quorum import IndexedSignature
+from proofs.sets import AttestorSet
 from proofs.signing import compact_from_rsv
 
 VECTORS = Path(__file__).with_name("vectors")
@@ -82,6 +84,38 @@ def read_ema(update: bytes, feed_id: bytes) -> dict[str, str]:
     return {"ema_price": str(price), "ema_conf": str(conf)}
 
 
+def commit(
+    links: Sequence[SignedLink], sets: Sequence[AttestorSet] = (), /, **document: object
+) -> tuple[str, tuple[ProvenAccount, ...]]:
+    """Return a state text of three accounts, one of them with ``links``, and the proof of that one."""
+    terms = links[0].terms
+    backing = {x.terms.member: x.kind == "revoke" for x in links if isinstance(x.terms, LinkTerms)}
+    for ended in (x.terms.member for x in links if x.kind == "end" and isinstance(x.terms, LinkTerms)):
+        backing.pop(ended, None)
+    shares = [x.terms.shares for x in links if isinstance(x.terms, SharesTerms)]
+    text = canonical_json(
+        {
+            "id": f"0x{terms.account.hex()}",
+            "controller": terms.controller,
+            "kind": "risk-bearing",
+            "home": "eip155:31337",
+            "links": sorted(backing),
+            "ending": sorted(member for member, revoked in backing.items() if revoked),
+            "shares": shares[-1] if shares else "",
+            **document,
+        }
+    )
+    log = b"".join(keccak256(canonical_json(encode_link(link)).encode()) for link in links)
+    own = terms.account + keccak256(text.encode()) + keccak256(log)
+    entries = sorted([own, bytes(96), b"\xff" * 96])
+    state = {
+        "accounts": {"count": 3, "root": f"0x{merkle.tree_hash(entries).hex()}"},
+        "rotations": [encode_set(to) for to in sets],
+    }
+    at = entries.index(own)
+    return canonical_json(state), (ProvenAccount(text, at, merkle.inclusion_path(entries, at)),)
+
+
 def build_preimages(price_file: dict[str, object], link: SignedLink) -> Preimages:
     signers, updates = price_file["guardian_set"], {u["name"]: u for u in price_file["updates"]}
     used = [updates["multi_gs4"]]
@@ -127,7 +161,7 @@ def build_preimages(price_file: dict[str, object], link: SignedLink) -> Preimage
             }
         ),
         risk=canonical_json({"volatility": {"ETH": 0.65}}),
-        state=canonical_json({"links": [encode_link(link)]}),
+        state=commit([link])[0],
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from proofs_world import CUT_TIME, World
+from proofs_world import CUT_TIME, World, commit
 
 from proofs import statement
 from proofs.__main__ import main
@@ -192,8 +192,12 @@ def test_a_policy_without_guardians_fails_step_6(bundle: Bundle, world: World) -
 
 
 def test_a_link_that_the_state_does_not_commit_to_fails_step_7(bundle: Bundle, world: World) -> None:
-    assert failures(recertified(world, bundle, state='{"links":[]}')).keys() == {7}
-    assert failures(recertified(world, bundle, state="{}")) == {}
+    other, _ = commit([replace(bundle.links[0], accepted_at=CUT_TIME - 201)])
+    assert failures(recertified(world, bundle, state=other)) == {
+        7: "accounts[0].path: does not lead from this document and these 1 links to preimages.state.accounts.root"
+    }
+    assert failures(recertified(world, bundle, state='{"rotations":[]}')) == {7: "preimages.state.accounts: missing"}
+    assert failures(recertified(world, bundle, state="{}")).keys() == {2, 7}
     late = replace(bundle.links[0], accepted_at=bundle.links[0].terms.expiry)
     assert "links[0].expiry" in failures(replace(bundle, links=(late,)))[7]
 
@@ -233,7 +237,7 @@ def test_stored_roots_are_compared_where_a_reader_is_given(bundle: Bundle) -> No
 @pytest.mark.parametrize(
     ("path", "value", "field"),
     [
-        (("format",), "crossmargin-bundle/2", "format"),
+        (("format",), "crossmargin-bundle/1", "format"),
         (("surprise",), 1, "surprise"),
         (("header", "epoch"), "1", "header.epoch"),
         (("header", "epoch"), 2**64, "header.epoch"),
@@ -272,7 +276,7 @@ def test_a_malformed_field_is_named_by_its_path(
         '"\\ud800"',
         "[" * 100_000,
         "1" * 10_000,
-        '{"format": "crossmargin-bundle/1", "format": "crossmargin-bundle/1"}',
+        '{"format": "crossmargin-bundle/2", "format": "crossmargin-bundle/2"}',
         " " * (MAX_BYTES + 1),
     ],
 )

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from proofs_world import CUT_TIME, SOLANA, World, sign_wallet, typed
+from proofs_world import CUT_TIME, SOLANA, World, commit, sign_wallet, typed
 
 from proofs import statement
-from proofs.bundle import Bundle, SignedLink, encode_link, parse_bundle, render_bundle
-from proofs.document import canonical_json
+from proofs.bundle import Bundle, SignedLink, parse_bundle, render_bundle
 from proofs.errors import BundleError, FieldError, LinkError
 from proofs.hashing import keccak256
 from proofs.links import (
@@ -114,12 +113,12 @@ def test_a_keys_signature_is_no_chains_word() -> None:
 
 def with_links(world: World, bundle: Bundle, links: Sequence[SignedLink]) -> Bundle:
     """Return the bundle with other links, which its state commits to."""
-    state = canonical_json({"links": [encode_link(link) for link in links]})
+    state, accounts = commit(links)
     body = replace(bundle.statement.body, state_digest=keccak256(state.encode()))
     header = replace(bundle.statement.header, body=statement.body_hash(body))
     certified = world.certify(header, body, (0, 1, 2))
     preimages = replace(bundle.preimages, state=state)
-    changed = replace(bundle, links=tuple(links), preimages=preimages, statement=certified)
+    changed = replace(bundle, links=tuple(links), preimages=preimages, statement=certified, accounts=accounts)
     assert parse_bundle(render_bundle(changed)) == changed
     return changed
 

@@ -21,6 +21,7 @@ from adapters.destinations.evm import (
     EvmRegistryDestination,
     Transaction,
     build_post,
+    build_rotate,
     decode_revert,
     decode_transaction,
     sign_transaction,
@@ -28,6 +29,8 @@ from adapters.destinations.evm import (
 from adapters.keys import KeySigner
 from aggregator.domain.errors import Garbage, InputError, NodeRefused, PostingError
 from aggregator.domain.rows import ChainRow, DestinationRow, FinalityRow, LatencyLeg
+from proofs.quorum import IndexedSignature
+from proofs.sets import AttestorSet, Rotation
 from tests.unit.attest.statements import CHAIN, certify, make_deployment, make_proposal, make_signers
 
 DEPLOYMENT = make_deployment(4)
@@ -90,8 +93,7 @@ def revert(reason: str) -> NodeRefused:
 
 
 def test_calldata_is_what_the_registrys_own_abi_gives() -> None:
-    artifact = Path(proofs.__file__).parent / "contracts" / "build" / "MarginRegistry.json"
-    contract = Web3().eth.contract(abi=json.loads(artifact.read_text())["abi"])
+    contract = contract_abi()
     header = CERTIFICATE.header
     fields = (
         header.epoch,
@@ -105,6 +107,45 @@ def test_calldata_is_what_the_registrys_own_abi_gives() -> None:
     signatures = [[a.r, a.vs] for a in CERTIFICATE.attestations]
     expected = contract.encode_abi("post", [fields, 0x020100, signatures])
     assert "0x" + build_post(CERTIFICATE).hex() == expected
+
+
+def contract_abi() -> Any:
+    artifact = Path(proofs.__file__).parent / "contracts" / "build" / "MarginRegistry.json"
+    return Web3().eth.contract(abi=json.loads(artifact.read_text())["abi"])
+
+
+def make_rotation(size: int = 4) -> Rotation:
+    members = tuple(bytes([i + 1]) * 20 for i in range(size))
+    signatures = tuple(IndexedSignature(i, bytes([i]) * 32, bytes([i + 1]) * 32) for i in (0, 2, 3))
+    return Rotation(AttestorSet(2, members, size, 900_000_100, 1_900_000_000), signatures)
+
+
+def test_the_calldata_of_a_rotation_is_what_the_registrys_own_abi_gives() -> None:
+    rotation = make_rotation()
+    to = rotation.to
+    fields = (2, [Web3.to_checksum_address(m) for m in to.members], to.threshold, to.activation_epoch, to.not_after)
+    signatures = [[s.r, s.vs] for s in rotation.signatures]
+    assert "0x" + build_rotate(rotation).hex() == contract_abi().encode_abi("rotate", [fields, 0x030200, signatures])
+
+
+async def test_a_rotation_is_signed_and_replaced_like_a_posting() -> None:
+    destination = make_destination(Node(eth_sendRawTransaction=None))
+    first = await destination.sign_rotation(make_rotation(7))
+    offer = decode_transaction(bytes.fromhex(first.raw[2:]))
+    assert (offer.nonce, offer.to.hex(), offer.data) == (5, REGISTRY[2:], build_rotate(make_rotation(7)))
+    await destination.submit(first)
+    again = decode_transaction(bytes.fromhex((await destination.sign_rotation(make_rotation(7))).raw[2:]))
+    assert again.nonce == 5
+    assert again.fee_cap * 8 >= offer.fee_cap * 9
+    assert again.gas > 163_154  # what it took: tests/bench/gas.py
+    with pytest.raises(PostingError, match="the registry refuses: activation in the past"):
+        await make_destination(Node(eth_estimateGas=revert("activation in the past"))).sign_rotation(make_rotation())
+
+
+async def test_the_newest_set_is_read() -> None:
+    assert await make_destination(Node(eth_call="0x" + f"{7:064x}")).read_newest_set() == 7
+    with pytest.raises(Garbage):
+        await make_destination(Node(eth_call="0x" + f"{2**32:064x}")).read_newest_set()
 
 
 def test_a_signed_transaction_is_what_eth_account_reads() -> None:

@@ -499,7 +499,7 @@ async def test_the_loop_outlives_refusals_and_defects(
     stop, problems = _run_epochs(world, 4, each)
     await world.cycle.run(stop)
     assert problems[0] == problems[3] == ""
-    assert "has no quorum (attestor-0: leaves: " in problems[1]
+    assert "has no quorum: 0 of the 3 signatures needed (attestor-0: leaves: " in problems[1]
     assert "ZeroDivisionError" in problems[2]
     assert RPC_SECRET not in problems[2]
     certified = [e.epoch for e in await world.store.epochs() if e.signers]

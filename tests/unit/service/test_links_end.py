@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,7 +119,8 @@ async def test_a_revoked_link_counts_nothing_and_ends(world: SimulatedWorld, wat
     assert len(record.attestations) == 4, record.refusals
     assert equity(record, watched) == 0
     assert any(f.code == "link-ending" for f in record.findings)
-    assert '"ending":["' + world.watched.address in record.preimages["state"]
+    (shown,) = parse_bundle(await build_bundle(world.store, world.deployment, record, watched.id)).accounts
+    assert json.loads(shown.document)["ending"] == [world.watched.address]
     before = await world.epoch(LATER - 1)
     assert [entry.kind for entry in await world.store.links(watched.id)] == ["link", "revoke"], before.refusals
     await world.epoch(LATER)
