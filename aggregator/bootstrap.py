@@ -26,10 +26,20 @@ from pydantic import SecretStr
 
 from adapters.members import MEMBER_UNVERIFIED
 from aggregator.config import Settings
+from aggregator.domain.budgets import PermitRecord
 from aggregator.domain.certificate import EpochRecord, Posting
 from aggregator.domain.errors import ConfigError, CrossmarginError, InputError, SourceError, Unreachable
 from aggregator.domain.latency import LatencyReport, Leg
-from aggregator.domain.rows import AssetRow, AttestorRow, ChainRow, DestinationRow, OwnAttestorRow, PythRow, VenueRow
+from aggregator.domain.rows import (
+    AssetRow,
+    AttestorRow,
+    ChainRow,
+    DestinationRow,
+    OwnAttestorRow,
+    PublicationRow,
+    PythRow,
+    VenueRow,
+)
 from aggregator.domain.snapshot import ChainView, Finding, Reading, Subject
 from aggregator.ports import ChainReader, Destination, Halts, PriceSource, Record, Signer, Store, Watcher
 from aggregator.store.halts import SqlHalts
@@ -50,7 +60,7 @@ if TYPE_CHECKING:
     from adapters.watermark import SqliteWatermark
     from aggregator.core.tables import World
     from aggregator.service.accounts import Witness
-    from aggregator.service.attest import Attesting, Rules
+    from aggregator.service.attest import Attesting, Proposal, Rules
     from aggregator.service.collect import Observer
     from aggregator.service.committed import Committed
     from aggregator.service.cycle import Cycle
@@ -246,7 +256,7 @@ def _required(venue: VenueRow, name: str) -> str:
     return venue.addresses[name]
 
 
-def _evm_adapter(row: ChainRow, venue: VenueRow, assets: dict[str, AssetRow]) -> EvmAdapter:
+def _evm_adapter(row: ChainRow, venue: VenueRow, assets: dict[str, AssetRow], deployment_id: bytes) -> EvmAdapter:
     from adapters.evm.aave_v3 import AaveV3
     from adapters.evm.lender import Lender
     from adapters.evm.margin_venue import MarginVenue
@@ -257,7 +267,7 @@ def _evm_adapter(row: ChainRow, venue: VenueRow, assets: dict[str, AssetRow]) ->
         case "wallet":
             return Wallet(row.id, assets, row.multicall)
         case "vault":
-            return Vault(row.id, _required(venue, "vault"), assets)
+            return Vault(row.id, _required(venue, "vault"), assets, deployment_id)
         case "lender":
             return Lender(row.id, _required(venue, "lender"), assets)
         case "aave-v3":
@@ -313,7 +323,8 @@ def _build_parent(settings: Settings, row: ChainRow, party: str) -> ChainReader 
     parent = settings.chain(row.finality.l1 or row.irreversible.l1 or "")
     if parent is None:
         return None
-    return build_reader(settings.model_copy(update={"venues": (), "sources": (), "assets": ()}), parent, party)
+    headers_alone = settings.model_copy(update={"venues": (), "sources": (), "assets": (), "destinations": ()})
+    return build_reader(headers_alone, parent, party)
 
 
 def _build_provider(settings: Settings, row: ChainRow, url: SecretStr, parent: ChainReader | None) -> ChainReader:
@@ -321,10 +332,15 @@ def _build_provider(settings: Settings, row: ChainRow, url: SecretStr, parent: C
 
     assets = {a.id: a for a in settings.assets if a.id.startswith(f"{row.id}/")}
     venues = [v for v in settings.venues if v.chain == row.id]
+    # Read wherever there is one: what was drawn there is owed, and no configuration may leave it out.
+    registries = [d.address for d in settings.destinations if d.chain == row.id]
     if row.family == "evm":
         from adapters.evm.reader import EvmReader
+        from adapters.evm.registry import Registry
 
-        adapters = [_evm_adapter(row, venue, assets) for venue in venues]
+        deployment_id = deployment_of(settings).deployment_id()
+        adapters = [_evm_adapter(row, venue, assets, deployment_id) for venue in venues]
+        adapters += [Registry(row.id, address) for address in registries]
         feeds = [s for s in settings.sources if s.kind == "chainlink" and s.id.startswith(f"{row.id}:")]
         return EvmReader(
             row,
@@ -338,10 +354,11 @@ def _build_provider(settings: Settings, row: ChainRow, url: SecretStr, parent: C
     from adapters.solana.members import Members
     from adapters.solana.native import NativeWallet
     from adapters.solana.reader import SolanaReader
+    from adapters.solana.registry import Registry as SolanaRegistry
     from adapters.solana.spl_token import SplTokenWallet
     from adapters.solana.vault import CollateralVault as SolanaVault
 
-    solana: list[SolanaAdapter] = []
+    solana: list[SolanaAdapter] = [SolanaRegistry(row.id, address) for address in registries]
     members = Members(None)
     for venue in venues:
         match venue.kind:
@@ -371,12 +388,14 @@ def build_watchers(settings: Settings) -> dict[str, Watcher]:
         tokens = [
             a.id.rpartition(":")[2] for a in settings.assets if a.id.startswith(f"{row.id}/") and a.kind != "native"
         ]
+        here = [d for d in settings.destinations if d.chain == row.id]
         if row.family == "evm":
-            venue_addresses = [address for v in venues for address in v.addresses.values()]
-            watchers[row.id] = EvmWatcher(row, WsEndpoint(row, row.ws), [*tokens, *venue_addresses])
+            contracts = [address for v in venues for address in v.addresses.values()] + [d.address for d in here]
+            watchers[row.id] = EvmWatcher(row, WsEndpoint(row, row.ws), [*tokens, *contracts])
         else:
             programs = [v.addresses["program"] for v in venues if v.kind == "vault"]
-            watchers[row.id] = SolanaWatcher(row, WsEndpoint(row, row.ws), programs, tokens)
+            registries = [d.program for d in here if d.program is not None]
+            watchers[row.id] = SolanaWatcher(row, WsEndpoint(row, row.ws), programs, tokens, registries=registries)
     return watchers
 
 
@@ -462,6 +481,19 @@ def build_destination(settings: Settings, row: DestinationRow, *, reading: bool 
     return SolanaRegistryDestination(
         row, chain, SolanaEndpoint(chain, chain.rpc[0]), solana_payer, deployment_of(settings)
     )
+
+
+def build_publication(settings: Settings, row: PublicationRow) -> Destination:
+    """Return one place of publication with its payer's key."""
+    from adapters.destinations.eas import EasPublication
+    from adapters.keys import load_key
+    from adapters.rpc import EvmEndpoint
+
+    chain = settings.chain(row.chain)
+    if chain is None:
+        raise ConfigError("configuration", "publications.chain", f"{row.chain!r} is not configured")
+    payer = load_key(key_path(settings, row.payer_key), passphrase_of(settings), role="relayer")
+    return EasPublication(row, chain, EvmEndpoint(chain, chain.rpc[0]), payer, deployment_of(settings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -673,6 +705,7 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
         SourceError, RefusedError: a part refuses to start.
     """
     # Imported here: a command that only reads the store should not wait for servers and workflow engines to load.
+    from adapters.permit_book import SqlitePermitBook
     from adapters.wire import WireGate
     from aggregator.api.app import ApiService, create_app
     from aggregator.api.attestor_app import create_attestor_app
@@ -683,6 +716,7 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
     from aggregator.service.desk import Desk
     from aggregator.service.latency import LatencyMeter
     from aggregator.service.node import CoordinatorDoor, Learner
+    from aggregator.service.permits import PermitDesk
     from aggregator.service.relayer import Relayer
 
     service = settings.service
@@ -698,17 +732,20 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
         destinations: dict[str, Destination] = {}
         for row in settings.destinations:
             destinations[row.chain] = build_destination(settings, row)
-            closing.push_async_callback(destinations[row.chain].close)
+        published = {row.name: build_publication(settings, row) for row in settings.publications}
+        for place in (*destinations.values(), *published.values()):
+            closing.push_async_callback(place.close)
         meter = LatencyMeter(clock, settings.chains, settings.destinations, SqlLatencies(store))
         await meter.load()
 
         def on_posting(posting: Posting) -> None:
             telemetry.POSTINGS.labels(posting.destination, posting.state).inc()
-            meter.posted(posting)
+            if posting.destination in destinations:  # nobody draws on what is only published
+                meter.posted(posting)
 
         relayer = Relayer(
             store,
-            destinations,
+            destinations | published,
             clock,
             data / "relayer.sqlite3",
             heartbeat_seconds=service.heartbeat_seconds,
@@ -732,7 +769,11 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
                 door = _server(app), closing.enter_context(_listen(service.wire_listen, "service.wire_listen"))
         else:
             attestors = await _attestors_here(ground, destinations.values())
-        desk = Desk(ground.workbench.world)
+        desk, turn = Desk(ground.workbench.world), asyncio.Lock()
+
+        async def listed_permits(at: int) -> Sequence[PermitRecord]:
+            return await permit_desk.outstanding(at)
+
         cycle = Cycle(
             workbench=ground.workbench,
             observer=await ground.observe("coordinator", meter, watching=True),
@@ -749,6 +790,27 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             catch_up=learner.catch_up if learner else None,
             tell=peers.tell if peers else None,
             grants=grants,
+            permits=listed_permits,
+            turn=turn,
+        )
+        book = SqlitePermitBook(data / "permits.sqlite3")
+        closing.push_async_callback(book.close)
+
+        async def newest_epoch() -> int | None:
+            certificate = await store.certificate()
+            return None if certificate is None else certificate.header.epoch
+
+        permit_desk = PermitDesk(
+            deployment.deployment_id(),
+            store,
+            book,
+            peers.attestors if peers else (),
+            cycle.group,
+            newest_epoch,
+            _vaults(settings),
+            {d.chain: d.clock_bound for d in settings.destinations},
+            clock,
+            turn=turn,
         )
 
         async def bundle(record: EpochRecord, account: str) -> str:
@@ -774,6 +836,7 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             proof=leaf_proof,
             readiness=readiness,
             desk=desk,
+            permits=permit_desk if peers else None,
         )
         yield Service(cycle, relayer, _server(create_app(api)), listener, door)
 
@@ -844,6 +907,14 @@ class AttestorProcess:
             task.result()
 
 
+def _vaults(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return the addresses of the configured vaults by chain."""
+    chains = {v.chain for v in settings.venues if v.kind == "vault"}
+    return {
+        c: tuple(v.addresses["vault"] for v in settings.venues if (v.chain, v.kind) == (c, "vault")) for c in chains
+    }
+
+
 def own_attestor(settings: Settings) -> OwnAttestorRow:
     """Return the table of an attestor's own.
 
@@ -883,6 +954,7 @@ async def build_attestor(settings: Settings) -> AsyncIterator[AttestorProcess]:
     Raises:
         ConfigError: a part cannot be built as configured. SourceError, RefusedError: a part refuses to start.
     """
+    from adapters.permit_book import SqlitePermitBook
     from adapters.wire import WireGate
     from aggregator.api.attestor_app import create_attestor_app
     from aggregator.service.attest import Attestor
@@ -890,6 +962,8 @@ async def build_attestor(settings: Settings) -> AsyncIterator[AttestorProcess]:
     from aggregator.service.examine import Examiner
     from aggregator.service.latency import LatencyMeter
     from aggregator.service.node import Node
+    from aggregator.service.permits import Ground as PermitGround
+    from aggregator.service.permits import HoldRules, PermitRules, Vantage, verify_permits
     from aggregator.service.replica import Replica
     from aggregator.service.state_rules import StateRules
 
@@ -915,7 +989,16 @@ async def build_attestor(settings: Settings) -> AsyncIterator[AttestorProcess]:
         grants = ground.open_grants(data / "grants.sqlite3")
         state_rules = StateRules(rules.deployment_id, service.link_cooldown, ground.witness, grants)
         replica = Replica(store, clock, skew=service.clock_skew, epoch_seconds=service.epoch_seconds)
-        examiner = Examiner(state_rules, ground.workbench, observer, ground.source, store, meter, replica)
+        vantage, book = Vantage(ground.workbench.world), SqlitePermitBook(data / "permits.sqlite3")
+        closing.push_async_callback(book.close)
+
+        async def check_permits(proposal: Proposal) -> None:
+            at, listed, accounts = proposal.cut.cut_time, proposal.state.permits, proposal.state.accounts
+            verify_permits(listed, await permit_rules.outstanding(at), accounts, at, permit_ground)
+
+        examiner = Examiner(
+            state_rules, ground.workbench, observer, ground.source, store, meter, replica, vantage, check_permits
+        )
         attestor = Attestor(
             own.name,
             own.index if own.index < len(ground.deployment.members) else None,
@@ -929,9 +1012,26 @@ async def build_attestor(settings: Settings) -> AsyncIterator[AttestorProcess]:
             rotations=await store.rotations(),
             grants=grants,
         )
+        permit_ground = PermitGround(
+            rules.deployment_id,
+            signer,
+            functools.partial(attestor.sets.seat, attestor.member),
+            record,
+            vantage.newest,
+            grants,
+            _vaults(settings),
+            {d.chain: d.clock_bound for d in settings.destinations},
+            clock,
+            turn=attestor.turn,
+        )
+        permit_rules = PermitRules(permit_ground, book)
         peers, fences = _build_peers(settings, own.peers, wire_signer, own.coordinator_url, own.coordinator)
         closing.push_async_callback(peers.close)
-        signers: dict[Kind, DocumentSigner] = {"rotation": rotation_rules(settings, signer, record, store)}
+        signers: dict[Kind, DocumentSigner] = {
+            "rotation": rotation_rules(settings, signer, record, store),
+            "permit": permit_rules,
+            "hold": HoldRules(permit_ground),
+        }
 
         @asynccontextmanager
         async def make_cycle(node: Node) -> AsyncIterator[Cycle]:
@@ -950,6 +1050,7 @@ async def build_attestor(settings: Settings) -> AsyncIterator[AttestorProcess]:
                     meter=meter,
                     ender=None,  # the coordinator alone appends to the log
                     grants=grants,
+                    permits=permit_rules.outstanding,
                 )
 
         node = Node(
@@ -1016,6 +1117,7 @@ async def preflight(settings: Settings, told: Callable[[frozenset[str]], None] =
             (f"destination {d.chain}", functools.partial(_probe_destination, settings, d))
             for d in settings.destinations
         ),
+        *((f"publication {p.name}", functools.partial(_probe_destination, settings, p)) for p in settings.publications),
     ]
     waiting = Counter(name for name, _ in (*websockets, *probes))
 
@@ -1061,8 +1163,11 @@ async def _probe_pyth(row: PythRow, settings: Settings) -> Sequence[Finding]:
     return [Finding("ok", "pyth", f"{len(quotes)} signed prices, signatures and paths verified")]
 
 
-async def _probe_destination(settings: Settings, row: DestinationRow) -> Sequence[Finding]:
-    destination = build_destination(settings, row)
+async def _probe_destination(settings: Settings, row: DestinationRow | PublicationRow) -> Sequence[Finding]:
+    if isinstance(row, PublicationRow):
+        destination = build_publication(settings, row)
+    else:
+        destination = build_destination(settings, row)
     try:
         return await destination.check()
     finally:

@@ -38,6 +38,7 @@ from aggregator.domain.rows import (
     Listen,
     Name,
     OwnAttestorRow,
+    PublicationRow,
     PythRow,
     RatioRow,
     Row,
@@ -166,6 +167,13 @@ EXAMPLES: Mapping[str, str] = {
     "destinations.address": '"0x5fbdb2315678afecb367f032d93f642f64180aa3"',
     "destinations.clock_bound": "5",
     "destinations.payer_key": '"payer-ethereum"',
+    "destinations.program": '"CNmgr5Xe7Bp3gCbsy6MnYxqmRkTDPBcMDTTYmu3XxQ2v"',
+    "publications": '{chain = "eip155:1", kind = "eas", address = ..., resolver = ..., payer_key = ...}',
+    "publications.chain": '"eip155:1"',
+    "publications.kind": '"eas"',
+    "publications.address": '"0xa1207f3bba224e2c9c3c6d5af63d0eb1582ce587"',
+    "publications.resolver": '"0x5fbdb2315678afecb367f032d93f642f64180aa3"',
+    "publications.payer_key": '"payer-eas"',
     "policy": '"policy.toml" (relative to this file), or {version = "2026-01", lifetime = 60, assets = {...}}',
     "policy.version": '"2026-01"',
     "policy.confidence_multiple": "2.12",
@@ -292,7 +300,8 @@ LISTS = frozenset(
         "chains.ws",
         "chains.hold",
     }
-    | {"assets", "sources", "ratios", "pyth.guardians", "venues", "destinations", "policy.assets.*.jumps"}
+    | {"assets", "sources", "ratios", "pyth.guardians", "venues", "destinations", "publications"}
+    | {"policy.assets.*.jumps"}
     | {"policy.underlyings.*.surface", "policy.underlyings.*.tiers", "policy.scenario.tails"}
     | {"policy.dollars", "policy.history.underlyings", "policy.history.moves", "policy.provenance"}
 )
@@ -347,6 +356,7 @@ class Settings(Row):
     pyth: PythRow | None = None
     venues: tuple[VenueRow, ...] = ()
     destinations: tuple[DestinationRow, ...] = Field(min_length=1)
+    publications: tuple[PublicationRow, ...] = ()
     policy: PolicyRow
 
     def member(self, row: AttestorRow | OwnAttestorRow) -> str | None:
@@ -481,7 +491,18 @@ def _canonical(file: str, s: Settings) -> Settings:
         if row.kind != REGISTRIES[family]:
             problem = f"{row.kind!r} cannot be on {row.chain}"
             raise _refusal(file, ("destinations", i, "kind"), problem, f'"{REGISTRIES[family]}"')
-        return row.model_copy(update={"address": address(family, row.address, "destinations", i, "address")})
+        if row.program is not None and family == "evm":
+            raise _refusal(file, ("destinations", i, "program"), "is for Solana: leave it out")
+        program = None if row.program is None else address(family, row.program, "destinations", i, "program")
+        place = address(family, row.address, "destinations", i, "address")
+        return row.model_copy(update={"address": place, "program": program})
+
+    def publication(i: int, row: PublicationRow) -> PublicationRow:
+        with at("publications", i, "chain"):
+            if family_of(row.chain) != "evm":
+                raise _refusal(file, ("publications", i, "chain"), "EAS is on EVM chains", '"eip155:1"')
+        places = {name: address("evm", getattr(row, name), "publications", i, name) for name in ("address", "resolver")}
+        return row.model_copy(update=places)
 
     def attestor(place: tuple[int | str, ...], row: AttestorRow) -> AttestorRow:
         member = None if row.member is None else address("evm", row.member, *place, "member")
@@ -502,6 +523,7 @@ def _canonical(file: str, s: Settings) -> Settings:
         "sources": tuple(source(i, row) for i, row in enumerate(s.sources)),
         "venues": tuple(venue(i, row) for i, row in enumerate(s.venues)),
         "destinations": tuple(destination(i, row) for i, row in enumerate(s.destinations)),
+        "publications": tuple(publication(i, row) for i, row in enumerate(s.publications)),
     }
     if s.pyth is not None:
         guardians = tuple(address("evm", g, "pyth", "guardians", i) for i, g in enumerate(s.pyth.guardians))
@@ -525,6 +547,7 @@ def _check_duplicates(file: str, s: Settings) -> None:
     venues = ((v.chain, v.kind, tuple(sorted(v.addresses.items()))) for v in s.venues)
     _require_unique(file, "venues", "", venues, "is an earlier venue again; its positions would count twice")
     _require_unique(file, "destinations", "chain", (d.chain for d in s.destinations))
+    _require_unique(file, "publications", "chain", (p.chain for p in s.publications))
     _require_unique(file, "service.attestor_keys", "", s.service.attestor_keys)
     for table, rows in _attestor_tables(s):
         for key in ("index", "url"):
@@ -620,6 +643,8 @@ def _check_references(file: str, s: Settings) -> None:
         known("venues", i, "chain", v.chain, chains)
     for i, d in enumerate(s.destinations):
         known("destinations", i, "chain", d.chain, chains)
+    for i, p in enumerate(s.publications):
+        known("publications", i, "chain", p.chain, chains)
 
 
 def _check_rules(file: str, s: Settings) -> None:
@@ -708,7 +733,10 @@ def _check_attestors(file: str, s: Settings) -> None:
         *((f"service.attestor_keys[{i}]", k) for i, k in enumerate(service.attestor_keys)),
     ]
     keys += [("attestor.key", own.key), ("attestor.wire_key", own.wire_key)] if own else []
-    keys += [] if own else [(f"destinations[{i}].payer_key", d.payer_key) for i, d in enumerate(s.destinations)]
+    payers = [("destinations", d.payer_key) for d in s.destinations] + [
+        ("publications", p.payer_key) for p in s.publications
+    ]
+    keys += [] if own else [(f"{table}[{i}].payer_key", key) for i, (table, key) in enumerate(payers)]
     roles: dict[str, str] = {}
     for at, name in keys:
         role = at.partition("[")[0].rpartition(".")[2]

@@ -232,6 +232,7 @@ class DestinationRow(Row):
     address: str  # the registry: a contract, or an account of the registry program
     clock_bound: Seconds  # the most its clock may lag behind true time
     payer_key: str  # name of a key file; never shared with an attestor
+    program: str | None = None  # on Solana, of the registry: changes of its accounts are listened to
 
 
 Wire = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]

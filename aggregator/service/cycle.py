@@ -10,6 +10,7 @@ from time import perf_counter
 import structlog
 
 from aggregator.core.explain import explain
+from aggregator.domain.budgets import PermitRecord
 from aggregator.domain.certificate import Certificate, EpochRecord, State
 from aggregator.domain.errors import CrossmarginError, RefusedError, SourceError
 from aggregator.domain.latency import EVERYWHERE, LatencyTables
@@ -25,6 +26,7 @@ from aggregator.service.collect import Collected, Observer
 from aggregator.service.latency import LatencyMeter
 from aggregator.service.seals import seals
 from aggregator.service.workbench import Computed, Workbench, skew
+from proofs.sets import AttestorSet
 from proofs.statement import Header, StatementBody, body_hash
 from proofs.statement import digest as statement_digest
 
@@ -44,6 +46,8 @@ class Cycle:
         grace: seconds that attestors have left once the threshold is reached (see :func:`collect_quorum`).
         catch_up: learns what was certified before an epoch without this party.
         tell: tells others of a certificate; it returns at once.
+        permits: gives, for a cut's time, the withdrawal permits that a statement must list.
+        turn: held from taking the state until the round is over; no permit is collected meanwhile.
         grants: the durable record of budgets this party proposed or signed; without one (tests alone) none is charged.
         on_computed: called with what a certified epoch was computed from and what came out; it returns at once.
     """
@@ -67,8 +71,10 @@ class Cycle:
         catch_up: Callable[[int], Awaitable[None]] | None = None,
         tell: Callable[[Certificate], None] | None = None,
         grants: GrantBook | None = None,
+        permits: Callable[[int], Awaitable[Sequence[PermitRecord]]] | None = None,
+        turn: asyncio.Lock | None = None,
     ) -> None:
-        self._grants = grants
+        self._grants, self._permits, self._turn = grants, permits, turn or asyncio.Lock()
         self._catch_up, self._tell = catch_up, tell
         self.on_computed = on_computed
         self._workbench, self._observer, self._source = workbench, observer, source
@@ -117,12 +123,20 @@ class Cycle:
             self.last_problem = NO_ACCOUNTS
             log.info("waiting", cause=NO_ACCOUNTS)
 
+    def group(self, epoch: int) -> AttestorSet:
+        """Return the set that an epoch demands, by the rotations known at the last one."""
+        return self._sets.at(epoch)
+
     async def run_epoch(self, number: int) -> EpochRecord:
         """Produce, certify, store and offer one epoch.
 
         Raises:
             CrossmarginError: nothing was stored; the message says why.
         """
+        async with self._turn:
+            return await self._run_epoch(number)
+
+    async def _run_epoch(self, number: int) -> EpochRecord:
         cut_time = number * self._rules.epoch_seconds
         if self._catch_up is not None:
             await self._catch_up(number)
@@ -131,6 +145,8 @@ class Cycle:
         previous = await self._store.certificate()
         if previous is not None and previous.header.epoch >= number:
             raise RefusedError("epoch", f"{number} is not above {previous.header.epoch}, which is certified")
+        if self._permits is not None:
+            state = replace(state, permits=tuple(await self._permits(cut_time)))
         if self._grants is not None:
             charged = await self._grants.outstanding(cut_time, shares_of(state.links), number)
             state = replace(state, grants=charged)

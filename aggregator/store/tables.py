@@ -77,7 +77,7 @@ class LinkTable(Table, table=True):
     accept_signature: str
     recorded_at: int = Field(sa_type=BigInteger)
     kind: str = Field(default="link", sa_column_kwargs={"server_default": "link"})
-    shares: str = Field(default="", sa_type=Text, sa_column_kwargs={"server_default": ""})
+    shares: str = Field(default="", sa_type=Text, sa_column_kwargs={"server_default": text("''")})
 
 
 class RotationTable(Table, table=True):

@@ -28,6 +28,7 @@ from web3 import Web3
 from adapters.keys import create_key, create_solana_key, load_solana_key
 from infra.devnet.anvil import Anvil, connect, find_free_port, verify_port_free
 from infra.devnet.attestors import Attestors
+from infra.devnet.eas import deploy_eas
 from infra.devnet.evm_deploy import EvmSpec, at, deploy_evm_chain, deploy_feed, deploy_sequencer_feed
 from infra.devnet.hermes import PublisherProcess
 from infra.devnet.providers.process import Providers
@@ -204,6 +205,7 @@ class World:
         self.wire = create_key(keys / "wire-coordinator.json", passphrase, role="wire")
         self.door = f"127.0.0.1:{find_free_port()}"
         self.payers = {c.id: create_key(keys / f"payer-{c.name}.json", passphrase, role="relayer") for c in self.chains}
+        self.publisher = create_key(keys / "payer-eas.json", passphrase, role="relayer")
         create_solana_key(keys / "payer-sol.json", passphrase)
         self.solana_payer_key = load_solana_key(keys / "payer-sol.json", passphrase).keypair
         self.started_at = int(time.time())
@@ -245,6 +247,9 @@ class World:
         if chain.has_sequencer:
             up_since = self.started_at - 86_400
             chain.contracts["sequencer_feed"] = str(deploy_sequencer_feed(w3, up_since).address).lower()
+        if chain is self.beta:
+            chain.contracts |= deploy_eas(w3, at(w3, "MarginRegistry", chain.contracts["registry"]))
+            chain.node.rpc("anvil_setBalance", self.publisher, hex(PAYER_WEI))
         chain.genesis = Web3.to_hex(w3.eth.get_block(0)["hash"])
         self.fund_payer(chain.name, True)
 
@@ -381,9 +386,19 @@ class World:
                     "chain": self.sol,
                     "kind": "solana-registry",
                     "address": self.solana["registry"],
+                    "program": self.solana["registry_program"],
                     "clock_bound": 5,
                     "payer_key": "payer-sol",
                 },
+            ],
+            "publications": [
+                {
+                    "chain": self.beta.id,
+                    "kind": "eas",
+                    "address": self.beta.contracts["eas"],
+                    "resolver": self.beta.contracts["eas_resolver"],
+                    "payer_key": "payer-eas",
+                }
             ],
             "policy": str(self.policy),  # in full: the configuration is also read at another place, a copy of it
         }
@@ -498,7 +513,6 @@ class World:
             {"chain": c.id, "kind": "wallet"},
             {"chain": c.id, "kind": "vault", "addresses": {"vault": c.contracts["collateral_vault"]}},
             {"chain": c.id, "kind": "lender", "addresses": {"lender": c.contracts["lender"]}},
-            {"chain": c.id, "kind": "registry", "addresses": {"registry": c.contracts["registry"]}},
         ]
         if "aave_pool" in c.contracts:
             addresses = {"pool": c.contracts["aave_pool"], "data_provider": c.contracts["aave_data_provider"]}
@@ -513,11 +527,6 @@ class World:
             {"chain": self.sol, "kind": "wallet"},
             {"chain": self.sol, "kind": "vault", "addresses": vault},
             {"chain": self.sol, "kind": "links", "addresses": {"program": self.solana["links_program"]}},
-            {
-                "chain": self.sol,
-                "kind": "registry",
-                "addresses": {"program": self.solana["registry_program"], "registry": self.solana["registry"]},
-            },
         ]
 
     @staticmethod

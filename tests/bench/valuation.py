@@ -54,7 +54,9 @@ def synthetic_book(world: World, accounts: int = ACCOUNTS, positions: int = POSI
         monitored=np.zeros(accounts, dtype=np.bool_),
         home=np.zeros(accounts, dtype=np.int64),
         touches=touches,
-        destinations=tuple(row.chain for row in sorted(of.destinations, key=lambda r: pipeline.destination_id(r.chain))),
+        destinations=tuple(
+            row.chain for row in sorted(world.destinations, key=lambda r: pipeline.destination_id(r.chain))
+        ),
     )
 
 

@@ -11,7 +11,7 @@ down_revision = "0005"
 
 def upgrade() -> None:
     with op.batch_alter_table("link") as batch_op:
-        batch_op.add_column(sa.Column("shares", sa.Text(), nullable=False, server_default=""))
+        batch_op.add_column(sa.Column("shares", sa.Text(), nullable=False, server_default=sa.text("''")))
 
 
 def downgrade() -> None:
