@@ -1167,7 +1167,7 @@ async def _probe_destination(settings: Settings, row: DestinationRow | Publicati
     if isinstance(row, PublicationRow):
         destination = build_publication(settings, row)
     else:
-        destination = build_destination(settings, row)
+        destination = build_destination(settings, row, reading=settings.attestor is not None)
     try:
         return await destination.check()
     finally:
