@@ -17,7 +17,7 @@ from adapters.keys import create_key
 from infra.devnet.anvil import find_free_port
 from infra.devnet.process import spawn_bound
 
-PROPOSE_AFTER = 5.0
+PROPOSE_AFTER = 8.0
 """Seconds after a cut from which on an attestor proposes, should nobody else have."""
 STOP_SECONDS = 10
 
