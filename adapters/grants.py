@@ -46,7 +46,7 @@ class SqliteGrants:
     """
 
     def __init__(self, path: Path, slack: int) -> None:
-        self._path, self._slack = path, slack
+        self._path, self.slack = path, slack
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grants")
         self._connection: sqlite3.Connection | None = None
 
@@ -112,11 +112,11 @@ class SqliteGrants:
 
     def _outstanding(self, now: int, wanted: Sequence[bytes], before: int) -> tuple[Grant, ...]:
         query = "SELECT * FROM statement WHERE valid_until > ? AND epoch < ? ORDER BY epoch DESC"
-        rows = self._open().execute(query, (now - self._slack, before)) if wanted else ()
+        rows = self._open().execute(query, (now - self.slack, before)) if wanted else ()
         return staircase(grant for row in rows for grant in _find(_Row(*row), wanted))
 
     def _forget(self, now: int) -> None:
-        self._open().execute("DELETE FROM statement WHERE valid_until <= ?", (now - self._slack,))
+        self._open().execute("DELETE FROM statement WHERE valid_until <= ?", (now - self.slack,))
 
     def _close(self) -> None:
         if self._connection is not None:

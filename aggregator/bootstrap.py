@@ -76,6 +76,8 @@ DISPUTES, EVIDENCE_KEY = "disputes.jsonl", "evidence"
 """In the data folder: the log of disputes, and the name of the key that signs it."""
 FREE_BYTES = 1 << 30
 """At least to be free in the data folder: what is kept of epochs grows."""
+WIRE_CONNECTIONS = 256
+"""Connections that an attestor, or the coordinator's door for attestors, has open at a time, whoever makes them."""
 _DISPUTE_LOGS: dict[Path, DisputeLog] = {}
 """By file: parties of one process see the same lies, which one log can tell."""
 
@@ -659,8 +661,12 @@ class _Ground:
         return observer
 
 
-def _server(app: Any) -> uvicorn.Server:
-    """Return a server of ``app`` inside our loop: signals are the command line's business."""
+def _server(app: Any, connections: int | None = None) -> uvicorn.Server:
+    """Return a server of ``app`` inside our loop: signals are the command line's business.
+
+    Args:
+        connections: how many there may be at a time; whoever comes then is told 503.
+    """
     import uvicorn
 
     class QuietServer(uvicorn.Server):
@@ -668,7 +674,10 @@ def _server(app: Any) -> uvicorn.Server:
         def capture_signals(self) -> Iterator[None]:
             yield
 
-    return QuietServer(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", workers=1))
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, lifespan="off", workers=1, limit_concurrency=connections
+    )
+    return QuietServer(config)
 
 
 def _build_peers(
@@ -766,7 +775,8 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
                 names = {row.wire: row.name for row in settings.attestors}
                 gate = WireGate(deployment.deployment_id(), signer, names, clock)
                 app = create_attestor_app(gate, CoordinatorDoor(learner, store, fences), kinds=())
-                door = _server(app), closing.enter_context(_listen(service.wire_listen, "service.wire_listen"))
+                listening = closing.enter_context(_listen(service.wire_listen, "service.wire_listen"))
+                door = _server(app, WIRE_CONNECTIONS), listening
         else:
             attestors = await _attestors_here(ground, destinations.values())
         desk, turn = Desk(ground.workbench.world), asyncio.Lock()
@@ -1050,6 +1060,7 @@ async def build_attestor(settings: Settings) -> AsyncIterator[AttestorProcess]:
                     meter=meter,
                     ender=None,  # the coordinator alone appends to the log
                     grants=grants,
+                    claims=node.claims,
                     permits=permit_rules.outstanding,
                 )
 
@@ -1073,7 +1084,7 @@ async def build_attestor(settings: Settings) -> AsyncIterator[AttestorProcess]:
         )
         known = {own.coordinator: "coordinator", **{row.wire: row.name for row in own.peers}}
         gate = WireGate(rules.deployment_id, wire_signer, known, clock)
-        yield AttestorProcess(node, _server(create_attestor_app(gate, node)), listener)
+        yield AttestorProcess(node, _server(create_attestor_app(gate, node), WIRE_CONNECTIONS), listener)
 
 
 async def _highest_on_chain(destinations: Iterable[Destination]) -> int:

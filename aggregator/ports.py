@@ -310,6 +310,11 @@ class GrantBook(Protocol):
     may become certified without anybody hearing of it, and what it allows must be charged by the next one all the same.
     """
 
+    @property
+    def slack(self) -> int:
+        """Seconds after its end for which a budget is remembered."""
+        ...
+
     async def note(self, epoch: int, valid_until: int, leaves: Sequence[LeafValues]) -> None:
         """Keep the nonzero budgets of a statement's leaves, durably on return. A repeat is harmless."""
         ...
@@ -393,10 +398,13 @@ class Store(Protocol):
     # epochs
     async def save_epoch(self, record: EpochRecord) -> None: ...
 
-    async def epoch(self, number: int | None = None, *, certified: bool = True) -> EpochRecord | None:
+    async def epoch(
+        self, number: int | None = None, *, certified: bool = True, margins: bool = False
+    ) -> EpochRecord | None:
         """Return one epoch, by default the newest; None if there is none.
 
-        With ``certified`` (the default) epochs without a quorum are passed over.
+        With ``certified`` (the default) epochs without a quorum are passed over, with ``margins`` those without any:
+        of what others proposed only statement and leaves are known.
         """
         ...
 
@@ -409,7 +417,7 @@ class Store(Protocol):
         ...
 
     async def margin(self, account: str, epoch: int | None = None) -> tuple[EpochRecord, AccountMargin] | None:
-        """Return one account's margin at a certified epoch (default: the newest) with its epoch.
+        """Return one account's margin at a certified epoch (default: the newest that has margins) with its epoch.
 
         The record comes without the other accounts' margins, its leaves complete.
         """

@@ -70,6 +70,7 @@ class RegistryRefusal(IntEnum):
     SET_UNKNOWN = 36
     EPOCH_AHEAD = 37
     EPOCH_BELOW_FLOOR = 38
+    SET_SUPERSEDED = 39
     SET_NOT_NEXT = 40
     SET_PENDING = 41
     ACTIVATION_WRONG = 42
@@ -131,6 +132,7 @@ class VaultRefusal(IntEnum):
     SET_UNKNOWN = 36
     EPOCH_AHEAD = 37
     EPOCH_BELOW_FLOOR = 38
+    SET_SUPERSEDED = 39
     HOLD_TOO_LONG = 40
     HOLD_NOT_NEWER = 41
     PERMIT_EXPIRED = 42

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from aggregator.api.context import ApiService
-from aggregator.domain.certificate import EpochRecord, EpochSummary, LinkRecord, Posting
+from aggregator.domain.certificate import EpochRecord, EpochSummary, LinkRecord, Posting, Refusal
 from aggregator.domain.errors import UnknownError
 from aggregator.domain.links import LinkMessage
 from aggregator.domain.report import (
@@ -483,6 +483,11 @@ class RefusalView(BaseModel):
 
     attestor: str
     reason: str
+    digest: str = Field(description="What it was asked to sign; empty without a signature")
+    signature: str = Field(
+        description="Its own over EIP-712 Refusal(uint64 epoch,bytes32 digest,string reason), 64 bytes; "
+        "empty: it did not answer, or is in the same process"
+    )
 
 
 class ReorgView(BaseModel):
@@ -1208,8 +1213,8 @@ def _build_level(assets: int | None, requirement: int | None) -> Level:
     return Level(assets=build_usd(assets or 0), requirement=build_usd(requirement or 0))
 
 
-def _build_refusals(refusals: tuple[tuple[str, str], ...]) -> list[RefusalView]:
-    return [RefusalView(attestor=attestor, reason=reason) for attestor, reason in refusals]
+def _build_refusals(refusals: tuple[Refusal, ...]) -> list[RefusalView]:
+    return [RefusalView(**refusal._asdict()) for refusal in refusals]
 
 
 def _build_call(destination: DestinationRow, leaf: leaves.Leaf, path: tuple[bytes, ...]) -> RegistryCall:

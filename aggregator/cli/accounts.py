@@ -45,7 +45,7 @@ def accounts_list(ctx: typer.Context, config: ConfigOption = None, json_output: 
 
     async def work() -> None:
         async with opened(config) as (_, store):
-            rows, newest = await store.accounts(), await store.epoch()
+            rows, newest = await store.accounts(), await store.epoch(margins=True)
         margins = {m.account: m for m in newest.margins} if newest else {}
         now = int(time.time())
         if json_output:

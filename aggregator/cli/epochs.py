@@ -40,6 +40,7 @@ def epochs(
                 [
                     r._asdict()
                     | {
+                        "refusals": [refusal._asdict() for refusal in r.refusals],
                         "reorgs": [reorg._asdict() for reorg in reorgs.get(r.epoch, ())],
                         "postings": [p._asdict() for p in postings[r.epoch]],
                     }
@@ -54,7 +55,7 @@ def epochs(
         shown = table("", ">epoch", ">age s", "root", ">leaves", "signers", ">floor", "posted", "refusals")
         for r in rows:
             posted = ", ".join(f"{names.get(p.destination, p.destination)} {p.state}" for p in postings[r.epoch])
-            refused = "; ".join(f"{who}: {why}" for who, why in r.refusals)
+            refused = "; ".join(f"{refusal.attestor}: {refusal.reason}" for refusal in r.refusals)
             signers = ",".join(map(str, r.signers)) or "none"
             age = str(int(time.time()) - r.cut_time)
             floor = "raised" if r.raised_floor else str(r.floor or "-")

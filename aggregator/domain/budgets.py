@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ REGISTRY_VENUE = "registry"
 """Venue of the positions that say what was drawn at a destination: no holdings, and no rows of a book."""
 PARTS = 10_000
 """A share's parts of a whole."""
+CLAIMS = 10_000
+"""Grants that come with one refusal; who has more unheard of gives the others next time."""
 
 
 class Drawn(NamedTuple):
@@ -101,13 +103,17 @@ def covers(one: Grant, other: Grant) -> bool:
 
 def uncovered(own: Iterable[Grant], listed: Iterable[Grant]) -> Grant | None:
     """Return the first of ``own`` that none of ``listed`` covers, None where every one is covered."""
+    return next(all_uncovered(own, listed), None)
+
+
+def all_uncovered(own: Iterable[Grant], listed: Iterable[Grant]) -> Iterator[Grant]:
+    """Give those of ``own`` that none of ``listed`` covers, in order."""
     by_place: dict[tuple[str, str], list[Grant]] = {}
     for grant in listed:
         by_place.setdefault((grant.account, grant.destination), []).append(grant)
     for grant in own:
         if not any(covers(step, grant) for step in by_place.get((grant.account, grant.destination), ())):
-            return grant
-    return None
+            yield grant
 
 
 class PermitRecord(NamedTuple):

@@ -49,6 +49,15 @@ class Certificate:
     attestations: tuple[Attestation, ...]
 
 
+class Refusal(NamedTuple):
+    """An attestor that did not sign, as it is kept and shown."""
+
+    attestor: str
+    reason: str  # "<rule>: <both values>"; as it was signed, where it was
+    digest: str = ""  # 0x, what it was asked to sign; "" without a signature
+    signature: str = ""  # 0x, 64 bytes (``proofs.refusals``); "" = it did not answer, or is in the same process
+
+
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
     """Everything kept of one epoch. ``preimages`` are the canonical texts behind the digests of the body."""
@@ -58,7 +67,7 @@ class EpochRecord:
     digest: bytes
     cut_time: int
     attestations: tuple[Attestation, ...]  # empty until certified
-    refusals: tuple[tuple[str, str], ...]  # (attestor, reason)
+    refusals: tuple[Refusal, ...]
     chains: tuple[ChainView, ...]
     findings: tuple[Finding, ...]
     margins: tuple[AccountMargin, ...]
@@ -103,7 +112,7 @@ class EpochSummary(NamedTuple):
     digest: str  # 0x
     leaf_count: int
     signers: tuple[int, ...]  # () = not certified
-    refusals: tuple[tuple[str, str], ...]
+    refusals: tuple[Refusal, ...]
     floor: int = 0  # statements below this epoch are void; 0 = none
 
     @property

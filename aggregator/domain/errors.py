@@ -15,12 +15,15 @@
     │   ├── NodeRefused          answers with a JSON-RPC error (a revert, bad parameters)
     │   └── Unavailable          answers well, but does not have it (pruned state, unknown block); retryable
     ├── RefusedError             one of our own rules says no (an attestor, a watermark, a quorum)
+    │   └── DissentError         ... an attestor's, with what it gives besides: a signature, grants it knows of
     └── PostingError             a destination did not take a certificate
 
 Each library's errors are mapped to these once, at the edge. ``retryable`` is a property of the error.
 """
 
 from __future__ import annotations
+
+from aggregator.domain.budgets import Grant
 
 
 class CrossmarginError(Exception):
@@ -134,6 +137,30 @@ class RefusedError(CrossmarginError):
     def __init__(self, rule: str, reason: str) -> None:
         self.rule, self.reason = rule, reason
         super().__init__(f"{rule}: {reason}")
+
+
+class DissentError(RefusedError):
+    """An attestor refuses a proposal, and says more than why.
+
+    Args:
+        claims: grants of its own record that the proposal does not list; its word alone (``service.claims``).
+        digest: what it was asked to sign; b"" in this process.
+        signature: its own over the refusal (``proofs.refusals``), 64 bytes; b"" in this process.
+        text: as it was signed; by default rule and reason.
+    """
+
+    def __init__(
+        self,
+        rule: str,
+        reason: str,
+        *,
+        claims: tuple[Grant, ...] = (),
+        digest: bytes = b"",
+        signature: bytes = b"",
+        text: str = "",
+    ) -> None:
+        super().__init__(rule, reason)
+        self.claims, self.digest, self.signature, self.text = claims, digest, signature, text or str(self)
 
 
 class PostingError(CrossmarginError):

@@ -13,12 +13,13 @@ again, right before signing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, NoReturn, Protocol
 
-from aggregator.domain.certificate import Attestation, Certificate, State, to_leaf
-from aggregator.domain.errors import CrossmarginError, RefusedError
+from aggregator.domain.budgets import Grant
+from aggregator.domain.certificate import Attestation, Certificate, Refusal, State, to_leaf
+from aggregator.domain.errors import CrossmarginError, DissentError, RefusedError
 from aggregator.domain.latency import LatencyTables
 from aggregator.domain.report import Flag, LeafValues
 from aggregator.domain.snapshot import Cut
@@ -34,6 +35,8 @@ from proofs.statement import digest as statement_digest
 
 GRACE = 0.25
 """Seconds that the others have left, unless said otherwise, once enough attestors have signed."""
+NAMED = 20
+"""Differences between leaves that one refusal names."""
 NO_STATE = State((), (), {})
 INFORMATIONAL_SLACK = (10**8, 10**4)  # one USD (in 1e-8), and one part in this many
 RELATIVE_QUANTUM = 10**12  # one part in this many, on top of one unit of 1e-8 USD
@@ -301,7 +304,7 @@ class Attestor:
             await self._watermark.claim(proposal.header.epoch, proposal.digest)
             self._last = last
             self._require_alive(proposal.header)  # reading and recording took time
-            r, vs = self._signer.sign(proposal.digest)
+            r, vs = await asyncio.to_thread(self._signer.sign, proposal.digest)  # a token, or a service, takes a moment
             return Attestation(seat, r, vs)
 
     def _check_statement(self, proposal: Proposal) -> int:
@@ -376,8 +379,12 @@ class Quorum(NamedTuple):
     """What came of asking: ``attestations`` ascending by index, empty without a quorum; refusals by attestor."""
 
     attestations: tuple[Attestation, ...]
-    refusals: tuple[tuple[str, str], ...]  # (attestor, reason), in the order of those asked
+    refusals: tuple[Refusal, ...]  # in the order of those asked
     signed: int = 0  # how many valid signatures there were, a quorum or not
+    rules: tuple[str, ...] = ()  # of the refusals, for metrics
+    signers: frozenset[bytes] = frozenset()  # members that signed, a quorum or not
+    refused: frozenset[bytes] = frozenset()  # members that gave a reason of their own
+    claims: Mapping[bytes, tuple[Grant, ...]] = {}  # grants that members say are missing
 
 
 async def collect_quorum(
@@ -405,7 +412,8 @@ async def collect_quorum(
     asking = [a for a in attestors if a.member in group.members]
     asked = {asyncio.create_task(a.attest(proposal)): place for place, a in enumerate(asking)}
     valid: dict[int, Attestation] = {}
-    refused: dict[int, str] = {}
+    refused: dict[int, tuple[Refusal, str]] = {}
+    answered: dict[bytes, tuple[Grant, ...]] = {}
     pending = set(asked)
     try:
         while pending and (left := deadline - loop.time()) > 0:
@@ -418,10 +426,13 @@ async def collect_quorum(
                         _refuse("index", f"member {attestation.index} answered twice")
                     valid[attestation.index] = attestation
                 except CrossmarginError as error:
-                    refused[position] = str(error)
+                    refused[position] = _refusal(asking[position].name, error)
+                    if isinstance(error, RefusedError):
+                        claims = error.claims if isinstance(error, DissentError) else ()
+                        answered[asking[position].member] = claims
                 except (Exception, asyncio.CancelledError) as error:
                     # A defect of one attestor is that attestor's failure; its text may hold anything, so only its kind.
-                    refused[position] = f"failed: {type(error).__name__}"
+                    refused[position] = Refusal(asking[position].name, f"failed: {type(error).__name__}"), "failed"
             if len(valid) >= group.threshold:
                 deadline = min(deadline, loop.time() + grace)
     finally:
@@ -429,12 +440,27 @@ async def collect_quorum(
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
     for task in pending:
-        refused[asked[task]] = "late: no answer in time"
-    signed = len(valid)
+        refused[asked[task]] = Refusal(asking[asked[task]].name, "late: no answer in time"), "late"
+    signed, signers = len(valid), frozenset(group.members[index] for index in valid)
     if signed < group.threshold:
         valid = {}
-    refusals = tuple((asking[position].name, refused[position]) for position in sorted(refused))
-    return Quorum(tuple(valid[index] for index in sorted(valid)), refusals, signed)
+    return Quorum(
+        tuple(valid[index] for index in sorted(valid)),
+        tuple(refused[position][0] for position in sorted(refused)),
+        signed,
+        tuple(refused[position][1] for position in sorted(refused)),
+        signers,
+        frozenset(answered) - signers,
+        {member: claims for member, claims in answered.items() if claims and member not in signers},
+    )
+
+
+def _refusal(name: str, error: CrossmarginError) -> tuple[Refusal, str]:
+    """Return what is kept of a refusal, and its rule."""
+    if isinstance(error, DissentError) and error.signature:
+        signed = "0x" + error.digest.hex(), "0x" + error.signature.hex()
+        return Refusal(name, error.text, *signed), error.rule
+    return Refusal(name, str(error)), error.rule if isinstance(error, RefusedError) else str(error).partition(":")[0]
 
 
 def _verified(given: Attestation, sender: Attesting, digest: bytes, group: AttestorSet) -> Attestation:
@@ -452,15 +478,23 @@ def _verified(given: Attestation, sender: Attesting, digest: bytes, group: Attes
 
 
 def _check_leaves(proposal: Proposal, own: Sequence[LeafValues]) -> None:
+    """Compare every leaf, and name all that differ: who disagrees honestly says in what.
+
+    Raises:
+        RefusedError: rule ``leaves``, with at most ``NAMED`` differences and how many more there are.
+    """
     theirs = _by_key(proposal.leaves)
     mine = _by_key(own)
-    if theirs.keys() != mine.keys():
-        missing, extra = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
-        _refuse("leaves", f"missing {missing[:1] or 'none'}, unexpected {extra[:1] or 'none'}")
+    found = [f"missing {key}" for key in sorted(mine.keys() - theirs.keys())]
+    found += [f"unexpected {key}" for key in sorted(theirs.keys() - mine.keys())]
     for key, given in theirs.items():
         if given.epoch != proposal.header.epoch:
-            _refuse("leaves", f"{key}: epoch {given.epoch} in the leaf, {proposal.header.epoch} in the header")
-        _check_leaf(key, given, mine[key])
+            found.append(f"{key}: epoch {given.epoch} in the leaf, {proposal.header.epoch} in the header")
+        if key in mine:
+            found += [f"{key}: {name} {a} proposed, {b} found" for name, a, b in _differences(given, mine[key])]
+    if found:
+        more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        _refuse("leaves", "; ".join(found[:NAMED]) + more)
 
 
 def _by_key(leaves: Sequence[LeafValues]) -> dict[tuple[str, str], LeafValues]:
@@ -470,8 +504,10 @@ def _by_key(leaves: Sequence[LeafValues]) -> dict[tuple[str, str], LeafValues]:
     return keyed
 
 
-def _check_leaf(key: tuple[str, str], given: LeafValues, own: LeafValues) -> None:
-    """Nothing in the account's favour may exceed what we found by more than the quantum; the rest is equal.
+def _differences(given: LeafValues, own: LeafValues) -> Iterator[tuple[str, int, int]]:
+    """Give the fields that differ too much, with both values.
+
+    Nothing in the account's favour may exceed what we found by more than the quantum; the rest is equal.
 
     Equity, and all of a monitored account, only inform: nobody lends on them, and on Solana a wallet that pays a fee
     between two parties' looks must not stop the epoch. They may differ by ``INFORMATIONAL_SLACK``.
@@ -480,18 +516,18 @@ def _check_leaf(key: tuple[str, str], given: LeafValues, own: LeafValues) -> Non
     for name in ("assets_initial", "assets_maintenance", "budget"):
         proposed, found = getattr(given, name), getattr(own, name)
         if proposed > found + _quantum(found) + (_slack(found) if monitored and name != "budget" else 0):
-            _refuse("leaves", f"{key}: {name} {proposed} proposed, {found} found")
+            yield name, proposed, found
     for name in ("requirement_initial", "requirement_maintenance"):
         proposed, found = getattr(given, name), getattr(own, name)
         if proposed < found - _quantum(found):
-            _refuse("leaves", f"{key}: {name} {proposed} proposed, {found} found")
+            yield name, proposed, found
     # Equity is a difference of sums: its error scales with them, not with itself.
     gross = abs(own.equity) + own.assets_maintenance + own.requirement_maintenance
     if given.equity > own.equity + _quantum(gross) + _slack(gross):
-        _refuse("leaves", f"{key}: equity {given.equity} proposed, {own.equity} found")
+        yield "equity", given.equity, own.equity
     for name in ("as_of", "valid_until", "flags"):
         if getattr(given, name) != getattr(own, name):
-            _refuse("leaves", f"{key}: {name} {getattr(given, name)} proposed, {getattr(own, name)} found")
+            yield name, getattr(given, name), getattr(own, name)
 
 
 def _slack(amount: int) -> int:

@@ -21,7 +21,8 @@ from aggregator.domain.snapshot import REORGED
 from aggregator.ports import Clock, GrantBook, PriceSource, Store
 from aggregator.service import telemetry
 from aggregator.service.accounts import LinkEnder
-from aggregator.service.attest import GRACE, Attesting, Proposal, Rules, Sets, collect_quorum
+from aggregator.service.attest import GRACE, Attesting, Proposal, Quorum, Rules, Sets, collect_quorum
+from aggregator.service.claims import Bounds, Claims
 from aggregator.service.collect import Collected, Observer
 from aggregator.service.latency import LatencyMeter
 from aggregator.service.seals import seals
@@ -49,6 +50,7 @@ class Cycle:
         permits: gives, for a cut's time, the withdrawal permits that a statement must list.
         turn: held from taking the state until the round is over; no permit is collected meanwhile.
         grants: the durable record of budgets this party proposed or signed; without one (tests alone) none is charged.
+        claims: remembers whose unheard-of grants were believed, over all cycles of the process.
         on_computed: called with what a certified epoch was computed from and what came out; it returns at once.
     """
 
@@ -73,7 +75,9 @@ class Cycle:
         grants: GrantBook | None = None,
         permits: Callable[[int], Awaitable[Sequence[PermitRecord]]] | None = None,
         turn: asyncio.Lock | None = None,
+        claims: Claims | None = None,
     ) -> None:
+        self._claims = claims or Claims()
         self._grants, self._permits, self._turn = grants, permits, turn or asyncio.Lock()
         self._catch_up, self._tell = catch_up, tell
         self.on_computed = on_computed
@@ -184,8 +188,9 @@ class Cycle:
         self._signed = quorum.signed, group.threshold
         if quorum.attestations:
             self._meter.measure("attest", EVERYWHERE, perf_counter() - asking)
-        for attestor, reason in quorum.refusals:
-            telemetry.REFUSALS.labels(attestor, reason.partition(":")[0]).inc()
+        for refusal, rule in zip(quorum.refusals, quorum.rules, strict=True):
+            telemetry.REFUSALS.labels(refusal.attestor, rule).inc()
+        await self._learn_claims(proposal, quorum, group.threshold)
 
         record = EpochRecord(
             header=proposal.header,
@@ -212,7 +217,7 @@ class Cycle:
                 self._tell(record.certificate)
             self.on_computed(mine, quotes, latency)
         else:
-            log.warning("epoch not certified", epoch=number, refusals=dict(quorum.refusals))
+            log.warning("epoch not certified", epoch=number, refusals={r.attestor: r.reason for r in quorum.refusals})
             await self._yield_to_attestors(record)
         await self._remember()
         telemetry.EPOCH_SECONDS.labels("store").observe(perf_counter() - storing)
@@ -220,6 +225,22 @@ class Cycle:
         if record.attestations and self._ender is not None:
             await self._ender.settle(record, state)
         return record
+
+    async def _learn_claims(self, proposal: Proposal, quorum: Quorum, threshold: int) -> None:
+        """Take over grants that attestors signed and this party never heard of; the next statement lists them."""
+        if self._grants is None:
+            return
+        bounds = Bounds(
+            shares_of(proposal.state.links),
+            {leaf.destination for leaf in proposal.leaves},
+            proposal.header.epoch,
+            after=proposal.cut.cut_time - self._grants.slack,
+            until=self._clock.now() + self._rules.clock_skew + self._rules.max_lifetime,
+        )
+        learned = self._claims.take(quorum, threshold, bounds)
+        if learned:
+            await self._grants.learn(learned)
+            log.info("grants learned", epoch=proposal.header.epoch, count=len(learned))
 
     async def _remember(self) -> None:
         """Keep what was read and measured, each by itself; a store in trouble costs the memory of it, not the epoch."""
@@ -238,8 +259,8 @@ class Cycle:
         """Halt a chain that more attestors than may be faulty call reorganised, or no epoch would follow."""
         bearable = (len(self._rules.deployment.members) - 1) // 3
         claims: dict[str, list[str]] = {}
-        for _, reason in record.refusals:
-            rule, _, rest = reason.partition(": ")
+        for refusal in record.refusals:
+            rule, _, rest = refusal.reason.partition(": ")
             chain, said, _ = rest.partition(": the Cut says")
             if rule == REORGED and said:
                 claims.setdefault(chain, []).append(rest)
@@ -308,7 +329,7 @@ class Cycle:
 
     def _why_uncertified(self, record: EpochRecord) -> str:
         signed, threshold = self._signed
-        reasons = "; ".join(f"{who}: {why}" for who, why in record.refusals) or "nobody answered"
+        reasons = "; ".join(f"{r.attestor}: {r.reason}" for r in record.refusals) or "nobody answered"
         return f"epoch {record.header.epoch} has no quorum: {signed} of the {threshold} signatures needed ({reasons})"
 
     @staticmethod

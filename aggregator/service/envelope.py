@@ -20,11 +20,12 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import pairwise
 from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args
 
 import orjson
 
-from aggregator.domain.budgets import Grant, Level, Levels, PermitRecord
+from aggregator.domain.budgets import CLAIMS, Grant, Level, Levels, PermitRecord
 from aggregator.domain.certificate import Attestation, Certificate, EpochRecord, LinkKind, LinkRecord, State, to_leaf
 from aggregator.domain.errors import RefusedError
 from aggregator.domain.latency import LEGS, LatencyTables, Law, LegLaw
@@ -34,25 +35,27 @@ from aggregator.domain.snapshot import Account, Block, Carried, Cut, Reorg
 from aggregator.ports import Signer
 from aggregator.service.attest import Proposal
 from proofs.document import Node, canonical_json
-from proofs.errors import FieldError, ProofError
-from proofs.fields import require_uint, uint_word
+from proofs.errors import FieldError
+from proofs.fields import require_uint
 from proofs.hashing import keccak256
 from proofs.leaf import PACKED_LENGTH
 from proofs.quorum import MAX_MEMBERS, SIGNATURE_LENGTH, IndexedSignature
+from proofs.refusals import refusal_digest
+from proofs.refusals import verify_refusal as verify_signed_refusal
 from proofs.sets import AttestorSet, Rotation
-from proofs.signing import recover
-from proofs.statement import HEADER_LENGTH, Header, StatementBody, pack_header, typed_digest, unpack_header
+from proofs.statement import HEADER_LENGTH, Header, StatementBody, pack_header, unpack_header
 
 VERSION: Final = 1
 EPOCH_LIMIT: Final = 256 << 20
 """Bytes that an epoch's request may unpack to; 100,000 accounts at 3 destinations with the whole log, take half."""
 DOCUMENT_LIMIT: Final = 128 << 10
 """Bytes that anything else may unpack to."""
+ANSWER_LIMIT: Final = 2 << 20
+"""Bytes that an answer may unpack to; grants that are claimed with a refusal take half."""
 STATE_LIMIT: Final = 64 << 20
 """Characters of the text behind a state digest; it lists the grants of accounts that are shared out."""
-REASON_LIMIT: Final = 1000
-"""Characters of a refusal's text."""
-REFUSAL_TYPE: Final = "Refusal(uint64 epoch,bytes32 digest,string reason)"
+REASON_LIMIT: Final = 6_000
+"""Characters of a refusal's text: twenty differences between leaves fit."""
 
 Kind = Literal["epoch", "rotation", "permit", "hold"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -153,6 +156,7 @@ class Answer:
     index: int  # the attestor's number in everybody's configuration; its seat in a set may be another
     starts: int  # its fencing number
     result: Attestation | SignedRefusal | Need
+    claims: tuple[Grant, ...] = ()  # with a refusal for grants alone: those of its record that were not listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,12 +381,6 @@ def _digest_ids(ids: Iterable[str]) -> bytes:
 # --- answers -----------------------------------------------------------------------------------------------------
 
 
-def refusal_digest(epoch: int, digest: bytes, reason: str, deployment_id: bytes) -> bytes:
-    """Return the EIP-712 digest of a refusal."""
-    words = uint_word(epoch) + digest + keccak256(reason.encode())
-    return typed_digest(deployment_id, keccak256(keccak256(REFUSAL_TYPE.encode()) + words))
-
-
 def sign_refusal(signer: Signer, deployment_id: bytes, epoch: int, digest: bytes, error: RefusedError) -> SignedRefusal:
     """Sign why ``digest`` (32 bytes) is not signed; the text is bounded first."""
     reason = bound_text(str(error))
@@ -391,13 +389,7 @@ def sign_refusal(signer: Signer, deployment_id: bytes, epoch: int, digest: bytes
 
 def verify_refusal(refusal: SignedRefusal, member: bytes, deployment_id: bytes) -> None:
     """Raise FieldError unless ``member`` (20 bytes) signed the refusal."""
-    digest = refusal_digest(refusal.epoch, refusal.digest, refusal.reason, deployment_id)
-    try:
-        signer = recover(digest, refusal.r, refusal.vs)
-    except ProofError as error:
-        raise FieldError("refusal.signature", error.reason) from None
-    if signer != member:
-        raise FieldError("refusal.signature", f"recovers to 0x{signer.hex()}, the member is 0x{member.hex()}")
+    verify_signed_refusal(*refusal[:3], refusal.r + refusal.vs, member, deployment_id)
 
 
 def bound_text(text: str, limit: int = REASON_LIMIT) -> str:
@@ -416,16 +408,16 @@ def encode_answer(answer: Answer) -> bytes:
         value["refusal"] = [result.epoch, result.digest.hex(), result.reason, (result.r + result.vs).hex()]
     else:
         value |= {"need": list(result.parts), "have": list(result.have)}
-    return _close("answer", value)
+    return _close("answer", value, {"grants": _pack_grants(answer.claims)})
 
 
-def decode_answer(body: bytes, limit: int = DOCUMENT_LIMIT) -> Answer:
+def decode_answer(body: bytes, limit: int = ANSWER_LIMIT) -> Answer:
     """Decode an attestor's answer.
 
     Raises:
         FieldError: names the field at fault.
     """
-    node, _ = _open("answer", body, limit)
+    node, blobs = _open("answer", body, limit)
     index, starts = _uint(node.member("index"), 8), _uint(node.member("starts"), _STARTS)
     common = ("v", "kind", "blobs", "index", "starts")
     result: Attestation | SignedRefusal | Need
@@ -444,7 +436,20 @@ def decode_answer(body: bytes, limit: int = DOCUMENT_LIMIT) -> Answer:
     else:
         node.only(*common, "need", "have")
         result = Need(_parts(node.member("need")), _counts(node.member("have")))
-    return Answer(index, starts, result)
+    return Answer(index, starts, result, _claims(blobs, result))
+
+
+def _claims(blobs: Mapping[str, memoryview], result: Attestation | SignedRefusal | Need) -> tuple[Grant, ...]:
+    if other := next((name for name, packed in blobs.items() if packed and name != "grants"), ""):
+        raise FieldError(f"blobs.{other}", "no part of an answer")
+    claims = _unpack_grants(blobs["grants"])
+    if claims and not isinstance(result, SignedRefusal):
+        raise FieldError("blobs.grants", "claimed by an answer that is no refusal")
+    if len(claims) > CLAIMS or any(one >= other for one, other in pairwise(claims)):
+        raise FieldError("blobs.grants", f"at most {CLAIMS} grants expected, ascending")
+    if not all(claim.budget for claim in claims):
+        raise FieldError("blobs.grants", "a grant of nothing")
+    return claims
 
 
 def _parts(node: Node) -> tuple[Part, ...]:

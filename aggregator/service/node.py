@@ -17,13 +17,15 @@ from typing import Any, Protocol
 
 import structlog
 
+from aggregator.domain.budgets import Grant
 from aggregator.domain.certificate import Attestation, Certificate, EpochRecord, State
-from aggregator.domain.errors import CrossmarginError, RefusedError, SourceError
+from aggregator.domain.errors import CrossmarginError, DissentError, RefusedError, SourceError
 from aggregator.domain.links import with_links
 from aggregator.domain.snapshot import Account
 from aggregator.ports import Clock, GrantBook, Record, RefusalNote, Signer
 from aggregator.service import telemetry
 from aggregator.service.attest import Attestor, LeavesNeededError, Rules, Sets
+from aggregator.service.claims import Claims
 from aggregator.service.cycle import PRUNE_EVERY, Cycle
 from aggregator.service.envelope import (
     Answer,
@@ -51,6 +53,8 @@ log = structlog.get_logger("attestor")
 
 WATCH_EVERY = 16
 """Epochs between two looks at how far the peers are."""
+EPOCHS_AHEAD = 2
+"""Epochs by which a peer's clock may be ahead where it says what it saw signed."""
 ASK_SECONDS = 5.0
 """How long a peer may take to say how far it is, at a start or after an outage."""
 
@@ -169,6 +173,8 @@ class Learner:
                 record = replace(own, attestations=certificate.attestations)
             else:
                 record = await self._fetch(certificate)
+                if own is not None:  # what this party proposed instead is gone, but not who refused it, and why
+                    record = replace(record, refusals=own.refusals)
             await self._store.save_epoch(record)
             if self._grants is not None:
                 await self._grants.note(number, record.header.valid_until, record.leaves)
@@ -255,7 +261,9 @@ class Node:
         self._keep = keep_epochs
         self._grants = grants
         self._learner = Learner(store, rules, peers, self._take, grants)
+        self.claims = Claims()
         self.starts = 0
+        self._awaited = 0, 0.0  # epoch of which the coordinator was asked for more, and until when it may take
         self.last_problem = "not started"
 
     # --- a start ---------------------------------------------------------------------------------------------------
@@ -264,7 +272,11 @@ class Node:
         """Ask the peers what they know of this attestor and of the log, then count one more start, durably."""
         statuses = await self.peers.statuses()
         of_me = [seen for status in statuses for seen in status.seen if seen.index == self.index]
-        starts, epoch = max((s.starts for s in of_me), default=0), max((s.epoch for s in of_me), default=0)
+        # One peer that lies must not silence this attestor for good: nobody signs an epoch that is yet to come, nor
+        # starts more often than once a second, and the record believes a start count only so far at a time.
+        now = int(self._clock.now())
+        starts = max((s.starts for s in of_me if s.starts <= now), default=0)
+        epoch = max((s.epoch for s in of_me if s.epoch <= now // self.rules.epoch_seconds + EPOCHS_AHEAD), default=0)
         await self._record.raise_to(starts=starts, epoch=epoch)
         self.starts = await self._record.begin()
         for status in statuses:
@@ -288,21 +300,21 @@ class Node:
             FieldError: the body cannot be read.
         """
         if kind == "epoch":
-            request = decode_epoch(body)
+            request = await asyncio.to_thread(decode_epoch, body)
             epoch, digest = request.header.epoch, request.digest
             result = await self._answer(kind, str(epoch), epoch, digest, self._attest_epoch(request, sender))
         else:
             document = decode_document(kind, body)
             digest = document_digest(kind, document)
             result = await self._answer(kind, "0x" + digest.hex(), 0, digest, self._sign(kind, document))
-        return encode_answer(Answer(self.index, self.starts, result))
+        return encode_answer(Answer(self.index, self.starts, *result))
 
     async def _answer(
         self, kind: Kind, key: str, epoch: int, digest: bytes, work: Any
-    ) -> Attestation | SignedRefusal | Need:
+    ) -> tuple[Attestation | SignedRefusal | Need, tuple[Grant, ...]]:
+        """Return what ``work`` comes to, or why it does not, signed, with the grants that are claimed."""
         try:
-            result: Attestation | Need = await work
-            return result
+            return await work, ()
         except RefusedError as error:
             refusal = error
         except SourceError as error:
@@ -311,7 +323,11 @@ class Node:
         telemetry.REFUSALS.labels(self.attestor.name, refusal.rule).inc()
         log.info("refused", what=kind, key=key, cause=str(refusal))
         await self._record.note_refusal(RefusalNote(int(self._clock.now()), kind, key, str(refusal)))
-        return sign_refusal(self._signer, self.rules.deployment_id, epoch, digest, refusal)
+        claims = refusal.claims if isinstance(refusal, DissentError) else ()
+        signed = await asyncio.to_thread(
+            sign_refusal, self._signer, self.rules.deployment_id, epoch, digest, refusal
+        )  # fmt: skip
+        return signed, claims
 
     async def _sign(self, kind: Kind, document: Mapping[str, Any]) -> Attestation:
         if kind not in self._signers:
@@ -326,8 +342,10 @@ class Node:
                 await self._learn(request.previous)
         own = await self._store.state()
         extends = sender.lower() == self._coordinator
-        found = assemble(request, _with_tail(own, request), levels=None)
+        found = await asyncio.to_thread(lambda: assemble(request, _with_tail(own, request), levels=None))
         if isinstance(found, Need):
+            if extends:
+                self._awaited = request.header.epoch, self._clock.now() + min(ASK_SECONDS, self._propose_after)
             return found
         try:
             return await self.attestor.attest(replace(found, extends=extends))
@@ -406,7 +424,16 @@ class Node:
         return self._propose_after * (1 + turn)
 
     async def _is_mine(self, epoch: int) -> bool:
-        """Say whether this attestor may propose ``epoch``: it is in the set and has signed nothing for it or later."""
+        """Say whether this attestor may propose ``epoch``: it is in the set and has signed nothing for it or later.
+
+        What the coordinator has sent is seen to first: two proposals at a time would share the votes. It holds nothing
+        up for long, or a coordinator that never ends what it begins would stop everybody.
+        """
+        awaited, until = self._awaited
+        if awaited == epoch and until > self._clock.now():
+            await self._clock.sleep(until - self._clock.now())
+        async with self.attestor.turn:
+            pass
         if self.attestor.sets.seat(self.attestor.member, epoch) is None or not self.attestor.may_sign(epoch):
             return False
         highest = await self._record.highest()
@@ -424,7 +451,7 @@ class Node:
         log.info("proposing", epoch=epoch, cause="nobody else did")
         async with self._make_cycle(self) as cycle:
             record = await cycle.run_epoch(epoch)
-        reasons = "; ".join(f"{who}: {why}" for who, why in record.refusals)
+        reasons = "; ".join(f"{r.attestor}: {r.reason}" for r in record.refusals)
         self.last_problem = "" if record.attestations else f"epoch {epoch}, proposed here, has no quorum ({reasons})"
         return record
 

@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aggregator.domain.budgets import Grant
 from aggregator.domain.certificate import Attestation, Certificate, EpochRecord
-from aggregator.domain.errors import Garbage, RefusedError
+from aggregator.domain.errors import DissentError, Garbage, RefusedError
 from aggregator.ports import Wire
 from aggregator.service import envelope
 from aggregator.service.attest import Proposal
@@ -33,19 +34,22 @@ class ClientLimits:
 
     epoch_seconds: float = 120.0  # for all requests of an epoch; whoever collects a quorum has a shorter patience
     seconds: float = 15.0  # for anything else
-    answer: int = 64 << 10  # bytes
+    answer: int = 1 << 20  # bytes; grants that come with a refusal take most of it
     record: int = 128 << 20  # bytes of a whole epoch
 
 
-class SignedRefusalError(RefusedError):
+class SignedRefusalError(DissentError):
     """An attestor's refusal, proven to be its own.
 
     Args:
-        index: the attestor's. refusal: as it was signed.
+        index: the attestor's. refusal: as it was signed. claims: the grants that came with it.
     """
 
-    def __init__(self, index: int, rule: str, reason: str, refusal: SignedRefusal) -> None:
-        super().__init__(rule, reason)
+    def __init__(
+        self, index: int, rule: str, reason: str, refusal: SignedRefusal, claims: tuple[Grant, ...] = ()
+    ) -> None:
+        signature = refusal.r + refusal.vs
+        super().__init__(rule, reason, claims=claims, digest=refusal.digest, signature=signature, text=refusal.reason)
         self.index, self.refusal = index, refusal
 
 
@@ -265,10 +269,12 @@ class AttestorClient:
         if isinstance(result, Need):
             raise Garbage(self._name, f"needs {', '.join(result.parts)}, of which a document has none")
         if isinstance(result, SignedRefusal):
-            raise self._refusal(result, epoch, digest)
+            raise self._refusal(result, epoch, digest, answer.claims)
         return result  # whoever collects verifies it, index and all
 
-    def _refusal(self, refusal: SignedRefusal, epoch: int, digest: bytes) -> SignedRefusalError | Garbage:
+    def _refusal(
+        self, refusal: SignedRefusal, epoch: int, digest: bytes, claims: tuple[Grant, ...]
+    ) -> SignedRefusalError | Garbage:
         if (refusal.epoch, refusal.digest) != (epoch, digest):
             return Garbage(self._name, "refuses something else than it was asked")
         try:
@@ -278,7 +284,7 @@ class AttestorClient:
         rule, separator, reason = refusal.reason.partition(": ")
         if not separator or not self._is_rule(rule):
             rule, reason = "refused", refusal.reason
-        return SignedRefusalError(self._index, rule, reason, refusal)
+        return SignedRefusalError(self._index, rule, reason, refusal, claims)
 
     def _is_rule(self, rule: str) -> bool:
         """Rules label metrics, so nobody may make up as many as he likes."""

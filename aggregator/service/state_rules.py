@@ -15,15 +15,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import structlog
 
 from aggregator.core.explain import explain
 from aggregator.core.tables import World
-from aggregator.domain.budgets import NO_LEVELS, uncovered
+from aggregator.domain.budgets import CLAIMS, NO_LEVELS, all_uncovered
 from aggregator.domain.certificate import LinkRecord, State
-from aggregator.domain.errors import CrossmarginError, InputError, RefusedError
+from aggregator.domain.errors import CrossmarginError, DissentError, InputError, RefusedError
 from aggregator.domain.links import endable, shares_of, with_links
 from aggregator.domain.snapshot import Account, Subject
 from aggregator.ports import GrantBook
@@ -185,21 +186,23 @@ class StateRules:
         """Refuse grants that fall short of one's own record: what is left out could be spent twice.
 
         Raises:
-            RefusedError: rule ``grants``; names the account, the destination and the budget that is missing.
+            DissentError: rule ``grants``; names the account, the destination and the budget that is missing first, and
+                claims all that are, up to ``CLAIMS``: they may be of a statement that the proposer never heard of.
         """
         if self._grants is None:
             return
         theirs = proposal.state
         shared = shares_of(theirs.links)
         own = await self._grants.outstanding(proposal.cut.cut_time, shared, proposal.cut.epoch)
-        short = uncovered(own, theirs.grants)
-        if short is not None:
+        claims = tuple(islice(all_uncovered(own, theirs.grants), CLAIMS))
+        if claims:
+            short = claims[0]
             listed = [g for g in theirs.grants if (g.account, g.destination) == (short.account, short.destination)]
             most = max((g.budget for g in listed), default=0)
             reason = (
                 f"{short.account} at {short.destination}: {most} listed, {short.budget} of epoch {short.epoch} signed"
             )
-            raise RefusedError("grants", reason)
+            raise DissentError("grants", reason, claims=claims)
 
     def _first_fresh(self, proposal: Proposal) -> int:
         """Return the index of the first entry that is not known to be in the last certified statement."""

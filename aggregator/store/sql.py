@@ -37,6 +37,7 @@ from aggregator.domain.certificate import (
     LinkRecord,
     Posting,
     PostingState,
+    Refusal,
     State,
 )
 from aggregator.domain.errors import ConflictError, InputError, RefusedError, UnknownError
@@ -74,7 +75,7 @@ _MARGIN = TypeAdapter(AccountMargin)
 _LEAVES = TypeAdapter(tuple[LeafValues, ...])
 _CHAINS = TypeAdapter(tuple[ChainView, ...])
 _FINDINGS = TypeAdapter(tuple[Finding, ...])
-_REFUSALS = TypeAdapter(tuple[tuple[str, str], ...])
+_REFUSALS = TypeAdapter(tuple[Refusal, ...])  # of two texts before they were signed
 _LABEL = re.compile(r"(?!0x)[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")  # safe in a URL's path, and in any terminal
 _ID_PREFIX = re.compile("0x[0-9a-f]{8,64}")
 _LIST_ACCOUNTS = "`crossmargin accounts` lists them"
@@ -369,18 +370,21 @@ class SqlStore:
 
         await self._write(write)
 
-    async def epoch(self, number: int | None = None, *, certified: bool = True) -> EpochRecord | None:
+    async def epoch(
+        self, number: int | None = None, *, certified: bool = True, margins: bool = False
+    ) -> EpochRecord | None:
         """Return one epoch, by default the newest; None if there is none.
 
-        A pruned epoch comes without margins, leaves and preimages.
+        A pruned epoch comes without margins, leaves and preimages; one learned from others without margins. With
+        ``margins`` those that have none are passed over.
         """
         async with self._reads() as session:
-            row = await _find_epoch(session, number, certified)
+            row = await _find_epoch(session, number, certified, margins=margins)
             if row is None:
                 return None
             query = select(MarginTable.content).where(MarginTable.epoch == row.epoch).order_by(col(MarginTable.ordinal))
-            margins = tuple(_MARGIN.validate_json(content) for content in await session.exec(query))
-            return await _record(session, row, margins)
+            found = tuple(_MARGIN.validate_json(content) for content in await session.exec(query))
+            return await _record(session, row, found)
 
     async def certificate(self, number: int | None = None) -> Certificate | None:
         """Return one epoch's certificate, by default the newest; None if there is none. Reads one row."""
@@ -396,9 +400,14 @@ class SqlStore:
             return tuple(_summary(row) for row in await session.exec(query))
 
     async def margin(self, account: str, epoch: int | None = None) -> tuple[EpochRecord, AccountMargin] | None:
-        """Return one account's margin by the account's full id, and its epoch with no other margin in it."""
+        """Return one account's margin by the account's full id, and its epoch with no other margin in it.
+
+        Args:
+            epoch: by default the newest certified one that has margins: of one learned from others only leaves are
+                known, and the reader sees by its epoch that the margin is older.
+        """
         async with self._reads() as session:
-            row = await _find_epoch(session, epoch, True)
+            row = await _find_epoch(session, epoch, True, margins=epoch is None)
             if row is None:
                 return None
             found = await session.get(MarginTable, (row.epoch, account))
@@ -630,12 +639,16 @@ async def _delete_details(session: AsyncSession, epochs: Iterable[int]) -> None:
         await session.exec(delete(table).where(col(table.epoch).in_(numbers)))
 
 
-async def _find_epoch(session: AsyncSession, number: int | None, certified: bool) -> EpochTable | None:
+async def _find_epoch(
+    session: AsyncSession, number: int | None, certified: bool, *, margins: bool = False
+) -> EpochTable | None:
     query = select(EpochTable).order_by(col(EpochTable.epoch).desc()).limit(1)
     if number is not None:
         query = query.where(EpochTable.epoch == number)
     if certified:
         query = query.where(col(EpochTable.certified).is_(True))
+    if margins:
+        query = query.where(select(MarginTable.epoch).where(col(MarginTable.epoch) == col(EpochTable.epoch)).exists())
     return (await session.exec(query)).one_or_none()
 
 

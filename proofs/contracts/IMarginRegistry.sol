@@ -14,12 +14,14 @@ pragma solidity >=0.8.4;
 ///   "floor above epoch", "producedAt in the future", "expired", "lifetime"
 /// - post, rotate, verifyQuorum: "chain id changed", "setId", "set expired", "too few signatures",
 ///   "index out of range" (also an index without a signature), "indices not increasing", "high s", "wrong signer"
+/// - post, verifyQuorum: "set superseded" (an epoch of the next set is posted, or its activation lies two epochs back)
 /// - verifyQuorum: "epoch below the floor", "epoch in the future"
 /// - constructor: "networkClass", "epochSeconds", "clockSkew", "maxLifetime", "zero governance", "timelock"
 /// - constructor, rotate, scheduleRecovery: "too few members", "zero member", "duplicate member",
 ///   "threshold above members", "threshold below quorum"; the first two also "notAfter passed", "notAfter too far"
-/// - rotate, executeRecovery: "setId", "newest set not active", "activation in the past", "activation too far",
-///   "notAfter passed", "notAfter too far"
+/// - rotate, executeRecovery: "setId", "newest set not active", "activation in the past" (not above the last epoch
+///   posted and the newest set's activation; the clock may be past it), "activation too far", "notAfter passed",
+///   "notAfter too far"
 /// - recovery: "not governance", "not the scheduled recovery", "timelock", "no recovery"
 /// - applyLeaf: "chain id changed", "destination", "not the newest epoch", "expired", "not attested", "paused",
 ///   "budget above 128 bits", "initial above 128 bits", "maintenance above 128 bits", "equity above 128 bits",
@@ -146,6 +148,7 @@ interface IMarginRegistry {
     // Attestor sets
 
     /// @notice Add the next set, signed by a quorum of the newest one. Anyone may call. Drops a scheduled recovery.
+    /// An activation that the clock has passed already is fine: the new set then signs at once.
     function rotate(AttestorSet calldata to, uint256 indices, bytes32[2][] calldata signatures) external;
 
     /// @notice By governance: announce the next set without signatures.

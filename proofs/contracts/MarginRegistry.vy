@@ -319,7 +319,10 @@ def post(header: Header, indices: uint256, signatures: DynArray[bytes32[2], MAX_
     code: Bytes[SET_BYTES] = raw_call(self._compute_address(set_id), b"", max_outsize=SET_BYTES, is_static_call=True)
     terms: uint256 = convert(extract32(code, 0), uint256)
     if header.epoch < (terms >> ACTIVATION_AT) & TIME:
+        # As in `verifyQuorum`; that an epoch of a later set was posted cannot be here, since epochs increase.
+        reached: uint256 = self._find_set(set_id, block.timestamp // epochSeconds - EPOCHS_AHEAD)
         set_id = self._find_set(set_id, header.epoch)
+        assert set_id >= reached, "set superseded"
         code = raw_call(self._compute_address(set_id), b"", max_outsize=SET_BYTES, is_static_call=True)
         terms = convert(extract32(code, 0), uint256)
     assert header.setId == set_id, "setId"
@@ -373,13 +376,21 @@ def verify(leaf: Leaf, proof: DynArray[bytes32, MAX_DEPTH]) -> bool:
     @param proof sibling hashes from the leaf up to the root (OpenZeppelin's sorted pairs)
     @return False when the leaf is for another destination, below the floor, out of the ring, expired or unproven
     """
+    # One refusal to a line: `or` costs a second jump.
     meta: uint256 = self._meta
     age: uint256 = unsafe_sub(meta >> EPOCH_AT, leaf.epoch)  # wraps to a huge one for an epoch above the last
-    if age >= RING or (meta >> age) & 1 == 0 or leaf.epoch < (meta >> FLOOR_AT) & FIELD:
+    if ((meta & HISTORY) >> age) & 1 == 0:
         return False
-    if block.timestamp >= leaf.validUntil or (age == 0 and block.timestamp >= (meta >> VALID_AT) & FIELD):
+    if leaf.epoch < (meta >> FLOOR_AT) & FIELD:
         return False
-    if leaf.destination != destination or chain.id != chainId:
+    if block.timestamp >= leaf.validUntil:
+        return False
+    if age == 0:
+        if block.timestamp >= (meta >> VALID_AT) & FIELD:
+            return False
+    if leaf.destination != destination:
+        return False
+    if chain.id != chainId:
         return False
     # What follows is `_compute_root` once more: as a call it would copy leaf and proof, 500 gas.
     node: bytes32 = keccak256(keccak256(abi_encode(leaf)))
@@ -404,8 +415,15 @@ def verifyQuorum(
     @return True
     """
     at: uint256 = convert(epoch, uint256)
-    assert at >= (self._meta >> FLOOR_AT) & FIELD, "epoch below the floor"
+    meta: uint256 = self._meta
+    assert at >= (meta >> FLOOR_AT) & FIELD, "epoch below the floor"
     assert at <= block.timestamp // epochSeconds + EPOCHS_AHEAD, "epoch in the future"
+    # Whoever takes the keys of a set after it has handed over could still sign for an epoch from before. So a set's
+    # signatures count until an epoch of the next one is posted here, and at most two epochs past the activation, for
+    # what is under way then.
+    newest: uint256 = (meta >> SET_AT) & SET_FIELD
+    reached: uint256 = max(meta >> EPOCH_AT, block.timestamp // epochSeconds - EPOCHS_AHEAD)
+    assert self._find_set(newest, at) >= self._find_set(newest, reached), "set superseded"
     self._verify_quorum(message, at, ANY_SET, indices, signatures)
     return True
 
@@ -838,8 +856,10 @@ def _add_set(to: AttestorSet, recovered: bool):
     activation: uint256 = convert(to.activationEpoch, uint256)
     not_after: uint256 = convert(to.notAfter, uint256)
     assert newest < SET_FIELD and convert(to.setId, uint256) == newest + 1, "setId"
-    assert (self._read_terms(newest) >> ACTIVATION_AT) & TIME <= max(last, clock), "newest set not active"
-    assert activation > last and activation > clock, "activation in the past"
+    since: uint256 = (self._read_terms(newest) >> ACTIVATION_AT) & TIME
+    assert since <= max(last, clock), "newest set not active"
+    # The clock may be past it: a chain that stood still, or was told late, takes the rotation all the same.
+    assert activation > last and activation > since, "activation in the past"
     assert activation <= clock + MAX_ACTIVATION_DELAY // epochSeconds, "activation too far"
     assert not_after > block.timestamp, "notAfter passed"
     if networkClass != DEVNET:

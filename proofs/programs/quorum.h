@@ -37,6 +37,7 @@ enum quorum_refusal {
   SET_UNKNOWN = 36,         /* the epoch is before the older of the two sets */
   EPOCH_AHEAD = 37,         /* more than two epochs ahead of the clock */
   EPOCH_BELOW_FLOOR = 38,   /* signed for an epoch that a later statement voided */
+  SET_SUPERSEDED = 39,      /* the set handed over: an epoch of the next is posted, or its activation two epochs back */
 };
 
 enum { REGISTRY_DEPLOYMENT = 8, REGISTRY_DESTINATION = 40, REGISTRY_DOMAIN = 72, REGISTRY_EPOCH_SECONDS = 104,
@@ -65,6 +66,16 @@ INLINE const u8 *find_set(const u8 *state, u64 epoch) {
   const u8 *newest = state + REGISTRY_NEWEST_SET, *older = state + REGISTRY_OLDER_SET;
   if (epoch >= get64(newest + SET_ACTIVATION)) return newest;
   return *(const u32 *)older && epoch >= get64(older + SET_ACTIVATION) ? older : 0;
+}
+
+/* Did `set`, one of the two, hand over? Whoever takes the keys of a set afterwards could still sign for an epoch from
+ * before. So its signatures count until an epoch of the next one is posted here, and at most EPOCHS_AHEAD epochs past
+ * the activation, for what is under way then. */
+INLINE int is_superseded(const u8 *state, const u8 *set, u64 now) {
+  const u8 *newest = state + REGISTRY_NEWEST_SET;
+  u64 activation = get64(newest + SET_ACTIVATION);
+  return set != newest &&
+         (activation <= get64(state + REGISTRY_EPOCH) || activation + EPOCHS_AHEAD <= epoch_at(state, now));
 }
 
 /* The EIP-712 digest, in the deployment's domain, of the struct whose `len` bytes of words begin with its type hash. */
@@ -123,6 +134,8 @@ static u64 verify_quorum(const u8 *state, const u8 *digest, u64 epoch, u64 now, 
   if (epoch > epoch_at(state, now) + EPOCHS_AHEAD) return EPOCH_AHEAD;
   if (epoch < get64(state + REGISTRY_FLOOR)) return EPOCH_BELOW_FLOOR;
   const u8 *set = find_set(state, epoch);
-  return set ? verify_signatures(set, digest, now, n, signatures) : SET_UNKNOWN;
+  if (!set) return SET_UNKNOWN;
+  if (is_superseded(state, set, now)) return SET_SUPERSEDED;
+  return verify_signatures(set, digest, now, n, signatures);
 }
 #endif

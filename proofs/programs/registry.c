@@ -86,7 +86,7 @@ enum refusal {
   ROOT_ZERO = 27,             /* an empty root */
   SET_NOT_NEXT = 40,          /* set ids follow one another */
   SET_PENDING = 41,           /* the newest set is not active yet */
-  ACTIVATION_WRONG = 42,      /* not after the newest epoch, or more than 90 days ahead */
+  ACTIVATION_WRONG = 42,      /* not after epoch and activation of the newest, or over 90 days ahead */
   SET_LIFETIME_WRONG = 43,    /* notAfter past, or more than 90 days after the activation outside a devnet */
   RECOVERY_NONE = 44,         /* nothing, or another set, is scheduled */
   TIMELOCK_RUNNING = 45,      /* too early */
@@ -326,11 +326,13 @@ static u64 stage(const input *in) {
 static u64 check_next(const u8 *s, const u8 *set, u64 now) {
   const u8 *newest = s + REGISTRY_NEWEST_SET;
   u64 seconds = get64(s + REGISTRY_EPOCH_SECONDS), current = now / seconds, last = get64(s + REGISTRY_EPOCH),
-      activation = get64(set + SET_ACTIVATION), not_after = get64(set + SET_NOT_AFTER);
-  if (last < current) last = current;
+      since = get64(newest + SET_ACTIVATION), activation = get64(set + SET_ACTIVATION),
+      not_after = get64(set + SET_NOT_AFTER);
   if (*(const u32 *)set != (u64)*(const u32 *)newest + 1) return SET_NOT_NEXT;
-  if (get64(newest + SET_ACTIVATION) > last) return SET_PENDING;
-  if (activation <= last || activation > current + MAX_ROTATION_AHEAD / seconds) return ACTIVATION_WRONG;
+  if (since > last && since > current) return SET_PENDING;
+  /* The clock may be past it: a chain that stood still, or was told late, takes the rotation all the same. */
+  if (activation <= last || activation <= since || activation > current + MAX_ROTATION_AHEAD / seconds)
+    return ACTIVATION_WRONG;
   if (not_after <= now) return SET_LIFETIME_WRONG;
   if (s[REGISTRY_NETWORK_CLASS] != DEVNET && not_after > activation * seconds + MAX_SET_LIFETIME)
     return SET_LIFETIME_WRONG;
@@ -431,6 +433,7 @@ static u64 post(const input *in) {
   if (floor < get64(s + REGISTRY_FLOOR)) return FLOOR_BACKWARDS;
   if (floor > epoch) return FLOOR_ABOVE_EPOCH;
   if (!set) return SET_UNKNOWN;
+  if (is_superseded(s, set, now)) return SET_SUPERSEDED;
   if (set_id != *(const u32 *)(set + SET_ID)) return SET_ID_WRONG;
   if (zero32(root)) return ROOT_ZERO;
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aggregator.api import ApiService
-from aggregator.domain.certificate import Attestation, EpochRecord, LinkRecord, Posting
+from aggregator.domain.certificate import Attestation, EpochRecord, LinkRecord, Posting, Refusal
 from aggregator.domain.latency import LatencyReport, Leg
 from aggregator.domain.report import AccountMargin, Component, Flag, Haircuts, Interval, LeafValues, Status
 from aggregator.domain.rows import AssetRow, ChainRow, DeploymentRow, DestinationRow, SourceRow
@@ -226,7 +226,7 @@ def make_record(
         digest=digest(header, deployment_id()),
         cut_time=cut_time,
         attestations=attestations,
-        refusals=refusals,
+        refusals=tuple(Refusal(*refusal) for refusal in refusals),
         chains=(
             ChainView(CHAIN_A, "ok", "", Block(CHAIN_A, 120, "0x" + "11" * 32, "0x" + "10" * 32, cut_time - 14), 14),
             ChainView(CHAIN_B, "stale", "node refused the connection", None, 0),

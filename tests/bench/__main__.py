@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aggregator.bootstrap import tune_collector
+from tests.bench.certificate import measure_certificates
 from tests.bench.cu import measure_cu
 from tests.bench.epoch import measure_epoch
 from tests.bench.freshness import measure_freshness
@@ -52,6 +53,7 @@ MEASUREMENTS: Mapping[str, Callable[[], Sequence[Mapping[str, Any]]]] = {
     "recovery after faults of providers": measure_recovery,
     "gas of a posting on Anvil": measure_post_gas,
     "compute units in the SVM": measure_cu,
+    "certificates of four attestor processes": measure_certificates,
     "Merkle trees of 1,000,000 leaves": measure_merkle,
     "valuation of 1,000,000 accounts": measure_valuation,
     "perps and options of 50,000 accounts": measure_options,

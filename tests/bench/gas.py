@@ -25,7 +25,10 @@ PEERS = {
 }
 BEST = PEERS["libocr OCR3 verifier storing a root"]  # of those whose set of signers can change
 MOST = {3: 54_000, 5: 63_500, 13: 101_000}
-INCLUSION, MOST_INCLUSION = 9_855, 10_500  # of the example registry, called by a contract, depth 20
+INCLUSION, MOST_INCLUSION = 9_855, 10_500  # as published for the example registry, called by a contract, depth 20
+# The example registry, compiled and measured the same way as ours. It reads one slot less, 2,100: it has no floor, no
+# header's expiry, and no ring that says which epochs it holds.
+SAME_WAY = {"calldata ready": 10_656, "with the caller's encoding": 12_277}
 DEPTH = 20
 RING = 64
 EPOCH_SECONDS = 2
@@ -109,19 +112,23 @@ def _measure_accounts() -> list[dict[str, Any]]:
         list_consumer(w3, poster.registry, me)
         list_consumer(w3, poster.registry, contract.address)
         figures: dict[str, int] = {}
+        inclusion: dict[str, int] = {}
         for turn in ("first", "steady"):  # what is left of the second turn is a steady state
             leaf, proof = _post_deep(poster, turn)
             both = contract.functions.applyAndDraw(leaf.as_tuple(), proof, 10**8)
             figures["applyLeaf and draw, by a contract"] = _spend(w3, both)
             figures["repay, by a contract"] = _spend(w3, contract.functions.repay(leaf.account, 10**7))
             leaf, proof = _post_deep(poster, turn + " again")
-            figures["verify, called by a contract, depth 20"] = _read_cost(contract, leaf, proof)
+            inclusion = _read_costs(poster.registry, contract, leaf, proof)
             figures["applyLeaf, depth 20"] = _spend(w3, call.applyLeaf(leaf.as_tuple(), proof))
             figures["draw"] = _spend(w3, call.draw(leaf.account, 10**8))
             figures["repay"] = _spend(w3, call.repay(leaf.account, 10**7))
-    inclusion = figures.pop("verify, called by a contract, depth 20")
-    row = _build_row("verify, called by a contract, depth 20", inclusion, INCLUSION, MOST_INCLUSION)
-    return [row, *(_build_row(name, gas) for name, gas in sorted(figures.items()))]
+    name = "verify, called by a contract, depth 20"
+    return [
+        _build_row(name, inclusion["calldata ready"], INCLUSION, MOST_INCLUSION),
+        *(_build_row(f"{name}, {way}, peer measured the same way", inclusion[way], SAME_WAY[way]) for way in SAME_WAY),
+        *(_build_row(name, gas) for name, gas in sorted(figures.items())),
+    ]
 
 
 def _post_deep(poster: _Poster, seed: str) -> tuple[Leaf, list[bytes]]:
@@ -139,8 +146,14 @@ def _spend(w3: Web3, function: Any) -> int:
     return int(transact(w3, function)["gasUsed"])
 
 
-def _read_cost(contract: Contract, leaf: Leaf, proof: list[bytes]) -> int:
-    return int(contract.functions.costOfVerify(leaf.as_tuple(), proof).call())
+def _read_costs(registry: Contract, contract: Contract, leaf: Leaf, proof: list[bytes]) -> dict[str, int]:
+    """Return the gas of one inclusion check by how it is called; the registry's account and slots are cold."""
+    arguments = (leaf.as_tuple(), proof)
+    calldata = registry.encode_abi("verify", list(arguments))
+    return {
+        "calldata ready": int(contract.functions.costOfCall(calldata).call()),
+        "with the caller's encoding": int(contract.functions.costOfVerify(*arguments).call()),
+    }
 
 
 def _build_row(name: str, gas: int, reference: int | None = None, most: int | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from aggregator.domain.certificate import EpochRecord
+from aggregator.domain.certificate import EpochRecord, Refusal
 from aggregator.domain.snapshot import Finding
 from aggregator.store.sql import SqlStore
 from tests.cli.conftest import EPOCHS, Shell
@@ -61,11 +61,11 @@ def test_epochs_show_who_raised_the_floor_and_why(shell: Shell) -> None:
     reorg = {"chain": ALPHA, "height": "90", "was": "0x" + "aa" * 32, "now": ""}
     number = EPOCHS[-1] + 1
     why = ("attestor-3", "no answer " * 20)
-    change(shell, floor=number, preimages={"cut": json.dumps({"reorgs": [reorg]})}, refusals=(why,))
+    change(shell, floor=number, preimages={"cut": json.dumps({"reorgs": [reorg]})}, refusals=(Refusal(*why),))
     newest, before, _ = shell.json("epochs")
     assert (newest["floor"], newest["reorgs"]) == (number, [reorg | {"height": 90}])
     assert (before["floor"], before["reorgs"]) == (0, [])
-    assert newest["refusals"] == [list(why)]
+    assert newest["refusals"] == [{"attestor": why[0], "reason": why[1], "digest": "", "signature": ""}]
     text = " ".join(shell("epochs").stdout.split())
     assert f"epoch {number} voids all before it: block 90 of alpha, which they rest on, was 0xaaaaaaaaaa…" in text
     assert "raised" in text

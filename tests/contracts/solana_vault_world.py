@@ -126,6 +126,7 @@ class RegistryRow:
     newest: SetRow = SetRow()
     older: SetRow | None = None
     floor: int = 0
+    epoch: int = 0
     deployment_id: bytes = DEPLOYMENT
     destination: bytes = DESTINATION
 
@@ -134,7 +135,7 @@ class RegistryRow:
         domain = keccak(b"".join(map(keccak, names)) + self.deployment_id)
         data = b"cmREGST2" + self.deployment_id + self.destination + domain
         data += struct.pack("<QQQQ", EPOCH_SECONDS, 5, 120, 86_400) + bytes(self.governance)
-        data = data.ljust(248, b"\0") + self.floor.to_bytes(8, "little")
+        data = data.ljust(240, b"\0") + self.epoch.to_bytes(8, "little") + self.floor.to_bytes(8, "little")
         data = data.ljust(336, b"\0") + (self.older.pack() if self.older else bytes(664)) + self.newest.pack()
         return data.ljust(4_224, b"\0")
 

@@ -398,6 +398,16 @@ def test_the_epoch_decides_which_set_signs(world: VaultWorld, bring: Bring) -> N
 
 
 @BOTH
+def test_a_set_that_handed_over_signs_for_no_epoch_of_before(world: VaultWorld, bring: Bring) -> None:
+    first, second = SetRow(), SetRow(set_id=2, activation=EPOCH, first=4)
+    for posted, activation in ((EPOCH, EPOCH), (0, EPOCH - 2)):  # by what was posted, and by the clock
+        world.change_registry(older=first, newest=replace(second, activation=activation), epoch=posted)
+        refuses(VaultRefusal.SET_SUPERSEDED, lambda activation=activation: bring(world, activation - 1, None))
+    world.change_registry(older=first, newest=replace(second, activation=EPOCH - 1), epoch=EPOCH - 2)
+    bring(world, EPOCH - 2, None)  # under way at the activation
+
+
+@BOTH
 def test_a_set_that_was_forgotten_signs_nothing(world: VaultWorld, bring: Bring) -> None:
     older, newest = SetRow(set_id=2, activation=EPOCH, first=4), SetRow(set_id=3, activation=EPOCH + 1, first=8)
     world.change_registry(older=older, newest=newest)

@@ -232,6 +232,9 @@ async def get_proof(
         known = ", ".join(d.chain for d in service.destinations)
         raise UnknownError("destination", wanted, f"destinations: {known}")
     record, margin, newest = await find_margin(service, account, epoch)
+    if epoch is None and newest > record.header.epoch:  # learned from others: its leaves are known, its margins not
+        newer = await service.newest(certified=True)
+        record = newer if newer is not None and newer.leaves else record
     # Hashes every leaf of the epoch: not on the event loop.
     return await run_in_threadpool(build_proof, service, account, row, record, margin, newest)
 

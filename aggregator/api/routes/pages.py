@@ -49,6 +49,8 @@ async def show_overview(service: Service) -> HTMLResponse:
     """Show accounts, chains, prices, epochs and postings."""
     record = await service.newest(certified=True)
     observed = await service.newest(certified=False)
+    # Of an epoch that an attestor proposed only leaves are known: the margins shown are older then, and say so.
+    shown = record if record is None or record.margins else await service.store.epoch(margins=True)
     accounts = await service.store.accounts()
     halts = await service.standing_halts()
     voided = await service.store.epoch(record.header.floor) if record is not None and record.header.floor else None
@@ -61,7 +63,7 @@ async def show_overview(service: Service) -> HTMLResponse:
         record=build_epoch(service, record, ()) if record else None,
         voided=build_epoch(service, voided, ()) if voided else None,
         findings=build_epoch(service, observed, ()).findings if observed else [],
-        rows=await _build_rows(service, record),
+        rows=await _build_rows(service, shown, record.header.epoch if record else -1),
         total=len(accounts),
         chains=[build_chain_state(service, row, observed, halts) for row in service.chains],
         prices=await build_prices(service),
@@ -109,7 +111,7 @@ async def show_docs() -> HTMLResponse:
 
 
 async def _build_rows(
-    service: ApiService, record: EpochRecord | None
+    service: ApiService, record: EpochRecord | None, newest: int
 ) -> list[tuple[AccountView, MarginView | None, Gauge | None]]:
     margins = {margin.account: margin for margin in record.margins} if record else {}
     rows: list[tuple[AccountView, MarginView | None, Gauge | None]] = []
@@ -121,7 +123,7 @@ async def _build_rows(
         if record is None or margin is None:
             rows.append((build_account(account), None, None))
         else:
-            view = build_margin(service, account, margin, record, record.header.epoch)
+            view = build_margin(service, account, margin, record, newest)
             rows.append((view.account, view, _build_health(view.health)))
     return rows
 

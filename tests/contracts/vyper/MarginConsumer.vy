@@ -44,6 +44,19 @@ def costOfVerify(leaf: Leaf, proof: DynArray[bytes32, 32]) -> uint256:
 
 
 @external
+@view
+def costOfCall(data: Bytes[2048]) -> uint256:
+    """
+    @return the gas of a call of `verify` whose calldata lie ready, which leaves out the caller's own encoding
+    """
+    before: uint256 = msg.gas
+    answer: Bytes[32] = raw_call(registry.address, data, max_outsize=32, is_static_call=True)
+    cost: uint256 = before - msg.gas
+    assert convert(answer, bool), "not accepted"
+    return cost
+
+
+@external
 def applyAndDraw(leaf: Leaf, proof: DynArray[bytes32, 32], amount: uint256):
     extcall registry.applyLeaf(leaf, proof)
     extcall registry.draw(leaf.account, amount)

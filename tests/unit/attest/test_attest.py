@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from aggregator.domain.certificate import Attestation
 from aggregator.domain.errors import RefusedError, Unreachable
 from aggregator.domain.snapshot import Cut
 from aggregator.service.attest import Attestor, Proposal, Recomputed, collect_quorum
+from aggregator.service.envelope import REASON_LIMIT
 from proofs.quorum import IndexedSignature, verify_quorum
 from proofs.sets import genesis_set
 from proofs.signing import recover
@@ -371,7 +373,7 @@ def test_no_answer_of_one_breaks_the_certificate_of_three(answer: Any, reason: s
     assert [a.index for a in quorum.attestations] == [0, 1, 2]
     signatures = [IndexedSignature(a.index, a.r, a.vs) for a in quorum.attestations]
     verify_quorum(proposal.digest, signatures, DEPLOYMENT.members, DEPLOYMENT.threshold)
-    ((name, said),) = quorum.refusals
+    ((name, said, *_),) = quorum.refusals
     assert name == "scripted-3"
     assert said.startswith(reason)
     assert "secret detail" not in said
@@ -386,7 +388,7 @@ def test_everyone_who_answers_in_time_signs() -> None:
 def test_below_the_threshold_there_is_no_certificate() -> None:
     quorum = collect([honest(0), honest(1), Scripted(2, _unreachable), Scripted(3, _never)], timeout=0.1)
     assert quorum.attestations == ()
-    assert [name for name, _ in quorum.refusals] == ["scripted-2", "scripted-3"]
+    assert [name for name, *_ in quorum.refusals] == ["scripted-2", "scripted-3"]
 
 
 def test_answering_twice_counts_once() -> None:
@@ -395,7 +397,7 @@ def test_answering_twice_counts_once() -> None:
 
     quorum = collect([honest(0), Scripted(0, copy, "twin"), honest(1)], timeout=0.2)
     assert quorum.attestations == ()
-    assert [reason.partition(":")[0] for _, reason in quorum.refusals] == ["index"]
+    assert [reason.partition(":")[0] for _, reason, *_ in quorum.refusals] == ["index"]
 
 
 @given(st.permutations(range(4)), st.sets(st.integers(0, 3), max_size=1))
@@ -403,3 +405,50 @@ def test_order_of_asking_does_not_matter(order: list[int], silent: set[int]) -> 
     attestors = [Scripted(i, _unreachable) if i in silent else honest(i) for i in order]
     quorum = collect(attestors, grace=1.0)
     assert [a.index for a in quorum.attestations] == sorted(set(range(4)) - silent)
+
+
+def test_an_honest_disagreement_names_every_difference() -> None:
+    own = (make_leaf(EPOCH), make_leaf(EPOCH, 2))
+    theirs = (
+        own[0]._replace(budget=own[0].budget + 100, requirement_initial=1, as_of=own[0].as_of - 1),
+        own[1]._replace(equity=own[1].equity * 2),
+    )
+    error = refusal(make_proposal(DEPLOYMENT, EPOCH, theirs), recompute=recompute_as(own))
+    first, second = (str((leaf.account, leaf.destination)) for leaf in own)
+    assert str(error) == (
+        f"leaves: {first}: budget {theirs[0].budget} proposed, {own[0].budget} found; "
+        f"{first}: requirement_initial 1 proposed, {own[0].requirement_initial} found; "
+        f"{first}: as_of {theirs[0].as_of} proposed, {own[0].as_of} found; "
+        f"{second}: equity {theirs[1].equity} proposed, {own[1].equity} found"
+    )
+
+
+def test_of_many_differences_twenty_are_named_and_the_rest_counted() -> None:
+    own = tuple(make_leaf(EPOCH, i) for i in range(1, 15))
+    theirs = tuple(leaf._replace(budget=2**127, assets_initial=2**127) for leaf in own[:12]) + own[13:]
+    error = refusal(make_proposal(DEPLOYMENT, EPOCH, theirs), recompute=recompute_as(own))
+    assert error.reason.startswith(f"missing {(own[12].account, own[12].destination)}; ")
+    assert error.reason.count(" proposed, ") == 19
+    assert error.reason.endswith("; and 5 more")
+    assert len(str(error)) < REASON_LIMIT
+
+
+def test_a_key_that_takes_its_time_holds_nobody_up() -> None:
+    asking, go_on = threading.Event(), threading.Event()
+
+    class Token:
+        address = make_signers(1)[0].address
+
+        def sign(self, digest: bytes) -> tuple[bytes, bytes]:
+            asking.set()
+            assert go_on.wait(20)
+            return make_signers(1)[0].sign(digest)
+
+    async def run() -> Attestation:
+        attestor = make_attestor(DEPLOYMENT, 0, ManualClock(NOW), signer=Token())
+        signing = asyncio.create_task(attestor.attest(make_proposal(DEPLOYMENT, EPOCH)))
+        await asyncio.to_thread(asking.wait, 20)
+        go_on.set()  # the loop gets here while the token is at work
+        return await signing
+
+    assert asyncio.run(run()).index == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -326,6 +326,7 @@ ANSWERS: list[Any] = [
     SignedRefusal(7, DIGEST, "leaves: 2 proposed, 1 found", b"r" * 32, b"s" * 32),
     Need(("leaves", "log"), Counts(1, 2, 3)),
 ]
+CLAIMED = tuple(Grant("0x" + f"{i:064x}", "0x" + "ab" * 32, 6, 10 * i, 99) for i in range(1, 4))
 STATUS = Status(2, 5, 7, Counts(1, 2, 3), SAMPLE.previous, (Seen(1, 4, 6), Seen(3, 9, 7)))
 DOCUMENT = {"account": "0x11", "amount": "12", "until": 2**63, "flags": [True, None], "terms": {"a": -1}}
 DECODERS: list[tuple[bytes, Callable[[bytes], object]]] = [
@@ -443,7 +444,7 @@ REFUSAL, NEED = DECODERS[2][0], DECODERS[3][0]
         (decode_epoch, zlib.compress(b"\xff\xff\xff\xff{}"), "^body: ends before its JSON"),
         (decode_epoch, EPOCH + b"\0", "^body: cut off, or followed"),
         (decode_epoch, EPOCH[:-1], "^body: cut off, or followed"),
-        (decode_answer, changed(REFUSAL, refusal=[7, "07" * 32, "x" * 1001, "00" * 64]), r"^refusal\[2\]: 1001"),
+        (decode_answer, changed(REFUSAL, refusal=[7, "07" * 32, "x" * 6001, "00" * 64]), r"^refusal\[2\]: 6001"),
         (decode_answer, changed(REFUSAL, refusal=[7, "07" * 32, "a\nb", "00" * 64]), r"^refusal\[2\]: one line"),
         (decode_answer, changed(REFUSAL, refusal=[7, "07" * 32, "", "00" * 64]), r"^refusal\[2\]: one line"),
         (decode_answer, changed(REFUSAL, attestation="00" * 65), "^refusal: unknown key"),
@@ -479,12 +480,14 @@ def test_a_bomb_is_unpacked_no_further_than_the_limit(monkeypatch: pytest.Monkey
             return found
 
     monkeypatch.setattr(zlib, "decompressobj", Watched)
-    for decode in (decode_answer, decode_status, decode_certificate):
+    with pytest.raises(FieldError, match=r"^body: unpacks to more than 2097152 bytes"):
+        decode_answer(bomb)
+    for decode in (decode_status, decode_certificate):
         with pytest.raises(FieldError, match=r"^body: unpacks to more than 131072 bytes"):
             decode(bomb)
     with pytest.raises(FieldError, match=r"^body: unpacks to more than 1048576 bytes"):
         decode_epoch(bomb, LIMIT)
-    assert max(asked) == LIMIT + 1
+    assert max(asked) == 2 * LIMIT + 1
 
 
 @pytest.mark.parametrize(
@@ -530,6 +533,35 @@ def test_a_refusal_is_signed_by_who_refuses() -> None:
     ):
         with pytest.raises(FieldError, match=r"^refusal\.signature"):
             envelope.verify_refusal(changed_refusal, member, deployment)
+
+
+def claiming(grants: Sequence[Grant], result: Any = ANSWERS[1]) -> bytes:
+    return encode_answer(Answer(2, 5, result, tuple(grants)))
+
+
+def test_a_refusal_may_claim_grants() -> None:
+    answer = Answer(2, 5, ANSWERS[1], CLAIMED)
+    assert decode_answer(encode_answer(answer)) == answer
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (claiming(CLAIMED, ANSWERS[0]), r"^blobs\.grants: claimed by an answer that is no refusal"),
+        (claiming(CLAIMED, ANSWERS[2]), r"^blobs\.grants: claimed by an answer that is no refusal"),
+        (claiming(CLAIMED[::-1]), r"^blobs\.grants: at most 10000 grants expected, ascending"),
+        (claiming((CLAIMED[0], CLAIMED[0])), "ascending"),
+        (claiming([CLAIMED[0]._replace(account="0x" + f"{i:064x}") for i in range(10_001)]), "at most 10000"),
+        (claiming((CLAIMED[0]._replace(budget=0),)), r"^blobs\.grants: a grant of nothing"),
+        (
+            frame_of({**opened(claiming(()))[0], "blobs": {"links": 1}}, bytes(32)),
+            r"^blobs\.links: no part of an answer",
+        ),
+    ],
+)
+def test_claims_are_decoded_strictly(body: bytes, message: str) -> None:
+    with pytest.raises(FieldError, match=message):
+        decode_answer(body)
 
 
 def test_a_refusals_digest_is_what_eth_account_signs() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from aggregator.domain.budgets import Grant
 from aggregator.domain.certificate import Attestation
 from aggregator.domain.errors import Garbage, RefusedError, Unreachable
 from aggregator.service import envelope
@@ -25,6 +26,8 @@ from aggregator.service.envelope import (
     sign_refusal,
 )
 from aggregator.service.remote import RULES, AttestorClient, ClientLimits, Fences, Parcels, SignedRefusalError
+from proofs.errors import FieldError
+from proofs.refusals import verify_refusal
 from proofs.sets import genesis_set
 from tests.unit.attest.statements import certify, make_deployment, make_proposal, make_signers
 
@@ -113,6 +116,35 @@ async def test_a_refusal_is_raised_with_its_proof() -> None:
         await make_client(wire).attest(PROPOSAL)
     assert (error.value.rule, error.value.index) == ("reorged", 0)
     envelope.verify_refusal(error.value.refusal, bytes.fromhex(SIGNERS[0].address[2:]), ID)
+
+
+async def test_a_refusal_is_kept_with_its_signature_and_its_claims() -> None:
+    claim = Grant("0x" + "01" * 32, "0x" + "ab" * 32, 6, 10, 99)
+    said = "grants: 0x01 at 0xab: 0 listed, 10 of epoch 6 signed"
+    signed = sign_refusal(SIGNERS[1], ID, EPOCH, PROPOSAL.digest, RefusedError(*said.split(": ", 1)))
+    strange = sign_refusal(SIGNERS[2], ID, EPOCH, PROPOSAL.digest, RefusedError("<b>", "x"))
+    clients = [
+        make_client(Scripted(answer(signature()))),
+        make_client(Scripted(encode_answer(Answer(1, 1, signed, (claim,)))), 1),
+        make_client(Scripted(answer(strange, 2)), 2),
+        make_client(Scripted(Unreachable("attestor-3", "no answer")), 3),
+    ]
+    quorum = await collect_quorum(PROPOSAL, clients, genesis_set(DEPLOYMENT), timeout=20, grace=20)
+    assert [r.reason for r in quorum.refusals] == [said, "<b>: x", "attestor-3: no answer"]
+    assert quorum.rules == ("grants", "refused", "attestor-3")
+    members = DEPLOYMENT.members
+    assert quorum.claims == {members[1]: (claim,)}
+    assert (quorum.signers, quorum.refused) == ({members[0]}, {members[1], members[2]})
+    for index, kept in enumerate(quorum.refusals[:2], 1):
+        digest, proof = bytes.fromhex(kept.digest[2:]), bytes.fromhex(kept.signature[2:])
+        assert digest == PROPOSAL.digest
+        verify_refusal(EPOCH, digest, kept.reason, proof, members[index], ID)
+        for wrong in ((EPOCH + 1, digest, kept.reason), (EPOCH, bytes(32), kept.reason), (EPOCH, digest, "another")):
+            with pytest.raises(FieldError, match=r"^refusal\.signature: recovers to"):
+                verify_refusal(*wrong, proof, members[index], ID)
+        with pytest.raises(FieldError, match=r"^refusal\.signature: 63 bytes"):
+            verify_refusal(EPOCH, digest, kept.reason, proof[:63], members[index], ID)
+    assert quorum.refusals[2][2:] == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -260,4 +292,4 @@ async def test_one_bad_attestor_costs_its_own_place_only(bad: Callable[[], Any])
     clients.append(make_client(Scripted(bad()), 3))
     quorum = await collect_quorum(PROPOSAL, clients, genesis_set(DEPLOYMENT), timeout=20, grace=20)
     assert [a.index for a in quorum.attestations] == [0, 1, 2]
-    assert [who for who, _ in quorum.refusals] == ["attestor-3"]
+    assert [who for who, *_ in quorum.refusals] == ["attestor-3"]

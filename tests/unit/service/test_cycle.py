@@ -128,7 +128,7 @@ async def test_a_chain_that_dies_between_two_reads_stops_nobody(
     for name, readers in world.readers.items():
         readers[BETA].dark = name not in ("coordinator", "attestor-0")
     torn = await world.epoch(FIRST_EPOCH + 1)
-    assert [who for who, why in torn.refusals if why.startswith("unreadable-block: ")] == [
+    assert [who for who, why, *_ in torn.refusals if why.startswith("unreadable-block: ")] == [
         f"attestor-{i}" for i in (1, 2, 3)
     ]
     assert not torn.attestations
@@ -200,7 +200,7 @@ async def test_an_attestor_who_sees_less_refuses_and_three_certify(
     world.readers["attestor-2"][ALPHA].lie = lambda reading: replace(reading, positions=reading.positions[1:])
     record = await world.epoch(FIRST_EPOCH)
     assert [a.index for a in record.attestations] == [0, 1, 3]
-    [(who, why)] = record.refusals
+    [(who, why, *_)] = record.refusals
     assert who == "attestor-2"
     assert why.startswith("leaves: ")
     assert "proposed" in why
@@ -212,8 +212,8 @@ async def test_a_lying_coordinator_finds_no_quorum(world: SimulatedWorld, accoun
     record = await world.epoch(FIRST_EPOCH)
     assert record.attestations == ()
     assert record.certificate is None
-    assert [who for who, _ in record.refusals] == [f"attestor-{i}" for i in range(4)]
-    assert all(why.startswith("leaves: ") for _, why in record.refusals)
+    assert [who for who, *_ in record.refusals] == [f"attestor-{i}" for i in range(4)]
+    assert all(why.startswith("leaves: ") for _, why, *_ in record.refusals)
     assert world.offered == []
     assert await world.store.epoch() is None, "what is not certified is nobody's newest"
     assert (await world.store.epoch(FIRST_EPOCH, certified=False)) == record
@@ -248,7 +248,7 @@ async def test_a_cut_without_a_visible_chain_is_refused(world: SimulatedWorld, a
     world.readers["coordinator"][BETA].dark = True
     record = await world.epoch(FIRST_EPOCH)
     assert record.attestations == ()
-    for _, why in record.refusals:
+    for _, why, *_ in record.refusals:
         assert why.startswith("cut-omits-chain: ")
         assert BETA in why
 
@@ -259,7 +259,7 @@ async def test_a_cut_that_lags_is_refused(world: SimulatedWorld, accounts: dict[
     reader.behind = int(lag_allowed(reader.row) / reader.row.block_seconds) + 2
     record = await world.epoch(FIRST_EPOCH + 30)
     assert record.attestations == ()
-    for _, why in record.refusals:
+    for _, why, *_ in record.refusals:
         assert why.startswith("cut-too-old: ")
         assert SOL in why
 
@@ -382,7 +382,7 @@ async def test_a_link_that_nobody_signed_is_not_attested(
     monkeypatch.setattr(world.store, "state", forged)
     record = await world.epoch(FIRST_EPOCH)
     assert record.attestations == ()
-    assert all(why.startswith("state: link ") for _, why in record.refusals)
+    assert all(why.startswith("state: link ") for _, why, *_ in record.refusals)
 
 
 async def test_a_cut_on_a_fork_is_refused(world: SimulatedWorld, accounts: dict[str, Account]) -> None:

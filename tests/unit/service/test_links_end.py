@@ -152,7 +152,7 @@ async def test_a_link_with_debt_does_not_end_until_it_is_paid(world: SimulatedWo
     await world.store.append_link(forged._replace(recorded_at=int(world.clock.now())))
     refused = await world.epoch(LATER + 11)
     assert refused.attestations == ()
-    assert all("could not be let go" in why for _, why in refused.refusals), refused.refusals
+    assert all("could not be let go" in why for _, why, *_ in refused.refusals), refused.refusals
 
 
 async def test_an_end_before_its_time_is_not_attested(world: SimulatedWorld, watched: Account) -> None:
@@ -162,7 +162,7 @@ async def test_an_end_before_its_time_is_not_attested(world: SimulatedWorld, wat
     await world.store.append_link(early)
     record = await world.epoch(FIRST_EPOCH + 1)
     assert record.attestations == ()
-    assert all(f"the cool-down is {COOLDOWN} s" in why for _, why in record.refusals), record.refusals
+    assert all(f"the cool-down is {COOLDOWN} s" in why for _, why, *_ in record.refusals), record.refusals
 
 
 async def test_attestors_that_forgot_go_by_the_cooldown(world: SimulatedWorld, watched: Account) -> None:
@@ -224,7 +224,7 @@ async def test_a_revoke_that_nobody_signed_is_not_attested(
     monkeypatch.setattr(world.store, "state", forged)
     record = await world.epoch(FIRST_EPOCH + 1)
     assert record.attestations == ()
-    assert all(why.startswith(f"state: link {entry.position}: signature") for _, why in record.refusals)
+    assert all(why.startswith(f"state: link {entry.position}: signature") for _, why, *_ in record.refusals)
 
 
 # Addresses without a key
@@ -358,7 +358,7 @@ async def test_an_entry_committed_after_the_log_was_read_may_wait_an_epoch(
     monkeypatch.setattr(world.store, "state", state)
     record = await world.epoch(FIRST_EPOCH + 1)
     assert (len(record.attestations) == 4) == signed, record.refusals
-    assert all(f"link {entry.position} is older than the cut" in why for _, why in record.refusals)
+    assert all(f"link {entry.position} is older than the cut" in why for _, why, *_ in record.refusals)
     assert (await world.epoch(FIRST_EPOCH + 2)).attestations
 
 

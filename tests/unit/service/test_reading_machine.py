@@ -566,7 +566,7 @@ class ReadingMachine(RuleBasedStateMachine):
 
 def _only_late(record: EpochRecord) -> bool:
     """Say whether nobody refused; a busy machine may make somebody late."""
-    return all(why.startswith("late: ") for _, why in record.refusals)
+    return all(why.startswith("late: ") for _, why, *_ in record.refusals)
 
 
 def _break(eyes: Eyes, fault: str, degree: int) -> None:
