@@ -38,18 +38,19 @@ class SqlitePermitBook:
         """Remember a permit, durably on return; again with ``attestations`` once a quorum has signed it.
 
         Raises:
-            RefusedError: rule ``nonce``; another permit has it.
+            RefusedError: rule ``nonce``; another permit of the account has it.
         """
         signatures: list[list[int | str]] = [[a.index, a.r.hex(), a.vs.hex()] for a in attestations]
         await self._run(lambda: self._note(permit, signatures))
 
     async def since(self, expiry: int, account: str | None = None) -> tuple[SignedPermit, ...]:
-        """Return the permits, of one account or of all, that expire at ``expiry`` (Unix seconds) or later, by nonce."""
+        """Return the permits, of one account or all, that expire at ``expiry`` (Unix seconds) or later, ascending."""
         return await self._run(lambda: self._since(expiry, account))
 
     async def drop(self, permit: PermitRecord) -> None:
         """Forget a permit that nobody signed."""
-        await self._run(lambda: self._change("DELETE FROM permits WHERE nonce = ? AND signatures = '[]'", permit.nonce))
+        statement = "DELETE FROM permits WHERE account = ? AND nonce = ? AND signatures = '[]'"
+        await self._run(lambda: self._change(statement, permit.account, permit.nonce))
 
     async def forget(self, before: int) -> None:
         """Forget the permits that expired before a time, Unix seconds."""
@@ -69,8 +70,9 @@ class SqlitePermitBook:
             connection.execute("PRAGMA journal_mode=DELETE")
             connection.execute("PRAGMA synchronous=EXTRA")
             connection.execute(
-                "CREATE TABLE IF NOT EXISTS permits (nonce TEXT PRIMARY KEY, account TEXT NOT NULL,"
-                " expiry INTEGER NOT NULL, terms TEXT NOT NULL, signatures TEXT NOT NULL) WITHOUT ROWID"
+                "CREATE TABLE IF NOT EXISTS permits (account TEXT NOT NULL, nonce TEXT NOT NULL,"
+                " expiry INTEGER NOT NULL, terms TEXT NOT NULL, signatures TEXT NOT NULL,"
+                " PRIMARY KEY (account, nonce)) WITHOUT ROWID"
             )
             self._connection = connection
         return self._connection
@@ -80,12 +82,12 @@ class SqlitePermitBook:
         connection.execute("BEGIN IMMEDIATE")
         try:
             row = connection.execute(
-                "SELECT terms, signatures FROM permits WHERE nonce = ?", (permit.nonce,)
+                "SELECT terms FROM permits WHERE account = ? AND nonce = ?", (permit.account, permit.nonce)
             ).fetchone()
             if row is not None and row[0] != terms:
                 raise RefusedError("nonce", f"{permit.nonce} is of the permit {row[0]}, not of {terms}")
             if row is None or signatures:
-                values = (permit.nonce, permit.account, permit.expiry, terms, json.dumps(signatures))
+                values = (permit.account, permit.nonce, permit.expiry, terms, json.dumps(signatures))
                 connection.execute("INSERT OR REPLACE INTO permits VALUES (?, ?, ?, ?, ?)", values)
             connection.execute("COMMIT")
         finally:
@@ -94,7 +96,8 @@ class SqlitePermitBook:
 
     def _since(self, expiry: int, account: str | None) -> tuple[SignedPermit, ...]:
         rows = self._open().execute(
-            "SELECT terms, signatures FROM permits WHERE expiry >= ? AND (? IS NULL OR account = ?) ORDER BY nonce",
+            "SELECT terms, signatures FROM permits WHERE expiry >= ? AND (? IS NULL OR account = ?)"
+            " ORDER BY account, nonce",
             (expiry, account, account),
         )
         return tuple(
@@ -105,8 +108,8 @@ class SqlitePermitBook:
             for terms, signatures in rows
         )
 
-    def _change(self, statement: str, value: str | int) -> None:
-        self._open().execute(statement, (value,))
+    def _change(self, statement: str, *values: str | int) -> None:
+        self._open().execute(statement, values)
 
     def _close(self) -> None:
         if self._connection is not None:

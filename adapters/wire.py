@@ -199,7 +199,7 @@ class WireClient:
         digest = (await asyncio.to_thread(sha256, body)).digest()
         time = int(self._clock.now())
         terms = _Terms(self._sender, self._peer, method, path, time, self._draw(_NONCE_LENGTH), digest)
-        r, vs = self._signer.sign(_request_digest(self._deployment_id, terms))
+        r, vs = await asyncio.to_thread(self._signer.sign, _request_digest(self._deployment_id, terms))
         headers = {
             _FROM: "0x" + terms.sender.hex(),
             _TO: "0x" + terms.receiver.hex(),

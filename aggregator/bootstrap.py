@@ -29,7 +29,8 @@ from aggregator.config import Settings
 from aggregator.domain.budgets import PermitRecord
 from aggregator.domain.certificate import EpochRecord, Posting
 from aggregator.domain.errors import ConfigError, CrossmarginError, InputError, SourceError, Unreachable
-from aggregator.domain.latency import LatencyReport, Leg
+from aggregator.domain.latency import LatencyReport, LatencyTables, Leg
+from aggregator.domain.price import Quote
 from aggregator.domain.rows import (
     AssetRow,
     AttestorRow,
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
     from aggregator.service.relayer import Relayer
     from aggregator.service.remote import AttestorClient, Fences
     from aggregator.service.rotation import RotationRules
-    from aggregator.service.workbench import Workbench
+    from aggregator.service.workbench import Computed, Workbench
 
 DISPUTES, EVIDENCE_KEY = "disputes.jsonl", "evidence"
 """In the data folder: the log of disputes, and the name of the key that signs it."""
@@ -342,7 +343,7 @@ def _build_provider(settings: Settings, row: ChainRow, url: SecretStr, parent: C
 
         deployment_id = deployment_of(settings).deployment_id()
         adapters = [_evm_adapter(row, venue, assets, deployment_id) for venue in venues]
-        adapters += [Registry(row.id, address) for address in registries]
+        adapters += [Registry(row.id, address, settings.service.epoch_seconds) for address in registries]
         feeds = [s for s in settings.sources if s.kind == "chainlink" and s.id.startswith(f"{row.id}:")]
         return EvmReader(
             row,
@@ -360,7 +361,8 @@ def _build_provider(settings: Settings, row: ChainRow, url: SecretStr, parent: C
     from adapters.solana.spl_token import SplTokenWallet
     from adapters.solana.vault import CollateralVault as SolanaVault
 
-    solana: list[SolanaAdapter] = [SolanaRegistry(row.id, address) for address in registries]
+    period = settings.service.epoch_seconds
+    solana: list[SolanaAdapter] = [SolanaRegistry(row.id, address, period) for address in registries]
     members = Members(None)
     for venue in venues:
         match venue.kind:
@@ -617,7 +619,14 @@ class _Ground:
             store,
             source,
             SqlHalts(store),
-            Rules(deployment, service.epoch_seconds, service.clock_skew, service.max_lifetime, start_delay),
+            Rules(
+                deployment,
+                service.epoch_seconds,
+                service.clock_skew,
+                service.max_lifetime,
+                start_delay,
+                recovered_here(settings),
+            ),
             Workbench(world_of(settings), settings.pyth, settings.policy.lifetime),
             chain_witness(settings),
         )
@@ -721,11 +730,12 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
     from aggregator.service import telemetry
     from aggregator.service.accounts import AccountBook, LinkEnder
     from aggregator.service.bundle import leaf_proof
+    from aggregator.service.committed import listed_permits
     from aggregator.service.cycle import Cycle
     from aggregator.service.desk import Desk
     from aggregator.service.latency import LatencyMeter
     from aggregator.service.node import CoordinatorDoor, Learner
-    from aggregator.service.permits import PermitDesk
+    from aggregator.service.permits import PermitDesk, Vantage, to_list
     from aggregator.service.relayer import Relayer
 
     service = settings.service
@@ -780,9 +790,15 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
         else:
             attestors = await _attestors_here(ground, destinations.values())
         desk, turn = Desk(ground.workbench.world), asyncio.Lock()
+        vantage, slack = Vantage(ground.workbench.world), _permit_slack(settings)
 
-        async def listed_permits(at: int) -> Sequence[PermitRecord]:
-            return await permit_desk.outstanding(at)
+        async def permits_to_list(at: int) -> Sequence[PermitRecord]:
+            before = listed_permits(await store.preimage("state"))
+            return to_list(await permit_desk.outstanding(at), before, at, slack)
+
+        def on_computed(computed: Computed, quotes: Sequence[Quote], latency: LatencyTables) -> None:
+            desk.take(computed, quotes, latency)
+            vantage.take(computed, quotes, latency)
 
         cycle = Cycle(
             workbench=ground.workbench,
@@ -796,11 +812,11 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             keep_epochs=service.keep_epochs,
             meter=meter,
             ender=LinkEnder(store, clock, service.link_cooldown),
-            on_computed=desk.take,
+            on_computed=on_computed,
             catch_up=learner.catch_up if learner else None,
             tell=peers.tell if peers else None,
             grants=grants,
-            permits=listed_permits,
+            permits=permits_to_list,
             turn=turn,
         )
         book = SqlitePermitBook(data / "permits.sqlite3")
@@ -817,8 +833,11 @@ async def build_service(settings: Settings) -> AsyncIterator[Service]:
             peers.attestors if peers else (),
             cycle.group,
             newest_epoch,
-            _vaults(settings),
+            vantage.newest,
+            grants,
+            vaults_of(settings),
             {d.chain: d.clock_bound for d in settings.destinations},
+            slack,
             clock,
             turn=turn,
         )
@@ -873,7 +892,8 @@ async def _attestors_here(ground: _Ground, destinations: Iterable[Destination]) 
         own = LatencyMeter(clock, settings.chains, settings.destinations, histogram=None)
         observer = await ground.observe(name, own)
         grants = ground.open_grants(record.with_name(f"{name}-grants.sqlite3"))
-        state_rules = StateRules(ground.rules.deployment_id, settings.service.link_cooldown, ground.witness, grants)
+        cooldown, longest = settings.service.link_cooldown, ground.rules.longest
+        state_rules = StateRules(ground.rules.deployment_id, cooldown, ground.witness, grants, longest)
         examiner = Examiner(state_rules, ground.workbench, observer, ground.source, store, own)
         attestors.append(
             Attestor(
@@ -917,12 +937,19 @@ class AttestorProcess:
             task.result()
 
 
-def _vaults(settings: Settings) -> dict[str, tuple[str, ...]]:
+def vaults_of(settings: Settings) -> dict[str, tuple[str, ...]]:
     """Return the addresses of the configured vaults by chain."""
     chains = {v.chain for v in settings.venues if v.kind == "vault"}
     return {
         c: tuple(v.addresses["vault"] for v in settings.venues if (v.chain, v.kind) == (c, "vault")) for c in chains
     }
+
+
+def _permit_slack(settings: Settings) -> dict[str, int]:
+    """Return for how many seconds permits count after their expiry, by chain."""
+    bounds = {d.chain: d.clock_bound for d in settings.destinations}
+    longest = max(bounds.values(), default=0)
+    return {c.id: bounds.get(c.id, longest) + c.max_age for c in settings.chains}
 
 
 def own_attestor(settings: Settings) -> OwnAttestorRow:
@@ -968,12 +995,13 @@ async def build_attestor(settings: Settings) -> AsyncIterator[AttestorProcess]:
     from adapters.wire import WireGate
     from aggregator.api.attestor_app import create_attestor_app
     from aggregator.service.attest import Attestor
+    from aggregator.service.committed import listed_permits
     from aggregator.service.cycle import Cycle
     from aggregator.service.examine import Examiner
     from aggregator.service.latency import LatencyMeter
     from aggregator.service.node import Node
     from aggregator.service.permits import Ground as PermitGround
-    from aggregator.service.permits import HoldRules, PermitRules, Vantage, verify_permits
+    from aggregator.service.permits import HoldRules, PermitRules, Vantage, to_list, verify_permits
     from aggregator.service.replica import Replica
     from aggregator.service.state_rules import StateRules
 
@@ -997,14 +1025,19 @@ async def build_attestor(settings: Settings) -> AsyncIterator[AttestorProcess]:
         meter = LatencyMeter(clock, settings.chains, settings.destinations)
         observer = await ground.observe(own.name, meter)
         grants = ground.open_grants(data / "grants.sqlite3")
-        state_rules = StateRules(rules.deployment_id, service.link_cooldown, ground.witness, grants)
+        state_rules = StateRules(rules.deployment_id, service.link_cooldown, ground.witness, grants, rules.longest)
         replica = Replica(store, clock, skew=service.clock_skew, epoch_seconds=service.epoch_seconds)
         vantage, book = Vantage(ground.workbench.world), SqlitePermitBook(data / "permits.sqlite3")
         closing.push_async_callback(book.close)
 
         async def check_permits(proposal: Proposal) -> None:
             at, listed, accounts = proposal.cut.cut_time, proposal.state.permits, proposal.state.accounts
-            verify_permits(listed, await permit_rules.outstanding(at), accounts, at, permit_ground)
+            before = listed_permits(proposal.previous_state)  # which the state's rules have verified
+            verify_permits(listed, await permit_rules.outstanding(at), before, accounts, at, permit_ground)
+
+        async def permits_to_list(at: int) -> Sequence[PermitRecord]:
+            before = listed_permits(await store.preimage("state"))
+            return to_list(await permit_rules.outstanding(at), before, at, permit_ground.slack)
 
         examiner = Examiner(
             state_rules, ground.workbench, observer, ground.source, store, meter, replica, vantage, check_permits
@@ -1025,12 +1058,14 @@ async def build_attestor(settings: Settings) -> AsyncIterator[AttestorProcess]:
         permit_ground = PermitGround(
             rules.deployment_id,
             signer,
-            functools.partial(attestor.sets.seat, attestor.member),
+            attestor.sets.at,
             record,
             vantage.newest,
             grants,
-            _vaults(settings),
+            vaults_of(settings),
             {d.chain: d.clock_bound for d in settings.destinations},
+            _permit_slack(settings),
+            rules.epoch_seconds,
             clock,
             turn=attestor.turn,
         )
@@ -1061,7 +1096,7 @@ async def build_attestor(settings: Settings) -> AsyncIterator[AttestorProcess]:
                     ender=None,  # the coordinator alone appends to the log
                     grants=grants,
                     claims=node.claims,
-                    permits=permit_rules.outstanding,
+                    permits=permits_to_list,
                 )
 
         node = Node(
@@ -1316,6 +1351,13 @@ def approvals_of(settings: Settings) -> FileApprovals:
     from adapters.approvals import FileApprovals
 
     return FileApprovals(Path(settings.service.data) / "approvals")
+
+
+def recovered_here(settings: Settings) -> Callable[[bytes], bool]:
+    """Return what says of a set's digest whether the operator of this machine approved it as recovered."""
+    from aggregator.service.rotation import RECOVERY
+
+    return functools.partial(approvals_of(settings).approved, RECOVERY)
 
 
 def rotation_rules(settings: Settings, signer: Signer, record: Record, store: SqlStore) -> RotationRules:

@@ -570,12 +570,12 @@ class PermitBook(Protocol):
         """Remember a permit, durably on return; again with ``attestations`` once a quorum has signed it.
 
         Raises:
-            RefusedError: rule ``nonce``; another permit has it.
+            RefusedError: rule ``nonce``; another permit of the account has it.
         """
         ...
 
     async def since(self, expiry: int, account: str | None = None) -> tuple[SignedPermit, ...]:
-        """Return the permits, of one account or of all, that expire at ``expiry`` (Unix seconds) or later, by nonce."""
+        """Return the permits, of one account or all, that expire at ``expiry`` (Unix seconds) or later, ascending."""
         ...
 
     async def drop(self, permit: PermitRecord) -> None:
@@ -633,12 +633,13 @@ class Permits(Protocol):
         """Have the attestors sign a permit that the controller asks for; the same one again gives the same answer.
 
         Raises:
-            InputError: names the field at fault. RefusedError: there is no quorum; says who refused, and why.
+            InputError: names the field at fault. ConflictError: too many are open, or being asked for.
+            RefusedError: there is no quorum; says who refused, and why.
         """
         ...
 
     async def permits(self, account: str) -> tuple[SignedPermit, ...]:
-        """Return an account's permits that may still be used, signed by a quorum or not, by nonce."""
+        """Return an account's permits that may still be used, signed by a quorum or not, ascending."""
         ...
 
 

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.command == "verify":
-            return _run_verify(options.file, options.json, options.deployment, options.now)
+            return _run_verify(options.file, options.json, options.deployment, options.now, options.recovered)
         return _run_prices(options.file, options.json)
     except ProofError as error:
         if options.json:
@@ -36,9 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return UNUSABLE
 
 
-def _run_verify(file: str, as_json: bool, deployment_id: bytes | None, now: int | None) -> int:
+def _run_verify(
+    file: str, as_json: bool, deployment_id: bytes | None, now: int | None, recovered: Sequence[bytes]
+) -> int:
     bundle = parse_bundle(_read_text(file))
-    steps = verify_bundle(bundle, now=now, deployment_id=deployment_id)
+    steps = verify_bundle(bundle, now=now, deployment_id=deployment_id, recovered=recovered)
     failed = any(step.outcome == "fail" for step in steps)
     if as_json:
         print(json.dumps(_bundle_document(bundle, steps, ok=not failed)))
@@ -99,7 +101,7 @@ def _read_bounded(stream: TextIO) -> str:
     return stream.read(MAX_BYTES + 1)
 
 
-def _deployment_id(text: str) -> bytes:
+def _word(text: str) -> bytes:
     decoded = bytes.fromhex(text.removeprefix("0x"))
     if len(decoded) != 32:
         raise ValueError("32 bytes of hex expected")
@@ -121,9 +123,17 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="print one JSON object")
     verify.add_argument(
         "--deployment",
-        type=_deployment_id,
+        type=_word,
         metavar="0xID",
         help="the deployment id you trust (32 bytes); step 2 compares it",
+    )
+    verify.add_argument(
+        "--recovered",
+        type=_word,
+        action="append",
+        default=[],
+        metavar="0xDIGEST",
+        help="a set of attestors that governance put in place, as the registries say; may be repeated",
     )
     verify.add_argument("--now", type=int, metavar="SECONDS", help="Unix time; statements from after it fail")
     prices = commands.add_parser(

@@ -2,11 +2,14 @@
 
 Set 1 is the deployment's genesis. Set N signs `RotateSet` for set N+1; the epoch of a statement alone decides which set
 must have signed it: N before N+1's `activation_epoch`, N+1 from it on (protocol.md, "Quorum").
+
+When too many keys of a set are lost, the governance of the registries puts set N+1 in its place without signatures. No
+proof of that fits in a history: whoever reads one must know the digests of such sets from the registries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from proofs.errors import FieldError, ProofError
@@ -61,10 +64,20 @@ class AttestorSet:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """A set with the signatures of the set before it, ascending by index."""
+    """A set with the signatures of the set before it, ascending by index; without any, governance's recovery."""
 
     to: AttestorSet
     signatures: tuple[IndexedSignature, ...]
+
+    @property
+    def recovered(self) -> bool:
+        """Whether it says that governance put the set in place."""
+        return not self.signatures
+
+
+def never_recovered(digest: bytes) -> bool:
+    """Say that governance recovered no set."""
+    return False
 
 
 def genesis_set(deployment: Deployment) -> AttestorSet:
@@ -88,8 +101,18 @@ def rotation_digest(to: AttestorSet, deployment_id: bytes) -> bytes:
     )
 
 
-def verify_history(deployment: Deployment, rotations: Sequence[Rotation]) -> tuple[AttestorSet, ...]:
+def verify_history(
+    deployment: Deployment,
+    rotations: Sequence[Rotation],
+    recovered: Callable[[bytes], bool] = never_recovered,
+) -> tuple[AttestorSet, ...]:
     """Check that each rotation was signed by the set before it; return all sets, the genesis set first.
+
+    Args:
+        deployment: whose genesis set comes first.
+        rotations: to sets 2, 3, … in order.
+        recovered: says of a digest (`rotation_digest`) whether governance is known to have recovered that set; only
+            then it needs no signatures.
 
     Raises:
         FieldError, QuorumError: naming ``rotations[i]`` and its field.
@@ -106,8 +129,15 @@ def verify_history(deployment: Deployment, rotations: Sequence[Rotation]) -> tup
         if len(to.members) < LEAST_MEMBERS and deployment.network_class != DEVNET:
             reason = f"{len(to.members)} given, at least {LEAST_MEMBERS} expected outside a devnet"
             raise FieldError(f"rotations[{i}].members", reason)
+        digest = rotation_digest(to, deployment_id)
+        if rotation.recovered:
+            if not recovered(digest):
+                reason = f"none, and 0x{digest.hex()} is not known to be a set that governance recovered"
+                raise FieldError(f"rotations[{i}].signatures", reason)
+            sets.append(to)
+            continue
         try:
-            verify_quorum(rotation_digest(to, deployment_id), rotation.signatures, before.members, before.threshold)
+            verify_quorum(digest, rotation.signatures, before.members, before.threshold)
         except ProofError as error:
             raise type(error)(f"rotations[{i}].{error.field}", error.reason) from error
         sets.append(to)

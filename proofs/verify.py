@@ -11,7 +11,7 @@ rests on. A bundle vouches for its own deployment id only: compare that with one
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Literal
@@ -82,6 +82,7 @@ def verify_bundle(
     recompute: Recompute | None = None,
     roots: ReadRoots | None = None,
     deployment_id: bytes | None = None,
+    recovered: Collection[bytes] = (),
 ) -> tuple[Step, ...]:
     """Check a bundle and return all nine steps in order; a failed step does not stop the later ones.
 
@@ -91,16 +92,18 @@ def verify_bundle(
         recompute: The valuation core, for step 7.
         roots: A reader of the destinations, for step 9.
         deployment_id: 32 bytes; if given, the bundle must be of this deployment.
+        recovered: Digests of attestor sets that governance put in place without signatures, as the registries say; a
+            bundle with another such set fails.
     """
     checks: tuple[Callable[[], tuple[Outcome, str]], ...] = (
         lambda: _check_digests(bundle),
-        lambda: _check_quorum(bundle, now, deployment_id),
+        lambda: _check_quorum(bundle, now, deployment_id, recovered),
         lambda: _check_leaves(bundle),
         lambda: ("not provable yet", "rests on the attestors' own reads: the bundle carries no block headers"),
         lambda: ("not provable yet", "rests on the attestors' own reads: the bundle carries no state proofs"),
         lambda: _check_prices(bundle),
         lambda: _check_recomputation(bundle, recompute),
-        lambda: _check_history(bundle),
+        lambda: _check_history(bundle, recovered),
         lambda: _check_stored_roots(bundle, roots),
     )
     steps = []
@@ -133,7 +136,9 @@ def _check_digests(bundle: Bundle) -> tuple[Outcome, str]:
     return "pass", f"the header commits to the body, the body to {', '.join(PREIMAGES)}"
 
 
-def _check_quorum(bundle: Bundle, now: int | None, deployment_id: bytes | None) -> tuple[Outcome, str]:
+def _check_quorum(
+    bundle: Bundle, now: int | None, deployment_id: bytes | None, recovered: Collection[bytes]
+) -> tuple[Outcome, str]:
     """Step 2: enough members of the set that the epoch demands signed the header."""
     own_id = bundle.deployment.deployment_id()
     if deployment_id is not None and own_id != deployment_id:
@@ -141,18 +146,23 @@ def _check_quorum(bundle: Bundle, now: int | None, deployment_id: bytes | None) 
     header = bundle.statement.header
     if now is not None and header.produced_at > now:
         raise FieldError("header.producedAt", f"{header.produced_at} is in the future, it is {now}")
-    sets = verify_history(bundle.deployment, bundle.rotations)
+    sets = verify_history(bundle.deployment, bundle.rotations, recovered.__contains__)
     _check_rotations(bundle)
     demanded = _verify_statement(bundle.deployment, sets, bundle.statement, "")
     signers = len(bundle.statement.signatures)
     detail = f"{signers} of {len(demanded.members)} signed (threshold {demanded.threshold})"
+    unsigned = [r.to.set_id for r in bundle.rotations if r.recovered and r.to.set_id <= demanded.set_id]
     if bundle.rotations:
-        detail += f", set {demanded.set_id} of {len(sets)}, each signed by the one before it"
+        others = "each other one" if unsigned else "each"
+        detail += f", set {demanded.set_id} of {len(sets)}, {others} signed by the one before it"
     detail += f", deployment 0x{own_id.hex()}"
     if deployment_id is None:
         detail += " as the bundle states it: compare it with one you trust"
     if now is not None and now >= header.valid_until:
         detail += f"; no longer current, valid until {header.valid_until}"
+    if unsigned:
+        rests = ", ".join(f"governance's recovery of set {n} (not signed by set {n - 1})" for n in unsigned)
+        return "not provable yet", f"rests on {rests}; {detail}"
     return "pass", detail
 
 
@@ -493,10 +503,10 @@ def _within_tolerance(attested: int, recomputed: int) -> bool:
     return abs(attested - recomputed) <= 1 + max(abs(attested), abs(recomputed)) // 10**12
 
 
-def _check_history(bundle: Bundle) -> tuple[Outcome, str]:
+def _check_history(bundle: Bundle, recovered: Collection[bytes]) -> tuple[Outcome, str]:
     """Step 8: `previous` is the digest of the statement before, as far back as the bundle goes."""
     deployment_id = bundle.deployment.deployment_id()
-    sets = verify_history(bundle.deployment, bundle.rotations)
+    sets = verify_history(bundle.deployment, bundle.rotations, recovered.__contains__)
     newer, here = bundle.statement, ""
     for i, older in enumerate(bundle.history):
         there = f"history[{i}]."

@@ -42,6 +42,7 @@ TYPICAL_GAS: Final = 90_000
 # two sets are read; a rotation writes a word of code per member. tests/bench/gas.py measures what they take.
 CEILING_BASE: Final = 80_000
 CEILING_PER_SIGNATURE: Final = 5_000
+CEILING_FLOOR: Final = 340_000  # a floor that rises empties up to 64 slots; what that refunds comes after
 CEILING_ROTATION: Final = 120_000
 CEILING_PER_MEMBER: Final = 10_000
 
@@ -121,7 +122,7 @@ class EvmRegistryDestination:
             SourceError: the node did not answer well.
         """
         ceiling = CEILING_BASE + CEILING_PER_SIGNATURE * len(certificate.attestations)
-        return await self._sign(build_post(certificate), ceiling)
+        return await self._sign(build_post(certificate), ceiling, certificate.header.floor)
 
     async def sign_rotation(self, rotation: Rotation) -> SignedPosting:
         """Estimate, price and sign the transaction that adds the next set; nothing is sent.
@@ -132,17 +133,27 @@ class EvmRegistryDestination:
         ceiling = CEILING_ROTATION + CEILING_PER_MEMBER * len(rotation.to.members)
         return await self._sign(build_rotate(rotation), ceiling + CEILING_PER_SIGNATURE * len(rotation.signatures))
 
-    async def _sign(self, data: bytes, ceiling: int) -> SignedPosting:
+    async def _sign(self, data: bytes, ceiling: int, floor: int = 0) -> SignedPosting:
         nonce = await self._nonce()
         replaced = self._offered if self._offered is not None and self._offered.nonce == nonce else None
         # An estimate runs on top of the pool: with our own posting there, its replacement would look like a repeat.
         # What it replaces may carry another epoch, whose ring slot was in use: so allow for the dearest posting, too.
-        gas = max(replaced.gas, ceiling) if replaced is not None else await self._estimate(data)
+        if replaced is None:
+            gas = await self._estimate(data)
+        else:
+            gas = max(replaced.gas, ceiling + (CEILING_FLOOR if await self._raises(floor) else 0))
         tip, fee = await self._fees(replaced)
         transaction = Transaction(self._chain_id, nonce, tip, fee, gas, self._registry, data)
         raw = sign_transaction(transaction, self._payer)
         self._offered = transaction
         return SignedPosting(id="0x" + keccak256(raw).hex(), raw="0x" + raw.hex(), nonce=nonce)
+
+    async def _raises(self, floor: int) -> bool:
+        """Say whether a statement with this floor would raise the registry's; the one before it may never have come."""
+        if floor == 0:
+            return False
+        latest = await self.read_latest()
+        return latest is not None and floor > latest.floor
 
     async def submit(self, posting: SignedPosting) -> None:
         """Send the signed bytes; a node that has them, or has mined them, is content.

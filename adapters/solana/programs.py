@@ -25,9 +25,9 @@ from proofs.statement import Deployment, Header, pack_header
 _SYSTEM = Pubkey.from_string(SYSTEM_PROGRAM)
 _TOKEN = Pubkey.from_string(TOKEN_PROGRAM)
 
-REGISTRY_SIZE, STAGED_SIZE, MARGIN_SIZE, DRAWN_SIZE, CONSUMER_SIZE, LINK_SIZE = 4_224, 744, 224, 128, 88, 176
+REGISTRY_SIZE, STAGED_SIZE, MARGIN_SIZE, DRAWN_SIZE, CONSUMER_SIZE, LINK_SIZE = 4_224, 744, 224, 128, 96, 176
 REGISTRY_TAG, STAGED_TAG, MARGIN_TAG, DRAWN_TAG = b"cmREGST2", b"cmNXSET1", b"cmACCNT1", b"cmDRAWN1"
-CONSUMER_TAG, LINK_TAG = b"cmCONSM1", b"cmLINKR1"
+CONSUMER_TAG, LINK_TAG = b"cmCONSM2", b"cmLINKR1"
 VAULT_SIZE, HOLDING_SIZE, DEPOSIT_SIZE = 56, 128, 168
 VAULT_TAG, HOLDING_TAG, DEPOSIT_TAG = b"cmVAULT2", b"cmHOLDG1", b"cmDEPOS1"
 LIMIT_SIZE, HOLD_SIZE = 88, 96
@@ -278,11 +278,12 @@ class DrawnState:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerState:
-    """A consumer. It may draw from the second `listed_from` on; None: delisted."""
+    """A consumer. It may draw from the second `listed_from` on; None: delisted, last at `delisted_at`."""
 
     registry: str
     authority: str
     listed_from: int | None
+    delisted_at: int | None
 
 
 class MarginStatus(IntEnum):
@@ -441,6 +442,20 @@ def build_repay(program: Pubkey, registry: Pubkey, authority: Pubkey, account: b
     return Instruction(program, bytes([14]) + account + amount.to_bytes(16, "little"), metas)
 
 
+def build_forgive(
+    program: Pubkey, registry: Pubkey, governance: Pubkey, authority: Pubkey, account: bytes
+) -> Instruction:
+    """Return the instruction by which governance writes off what a consumer drew, a timelock after delisting it."""
+    metas = [
+        _signs(governance),
+        _readonly(registry),
+        _readonly(consumer_address(program, registry, authority)),
+        _writable(margin_address(program, registry, account)),
+        _writable(drawn_address(program, registry, account, authority)),
+    ]
+    return Instruction(program, bytes([15]) + account + bytes(authority), metas)
+
+
 def decode_registry(account: str, raw: RawAccount, program: Pubkey) -> RegistryState:
     """Decode a registry account. Raises LayoutError."""
     fields = _open(account, raw, program, REGISTRY_SIZE, REGISTRY_TAG)
@@ -518,7 +533,7 @@ def decode_drawn(account: str, raw: RawAccount, program: Pubkey) -> DrawnState:
 def decode_consumer(account: str, raw: RawAccount, program: Pubkey) -> ConsumerState:
     """Decode a consumer. Raises LayoutError."""
     fields = _open(account, raw, program, CONSUMER_SIZE, CONSUMER_TAG)
-    return ConsumerState(fields.key(8), fields.key(40), fields.u64(72) or None)
+    return ConsumerState(fields.key(8), fields.key(40), fields.u64(72) or None, fields.u64(80) or None)
 
 
 def compute_usable(state: RegistryState, margin: Margin, now: int) -> int:
@@ -535,10 +550,13 @@ def compute_usable(state: RegistryState, margin: Margin, now: int) -> int:
 
 
 def compute_status(state: RegistryState, margin: Margin | None, now: int) -> MarginStatus:
-    """Return an account's status by the leaf applied last; None for one never applied. `now`: the chain's clock."""
-    if margin is None or now >= margin.valid_until or margin.epoch < state.floor:
+    """Return an account's status, of which only its newest leaf says anything; None for one never applied.
+
+    `now` is the chain's clock, Unix seconds.
+    """
+    if margin is None or now >= margin.valid_until or margin.epoch != state.epoch:
         return MarginStatus.UNKNOWN
-    if margin.flags & (STALE | PARTIAL):
+    if margin.flags & (STALE | PARTIAL | MONITORED):
         return MarginStatus.UNKNOWN
     if margin.flags & LIQUIDATABLE:
         return MarginStatus.LIQUIDATABLE

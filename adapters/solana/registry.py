@@ -1,12 +1,14 @@
 """The registry program: what consumers on this chain have drawn for each account.
 
 Layouts and rules: proofs/programs/registry.c. Every account has a position, with nothing drawn too: it says from which
-epoch on a budget can still be drawn. What cannot be read may be any debt.
+epoch on a budget can still be drawn. What cannot be read may be any debt; so may what comes with an epoch that no
+registry can hold yet, as by its word no budget given so far could be drawn any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from solders.pubkey import Pubkey
 
@@ -20,20 +22,26 @@ from adapters.solana.programs import (
     registry_address,
 )
 from adapters.solana.vault import account_id
-from aggregator.domain.budgets import Drawn
-from aggregator.domain.rows import AssetRow
+from aggregator.domain.budgets import Drawn, newest_postable
 from aggregator.domain.snapshot import DEBT_UNREADABLE, Finding, Position, Subject
 
 
 class Registry:
-    """What accounts have drawn at one registry."""
+    """What accounts have drawn at one registry.
+
+    Args:
+        chain: CAIP-2.
+        address: the registry account's.
+        epoch_seconds: length of an epoch.
+        clock: Unix seconds, at or after the time of every slot that is read.
+    """
 
     name = "registry"
     keyed_by = "account"
 
-    def __init__(self, chain: str, address: str, assets: Mapping[str, AssetRow] | None = None) -> None:
-        """Read the registry account at ``address``; it needs no ``assets``, what it counts is dollars."""
+    def __init__(self, chain: str, address: str, epoch_seconds: int, clock: Callable[[], float] = time.time) -> None:
         self.chain, self.registry = chain, Pubkey.from_string(address)
+        self._epoch_seconds, self._clock = epoch_seconds, clock
         self.asset = f"{chain}/registry:{self.registry}"
 
     def flow(self, subjects: Sequence[Subject]) -> Flow:
@@ -49,6 +57,11 @@ class Registry:
             same, state = self._open(again)
             if same != program:
                 raise LayoutError(str(self.registry), "owner", f"{same} found, {program} a moment before")
+            newest = newest_postable(self._clock(), self._epoch_seconds)
+            if state.epoch > newest:
+                raise LayoutError(
+                    str(self.registry), "epoch", f"{state.epoch} found, the newest that can be is {newest}"
+                )
         except LayoutError as error:
             return (), tuple(unreadable(DEBT_UNREADABLE, self.asset, subject, str(error)) for subject in subjects)
         drawn = Drawn(posted=state.epoch, set_id=state.newest.set_id)

@@ -1,8 +1,9 @@
 """The collateral vault program: SPL and Token-2022 tokens held for an account, given back only after a delay.
 
 Layouts and rules: proofs/programs/vault.c. Authority is a vault of this deployment: control seizable, removal delay as
-the vault says, held or not: a hold ends, and a permit is the attestors' word, not the owner's. `total` includes
-`pending`. A mint or custody that cannot be relied on concerns those who hold that asset, and nothing else of theirs.
+the vault says, held or not: a hold ends, and a permit is the attestors' word, not the owner's. A vault that obeys
+another registry holds nothing that counts here: others let it go. `total` includes `pending`. A mint or custody that
+cannot be relied on concerns those who hold that asset, and nothing else of theirs.
 """
 
 from __future__ import annotations
@@ -42,13 +43,16 @@ class CollateralVault:
         program: base58 id of the vault program.
         vault: base58 address of the vault.
         assets: the chain's assets; SPL ones are read.
+        registry: base58 address of this deployment's registry on the chain, which the vault must obey; None takes any.
     """
 
     name = "vault"
     keyed_by = "account"
 
-    def __init__(self, chain: str, program: str, vault: str, assets: Mapping[str, AssetRow]) -> None:
-        self.chain = chain
+    def __init__(
+        self, chain: str, program: str, vault: str, assets: Mapping[str, AssetRow], registry: str | None = None
+    ) -> None:
+        self.chain, self.registry = chain, registry
         self.program, self.vault = Pubkey.from_string(program), Pubkey.from_string(vault)
         self.rows = [row for row in assets.values() if row.kind == "spl" and row.id.startswith(f"{chain}/")]
 
@@ -114,6 +118,8 @@ class CollateralVault:
         state = decode_vault(str(self.vault), raw, self.program)
         if vault_address(self.program, Pubkey.from_string(state.registry), state.delay) != self.vault:
             raise LayoutError(str(self.vault), "address", "not the address of its registry and delay")
+        if self.registry is not None and state.registry != self.registry:
+            raise LayoutError(str(self.vault), "registry", f"{state.registry} found, {self.registry} expected")
         return state.delay
 
     def _pool(

@@ -161,7 +161,7 @@ class _App:
             await _send(send, 401, b"")
             return
         status, body = await self._serve(ticket, *endpoint, headers, receive)
-        await _send(send, status, body, ticket.seal(status, body))
+        await _send(send, status, body, await asyncio.to_thread(ticket.seal, status, body))  # a token takes a moment
 
     async def _serve(
         self, ticket: Ticket, handler: _Handler, most: int, headers: Mapping[str, str], receive: Receive

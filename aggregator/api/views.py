@@ -42,10 +42,11 @@ from proofs.hashing import keccak256
 from proofs.merkle import verify_proof
 from proofs.statement import BODY_TYPE, DOMAIN_TYPE, STATEMENT_TYPE, Header, pack_header
 
-_LEAF_ABI = "(bytes32,bytes32,uint64,int256,uint256,uint256,uint256,uint256,uint256,uint64,uint64,uint32)"
-_VERIFY = f"verify({_LEAF_ABI},bytes32[])"
+# As in IMarginRegistry.sol: numbers are whole words there, for the sake of gas.
+_LEAF_ABI = "(bytes32,bytes32,uint256,int256,uint256,uint256,uint256,uint256,uint256,uint256,uint256,uint256)"
+_VERIFY, _APPLY = f"verify({_LEAF_ABI},bytes32[])", f"applyLeaf({_LEAF_ABI},bytes32[])"
 _LEVELS: tuple[Literal["initial"], Literal["maintenance"]] = ("initial", "maintenance")
-_SOLANA_VERIFY = 2  # instruction tag of proofs/programs/registry.c
+_SOLANA_VERIFY, _SOLANA_APPLY = 2, 12  # instruction tags of proofs/programs/registry.c
 
 
 class Usd(BaseModel):
@@ -460,6 +461,7 @@ class RegistryCall(BaseModel):
     address: str = Field(description="Contract, or program")
     call: str = Field(description="Function, or instruction layout", examples=["verify(Leaf,bytes32[]) returns (bool)"])
     data: str = Field(description="Call data of an eth_call, or data of the instruction; 0x hex")
+    apply: str = Field(description="The same to store the leaf there, as whoever draws does first; 0x hex")
 
 
 class ProofView(BaseModel):
@@ -1219,17 +1221,23 @@ def _build_refusals(refusals: tuple[Refusal, ...]) -> list[RefusalView]:
 
 def _build_call(destination: DestinationRow, leaf: leaves.Leaf, path: tuple[bytes, ...]) -> RegistryCall:
     if destination.kind == "solana-registry":
-        data = bytes([_SOLANA_VERIFY]) + leaves.pack(leaf) + bytes([len(path)]) + b"".join(path)
+        given = leaves.pack(leaf) + bytes([len(path)]) + b"".join(path)
+        asks, stores = bytes([_SOLANA_VERIFY]), bytes([_SOLANA_APPLY])
         call = "tag 2 | leaf 188 bytes | n u8 | n × 32 bytes; account: registry; returns 1 byte"
     else:
         # Solidity ABI: a static tuple in place, then the offset of the dynamic array, its length and its words.
         encoded = leaves.abi_encode(leaf)
-        offset = len(encoded) + 32
         tail = len(path).to_bytes(32, "big") + b"".join(path)
-        data = keccak256(_VERIFY.encode())[:4] + encoded + offset.to_bytes(32, "big") + tail
+        given = encoded + (len(encoded) + 32).to_bytes(32, "big") + tail
+        asks, stores = (keccak256(text.encode())[:4] for text in (_VERIFY, _APPLY))
         call = f"{_VERIFY} returns (bool)"
     return RegistryCall(
-        chain=destination.chain, kind=destination.kind, address=destination.address, call=call, data=_hex(data)
+        chain=destination.chain,
+        kind=destination.kind,
+        address=destination.address,
+        call=call,
+        data=_hex(asks + given),
+        apply=_hex(stores + given),
     )
 
 

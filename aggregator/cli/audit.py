@@ -76,10 +76,24 @@ def _given(stored: dict[str, bytes], _: Bundle) -> dict[str, bytes]:
     return stored
 
 
+def _word(option: str, text: str) -> bytes:
+    try:
+        word = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError:
+        word = b""
+    if len(word) != 32:
+        raise InputError(option, "is not 32 bytes in hex", "give 0x and 64 hex digits")
+    return word
+
+
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle written by crossmargin export.")],
     deployment: Annotated[str | None, typer.Option(help="The deployment id you trust, 0x + 64 hex digits.")] = None,
+    recovered: Annotated[
+        list[str] | None,
+        typer.Option(help="Digest of a set that governance put in place, as the registries say; may be repeated."),
+    ] = None,
     online: Annotated[
         bool,
         typer.Option(help="Also read the root stored on each destination; takes deployment and chains from --config."),
@@ -95,21 +109,16 @@ def verify(
             parsed = parse_bundle(text)
         except ProofError as error:
             raise InputError(error.field or "bundle", error.reason) from None
-        trusted = None
-        if deployment is not None:
-            try:
-                trusted = bytes.fromhex(deployment.removeprefix("0x"))
-            except ValueError:
-                trusted = b""
-            if len(trusted) != 32:
-                raise InputError("--deployment", "is not 32 bytes in hex", "give 0x and 64 hex digits")
+        trusted = None if deployment is None else _word("--deployment", deployment)
+        known = [_word("--recovered", digest) for digest in recovered or ()]
         stored: dict[str, bytes] | None = None
         if online:
             settings = settings_of(config)
             trusted = trusted or bootstrap.deployment_of(settings).deployment_id()
             stored = asyncio.run(bootstrap.stored_roots(settings, parsed.statement.header.epoch))
         roots = None if stored is None else partial(_given, stored)
-        steps = verify_bundle(parsed, now=int(time.time()), roots=roots, deployment_id=trusted)
+        now = int(time.time())
+        steps = verify_bundle(parsed, now=now, roots=roots, deployment_id=trusted, recovered=known)
         if json_output:
             print_json([{"step": s.number, "title": s.title, "outcome": s.outcome, "detail": s.detail} for s in steps])
         else:

@@ -1,4 +1,4 @@
-"""``crossmargin permits``: take collateral out of a vault at once, with the attestors' permit."""
+"""``crossmargin permits``: take collateral out of a vault at once, with the attestors' permit; or keep it in."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from aggregator.cli.frame import (
     ConfigOption,
     JsonOption,
     app,
+    bootstrap,
     guarded,
+    opened,
     out,
     print_json,
+    run_async,
     settings_of,
     table,
 )
 from aggregator.cli.stress import ask
 from aggregator.cli.whatif import asset_of
-from aggregator.domain.errors import InputError
+from aggregator.domain.errors import InputError, UnknownError
+from aggregator.domain.permits import HoldRecord, pack_indices
 from aggregator.domain.units import format_amount, parse_units
 
 if TYPE_CHECKING:
     from aggregator.config import Settings
+    from aggregator.domain.permits import SignedHold
 
 permits_app = typer.Typer(
     help="Ask the attestors to let collateral go at once.", rich_markup_mode=None, no_args_is_help=True
@@ -132,6 +137,56 @@ def permits_list(account: AccountArgument, config: ConfigOption = None, json_out
         out.print(shown if page["permits"] else "No permit may still be used.")
 
     guarded(work)
+
+
+@permits_app.command("hold")
+def permits_hold(
+    account: AccountArgument,
+    chain: Annotated[str, typer.Option(help="The vault's chain: its name or CAIP-2 id.")],
+    vault: Annotated[str | None, typer.Option(help="The vault's address; default: the only one there.")] = None,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for each attestor.")] = 10.0,
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Have the attestors keep an account in trouble in a vault for an hour, and print what to bring to the vault.
+
+    A hold cannot be ended early. To prolong it, ask again: each newer epoch gives an hour from then.
+    """
+    from aggregator.service.attest import Sets
+    from aggregator.service.permits import collect_hold, hold_until
+
+    async def work() -> SignedHold:
+        async with opened(config) as (settings, store), bootstrap.attestor_clients(settings) as clients:
+            place = next((row.id for row in settings.chains if chain in (row.id, row.name)), "")
+            if not place:
+                raise UnknownError("--chain", chain, f"configured are {', '.join(row.name for row in settings.chains)}")
+            known, newest = await store.account(account), await store.certificate()
+            if newest is None:
+                raise UnknownError("epoch", "newest", "none is certified yet; try again soon")
+            epoch, deployment = newest.header.epoch, bootstrap.deployment_of(settings)
+            until = hold_until(epoch, settings.service.epoch_seconds)
+            hold = HoldRecord(known.id, place, vault or _only_vault(settings, place), until, epoch)
+            group = Sets(deployment, await store.rotations()).at(epoch)
+            return await collect_hold(clients, deployment.deployment_id(), group, hold, seconds=timeout)
+
+    signed = run_async(work)
+    hold, signatures = signed.hold, [("0x" + a.r.hex(), "0x" + a.vs.hex()) for a in signed.attestations]
+    indices = hex(pack_indices(signed.attestations))
+    if json_output:
+        of = zip(signed.attestations, signatures, strict=True)
+        shown = [{"index": a.index, "r": r, "vs": vs} for a, (r, vs) in of]
+        print_json(hold._asdict() | {"digest": "0x" + signed.digest.hex(), "signatures": shown, "indices": indices})
+        return
+    out.print(Text(f"held until {hold.until} (Unix seconds) once anybody brings this to {hold.chain}:{hold.vault}:"))
+    pairs = ",".join(f"({r},{vs})" for r, vs in signatures)
+    out.print(Text(f"hold({hold.account}, {hold.until}, {hold.epoch}, {indices}, [{pairs}])"), soft_wrap=True)
+
+
+def _only_vault(settings: Settings, chain: str) -> str:
+    known = bootstrap.vaults_of(settings).get(chain, ())
+    if len(known) != 1:
+        raise InputError("--vault", f"{len(known)} vaults are known on {chain}", f"name one of: {', '.join(known)}")
+    return known[0]
 
 
 def _amount(settings: Settings, text: str) -> tuple[str, str]:

@@ -105,7 +105,8 @@ def rotation_plan(
     async def work() -> tuple[Settings, AttestorSet]:
         async with opened(config) as (settings, store):
             deployment, seconds = bootstrap.deployment_of(settings), settings.service.epoch_seconds
-            sets, now = verify_history(deployment, await store.rotations()), int(time.time())
+            recovered, now = bootstrap.recovered_here(settings), int(time.time())
+            sets = verify_history(deployment, await store.rotations(), recovered)
             epoch = -(-(now + start) // seconds)
             to = plan_set(
                 sets,
@@ -137,28 +138,35 @@ def rotation_approve(
     digest: Annotated[
         str | None, typer.Option(help="The digest you were told, instead of being asked whether it is this one.")
     ] = None,
+    recovered: Annotated[
+        bool,
+        typer.Option(help="Believe these terms without signatures: governance put them in force on every registry."),
+    ] = False,
     withdraw: Annotated[bool, typer.Option(help="Forget the approval instead.")] = False,
     config: ConfigOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Let the attestor of this machine sign exactly these terms, when it is asked to."""
+    """Let the attestor of this machine sign exactly these terms; or, recovered, let this machine believe them."""
+    from aggregator.service.rotation import KIND, RECOVERY
+
+    kind, shall = (RECOVERY, "believed without signatures") if recovered else (KIND, "signed")
 
     def work() -> None:
         settings, to = settings_of(config), _read_terms(terms)
-        if settings.attestor is None:
+        if settings.attestor is None and not recovered:
             raise InputError("--config", "is not an attestor's", "run this on the attestor's machine, with its file")
         shown, approvals = _terms(settings, to), bootstrap.approvals_of(settings)
         raw = bytes.fromhex(shown["digest"][2:])
         if not json_output:
             _print_terms(settings, to)
         if withdraw:
-            done = "withdrawn" if approvals.withdraw("rotation", raw) else "was not approved"
+            done = "withdrawn" if approvals.withdraw(kind, raw) else "was not approved"
         else:
             if digest is None:
-                typer.confirm("Is this the digest that you were told, and shall it be signed?", abort=True)
+                typer.confirm(f"Is this the digest that you were told, and shall it be {shall}?", abort=True)
             elif digest.lower() != shown["digest"]:
                 raise InputError("--digest", f"{digest} given, these terms have {shown['digest']}", "find out why")
-            approvals.approve("rotation", raw, encode_set(to), now=int(time.time()), by=user_name())
+            approvals.approve(kind, raw, encode_set(to), now=int(time.time()), by=user_name())
             done = "approved"
         if json_output:
             print_json(shown | {"state": done})
@@ -182,7 +190,8 @@ def rotation_collect(
         to = _read_terms(terms)
         async with opened(config) as (settings, store), bootstrap.attestor_clients(settings) as clients:
             history, deployment = await store.rotations(), bootstrap.deployment_of(settings)
-            found = await collect_rotation(to, clients, history, deployment, timeout=timeout)
+            recovered = bootstrap.recovered_here(settings)
+            found = await collect_rotation(to, clients, history, deployment, timeout=timeout, recovered=recovered)
             if found.rotation is not None:
                 await store.save_rotations([found.rotation])
             return found
@@ -199,6 +208,32 @@ def rotation_collect(
         out.print("kept; now: crossmargin rotation submit" if found.rotation else "no quorum: nothing is kept")
     if found.rotation is None:
         raise typer.Exit(1)
+
+
+@rotation_app.command("adopt")
+def rotation_adopt(
+    terms: TermsArgument,
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Keep a set that governance recovered on the registries, without signatures; approve it first."""
+    from aggregator.service.rotation import adopt_set
+
+    async def work() -> dict[str, Any]:
+        to = _read_terms(terms)
+        async with opened(config) as (settings, store):
+            if settings.attestor is not None:
+                raise InputError("--config", "is an attestor's", "run this at the coordinator: attestors learn from it")
+            deployment, recovered = bootstrap.deployment_of(settings), bootstrap.recovered_here(settings)
+            rotation = adopt_set(to, await store.rotations(), deployment, recovered, now=time.time())
+            await store.save_rotations([rotation])
+            return _terms(settings, to)
+
+    found = run_async(work)
+    if json_output:
+        print_json(found)
+    else:
+        out.print(f"kept: set {found['terms']['setId']}, {found['digest']}; attestors follow that approved it as well")
 
 
 @rotation_app.command("submit")
@@ -235,7 +270,8 @@ def rotation_show(config: ConfigOption = None, json_output: JsonOption = False) 
 
     async def work() -> tuple[Settings, list[tuple[AttestorSet, str]]]:
         async with opened(config) as (settings, store):
-            sets = verify_history(bootstrap.deployment_of(settings), await store.rotations())
+            recovered = bootstrap.recovered_here(settings)
+            sets = verify_history(bootstrap.deployment_of(settings), await store.rotations(), recovered)
             return settings, describe_sets(sets, time.time(), settings.service.epoch_seconds)
 
     settings, sets = run_async(work)
@@ -254,4 +290,4 @@ def rotation_show(config: ConfigOption = None, json_output: JsonOption = False) 
         shown.add_row(str(s.set_id), state, signs, str(s.activation_epoch), _time(s.not_after), members)
     out.print(shown)
     for approval in approvals:
-        out.print(f"approved here: {approval.digest} on {_time(approval.approved_at)} by {approval.by}")
+        out.print(f"approved here: {approval.kind} {approval.digest} on {_time(approval.approved_at)} by {approval.by}")

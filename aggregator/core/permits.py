@@ -1,14 +1,14 @@
 """Withdrawal permits that may still be used: what they take from an account before anybody sees it leave. Pure.
 
-A permitted amount counts 0 from the permit's signature until nobody can use it any more, whether it left or not. So it
-may be counted as gone twice for a while, and never as still there.
+A permitted amount counts 0 from the permit's signature until whoever counts the vault's collateral has seen that nobody
+can use it any more, whether it left or not. So it may be counted as gone twice for a while, and never as still there.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from aggregator.core.pipeline import compute_report
 from aggregator.core.risk.stress import standings_at
 from aggregator.core.whatif import Epoch, positions_of
 from aggregator.domain.budgets import REGISTRY_VENUE, Grant, PermitRecord
-from aggregator.domain.snapshot import Position
+from aggregator.domain.snapshot import Position, Snapshot
 from aggregator.domain.stress import Standing
 from aggregator.domain.units import usd_up
 from proofs.hashing import keccak256
@@ -42,15 +42,16 @@ def apply_permits(positions: Iterable[Position], permits: Collection[PermitRecor
     return tuple(sorted(changed))
 
 
-def outstanding(permits: Iterable[PermitRecord], now: int, bounds: Mapping[str, int]) -> tuple[PermitRecord, ...]:
-    """Return the permits that a vault may still take at ``now``, ascending by nonce.
+def outstanding(permits: Iterable[PermitRecord], now: int, slack: Mapping[str, int]) -> tuple[PermitRecord, ...]:
+    """Return the permits that count at ``now``: a vault may still take them, or may have taken them unseen. Ascending.
 
     Args:
         now: Unix seconds.
-        bounds: by chain (CAIP-2): seconds by which its clock may be behind.
+        slack: by chain (CAIP-2): seconds for which a permit counts after its expiry. By so much the vault's clock may
+            be behind, and the block that its collateral is still counted at may be old, both together.
     """
-    alive = {p for p in permits if p.expiry + bounds.get(p.chain, 0) >= now}
-    return tuple(sorted(alive, key=lambda p: (p.nonce, p)))
+    longest = max(slack.values(), default=0)
+    return tuple(sorted({p for p in permits if p.expiry + slack.get(p.chain, longest) >= now}))
 
 
 def missing(own: Iterable[PermitRecord], listed: Collection[PermitRecord]) -> PermitRecord | None:
@@ -65,6 +66,7 @@ class Withdrawn(NamedTuple):
     standing: Standing  # at its home destination
     free: int  # free collateral (initial, low), the least at any clock bound; may be negative
     unused: int  # what may still be drawn on earlier budgets, beyond what was drawn
+    unread: str  # chain of a registry that was not read lately enough to say what was drawn, "" if there is none
 
 
 def withdraw(
@@ -72,7 +74,6 @@ def withdraw(
     account: str,
     permits: Collection[PermitRecord],
     grants: Iterable[Grant],
-    now: int,
     bounds: Mapping[str, int],
 ) -> Withdrawn:
     """Value one account of an epoch as if permits had been used, and what may still be drawn on its budgets.
@@ -80,7 +81,6 @@ def withdraw(
     Args:
         permits: those that the epoch's positions do not have as pending already.
         grants: every budget, of any account, that was given and not withdrawn.
-        now: Unix seconds.
         bounds: by chain (CAIP-2): seconds by which its clock may be behind.
     """
     rows = apply_permits(positions_of(epoch.snapshot, account), permits)
@@ -96,34 +96,57 @@ def withdraw(
         else {}
     )
     free = int(report.free[0]) - sum(max(used.get(c, 0), charged.get(c, 0)) for c in used.keys() | charged.keys())
-    return Withdrawn(standing, min(free, standing.free_collateral), unused_budgets(rows, grants, account, now, bounds))
+    unused = unused_budgets(alone, grants, account, bounds)
+    unread = next((p.chain for p in rows if p.venue == REGISTRY_VENUE and _read_at(epoch.snapshot, p) is None), "")
+    return Withdrawn(standing, min(free, standing.free_collateral), unused, unread)
 
 
 def drawn(rows: Iterable[Position]) -> dict[str, int]:
     """Return what registries say was drawn and not repaid, by destination (CAIP-2), 1e-8 USD."""
-    return {p.chain: p.amount for p in rows if p.venue == REGISTRY_VENUE}
+    used: dict[str, int] = defaultdict(int)
+    for p in rows:
+        if p.venue == REGISTRY_VENUE:
+            used[p.chain] += p.amount
+    return used
 
 
-def unused_budgets(
-    rows: Sequence[Position], grants: Iterable[Grant], account: str, now: int, bounds: Mapping[str, int]
-) -> int:
+def unused_budgets(snapshot: Snapshot, grants: Iterable[Grant], account: str, bounds: Mapping[str, int]) -> int:
     """Return what may still be drawn on an account's budgets beyond what was drawn, of all destinations, 1e-8 USD.
 
-    A budget is no longer usable where a newer epoch is posted, or once it has expired there.
+    A budget is no longer usable where a newer epoch is posted, or once it has expired there. What was drawn before it
+    expired is known only as of the block at which the registry was read: that block's time decides, and the cut's where
+    no registry was read (as in ``domain.book``). One that was not read lately enough decides nothing.
 
     Args:
-        rows: the account's positions; those of venue ``registry`` say what is posted and drawn.
+        snapshot: its positions of venue ``registry`` say what is posted and drawn.
         grants: budgets given, of any account.
+        bounds: by destination (CAIP-2): seconds by which its clock may be behind.
     """
-    posted, used = {p.chain: p.drawn.posted for p in rows if p.venue == REGISTRY_VENUE}, drawn(rows)
+    rows = [p for p in snapshot.positions if p.account == account and p.venue == REGISTRY_VENUE]
+    used, posted, read = drawn(rows), dict[str, int](), dict[str, int]()
+    for p in rows:
+        posted[p.chain] = min(p.drawn.posted, posted.get(p.chain, p.drawn.posted))
+        read[p.chain] = min(_read_at(snapshot, p) or 0, read.get(p.chain, snapshot.cut_time))
     chains = {"0x" + keccak256(chain.encode()).hex(): chain for chain in (*posted, *bounds)}
+    longest = max(bounds.values(), default=0)
     usable: dict[str, int] = defaultdict(int)
     for grant in grants:
         chain = chains.get(grant.destination, "")
-        alive = grant.epoch >= posted.get(chain, 0) and grant.valid_until + bounds.get(chain, 0) > now
+        ends = grant.valid_until + bounds.get(chain, longest)
+        alive = grant.epoch >= posted.get(chain, 0) and ends > read.get(chain, snapshot.cut_time)
         if grant.account == account and alive:
             usable[grant.destination] = max(usable[grant.destination], grant.budget)
     return sum(max(0, budget - used.get(chains.get(place, ""), 0)) for place, budget in usable.items())
+
+
+def _read_at(snapshot: Snapshot, position: Position) -> int | None:
+    """Return the time of the block that a position was read at, None where that is too old to count."""
+    if position.seen:
+        of = [v for v in snapshot.carried if v.block is not None and v.block.height == position.seen]
+    else:
+        of = list(snapshot.chains)
+    view = next((v for v in of if v.chain == position.chain), None)
+    return view.block.time if view is not None and view.block is not None and view.status == "ok" else None
 
 
 def standing_of(epoch: Epoch, account: str) -> Standing:

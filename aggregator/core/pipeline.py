@@ -193,7 +193,7 @@ def value_report(
         isolated = _isolate(assets, debts, equity)
 
     if book.claims is not None:
-        room = room - book.claims.elsewhere
+        room = room - book.claims.elsewhere - book.claims.pending
     missing = np.array([*(is_missing(view) for view in views), True], dtype=np.bool_)  # closed by the unknown view
     unread = book.touches[:, :-1][:, missing[: book.touches.shape[1] - 1]].any(axis=1)
     unread |= ~book.monitored & bool(missing[:-1].any())

@@ -83,7 +83,8 @@ class Claims:
     used: Floats  # (D, A) 1e-8 USD, integral, rounded up: drawn and not repaid
     outstanding: Ints  # (D, A) 1e-8 USD: the largest budget given before that may still be drawn
     rotated: Bools  # (D, A) whether the registry knows the set of attestors that the epoch demands
-    elsewhere: Floats  # (A,) 1e-8 USD, integral: used, or perhaps usable, where no destination is (any more)
+    elsewhere: Floats  # (A,) 1e-8 USD, integral: drawn and not repaid where no destination is (any more)
+    pending: Floats  # (A,) 1e-8 USD, integral: given and perhaps still to be drawn where no destination is (any more)
     leg_account: Ints  # (K,) of each registry that says something was drawn
     leg_view: Ints  # (K,) and where it was seen
     shared_account: Ints  # (M,) of each registry read for an account that its owner shared out
@@ -97,6 +98,7 @@ class Claims:
             outstanding=self.outstanding[:, own],
             rotated=self.rotated[:, own],
             elsewhere=self.elsewhere[own],
+            pending=self.pending[own],
             leg_account=self.leg_account[legs] - index,
             leg_view=self.leg_view[legs],
             shared_account=self.shared_account[shared] - index,
@@ -542,6 +544,8 @@ def _claims(
     was read is as late: so it is the time of that block that counts, and the cut's where no registry was read. Several
     registries of one destination add up, and count as the oldest of them.
 
+    A grant that nobody drew on is no debt: it keeps other budgets small, and makes nobody unhealthy.
+
     Args:
         times: of the block of each view, Unix seconds.
     """
@@ -549,7 +553,8 @@ def _claims(
         return None
     shape = len(spot), len(number)
     used, known = np.zeros(shape), np.ones(shape, dtype=np.int64)
-    elsewhere, outstanding = np.zeros(len(number)), np.zeros(shape, dtype=np.int64)
+    elsewhere, pending = np.zeros(len(number)), np.zeros(len(number))
+    outstanding = np.zeros(shape, dtype=np.int64)
     said: dict[tuple[int, int], Drawn] = {}
     read_at: dict[tuple[int, int], int] = {}
     legs: list[tuple[int, int]] = []
@@ -589,12 +594,13 @@ def _claims(
         elif epoch >= said.get((place, account_index), NOT_DRAWN).posted:
             outstanding[place, account_index] = max(outstanding[place, account_index], min(budget, LARGEST_BUDGET))
     for (i, _), budget in unplaced.items():
-        elsewhere[i] += _float_up(budget)
+        pending[i] += _float_up(min(budget, LARGEST_BUDGET))
     return Claims(
         used=used,
         outstanding=outstanding,
         rotated=known >= snapshot.set_id,
         elsewhere=elsewhere,
+        pending=pending,
         leg_account=np.array([i for i, _ in legs], dtype=np.int64),
         leg_view=np.array([v for _, v in legs], dtype=np.int64),
         shared_account=np.array([i for i, _ in shared], dtype=np.int64),

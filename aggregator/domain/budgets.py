@@ -23,6 +23,13 @@ class Drawn(NamedTuple):
 
 
 NOT_DRAWN = Drawn()
+_EPOCHS_AHEAD = 2
+"""How far ahead of their chain's clock registries take a statement, epochs."""
+
+
+def newest_postable(now: float, epoch_seconds: int) -> int:
+    """Return the highest epoch that a registry can hold at ``now``, Unix seconds."""
+    return int(now) // epoch_seconds + _EPOCHS_AHEAD
 
 
 class Grant(NamedTuple):

@@ -96,7 +96,7 @@ class State:
     links: tuple[LinkRecord, ...]  # in the order of the log
     salts: Mapping[str, bytes]  # by account
     rotations: tuple[Rotation, ...] = ()  # sets 2, 3, … in order
-    permits: tuple[PermitRecord, ...] = ()  # those that may still be used, ascending by nonce
+    permits: tuple[PermitRecord, ...] = ()  # those that still count, ascending
     grants: tuple[Grant, ...] = ()  # of accounts whose budget is not at one destination alone, ascending
     levels: Levels = NO_LEVELS  # as the newest certified statement left them
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from aggregator.domain.budgets import PermitRecord
 from aggregator.domain.certificate import Attestation
+
+
+def pack_indices(attestations: Iterable[Attestation]) -> int:
+    """Return the signers' indices packed eight bits each, the first lowest, as EVM vaults take them."""
+    return sum(a.index << (8 * place) for place, a in enumerate(attestations))
 
 
 class SignedPermit(NamedTuple):
@@ -30,6 +35,7 @@ class SignedHold(NamedTuple):
     """A hold that a quorum signed."""
 
     hold: HoldRecord
+    digest: bytes
     attestations: tuple[Attestation, ...]  # ascending by index
 
 

@@ -28,7 +28,7 @@ from proofs import leaf as leaves_of
 from proofs import merkle
 from proofs.errors import ProofError
 from proofs.quorum import IndexedSignature, verify_quorum
-from proofs.sets import AttestorSet, Rotation, set_at, verify_history
+from proofs.sets import AttestorSet, Rotation, never_recovered, set_at, verify_history
 from proofs.signing import recover
 from proofs.statement import DEVNET, Deployment, Header, StatementBody, body_hash
 from proofs.statement import digest as statement_digest
@@ -101,7 +101,8 @@ class Rules:
 
     ``start_delay`` is Δ plus the longest life of a proposal and the clock bound: after a start only epochs whose cut is
     later than the start by more than this are signed, so that an attestor restored from an old backup outlives whatever
-    it may have signed before. 0 switches the rule off; only a devnet may.
+    it may have signed before. 0 switches the rule off; only a devnet may. ``recovered`` says of a set's digest whether
+    the operator of this machine knows that governance recovered it.
     """
 
     deployment: Deployment
@@ -109,11 +110,17 @@ class Rules:
     clock_skew: int
     max_lifetime: int
     start_delay: int
+    recovered: Callable[[bytes], bool] = never_recovered
 
     @property
     def deployment_id(self) -> bytes:
         """The id that salts every signature."""
         return self.deployment.deployment_id()
+
+    @property
+    def longest(self) -> int:
+        """Seconds after a proposal was made by which every statement before it has ended."""
+        return self.max_lifetime + 2 * self.clock_skew
 
 
 class Attesting(Protocol):
@@ -133,8 +140,13 @@ class Attesting(Protocol):
 class Sets:
     """The sets of attestors that one party knows: the genesis set, and what follows by verified rotations."""
 
-    def __init__(self, deployment: Deployment, rotations: Sequence[Rotation] = ()) -> None:
-        self._deployment = deployment
+    def __init__(
+        self,
+        deployment: Deployment,
+        rotations: Sequence[Rotation] = (),
+        recovered: Callable[[bytes], bool] = never_recovered,
+    ) -> None:
+        self._deployment, self._recovered = deployment, recovered
         self.rotations: tuple[Rotation, ...] = ()
         self._sets = verify_history(deployment, ())
         self.learn(rotations)
@@ -151,7 +163,7 @@ class Sets:
         if given[: len(known)] != known:
             _refuse("rotations", f"sets up to {len(given) + 1} proposed, other ones up to {len(known) + 1} are known")
         try:
-            self._sets = verify_history(self._deployment, rotations)
+            self._sets = verify_history(self._deployment, rotations, self._recovered)
         except ProofError as error:
             raise RefusedError("rotations", str(error)) from None
         self.rotations = tuple(rotations)
@@ -232,7 +244,7 @@ class Attestor:
         self._rules, self._clock = rules, clock
         self._deployment_id = rules.deployment_id
         self._last, self._chain_highest = last, chain_highest
-        self.sets = Sets(rules.deployment, rotations)
+        self.sets = Sets(rules.deployment, rotations, rules.recovered)
         self._started = clock.now()
         self._turn = asyncio.Lock()
 

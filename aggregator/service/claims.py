@@ -26,14 +26,15 @@ class Bounds(NamedTuple):
     """What a claim can be about at all."""
 
     accounts: Collection[str]  # ids of those that are shared out
-    destinations: Collection[str]  # 0x ids
+    destinations: Collection[str] | None  # 0x ids; None = not known yet, so any
     epoch: int  # that was asked for; what is of it or later was never signed before it
     after: float  # Unix seconds: what ends by then cannot be drawn any more
     until: float  # Unix seconds: no statement signed by now ends later
 
     def admits(self, grant: Grant) -> bool:
         """Say whether an attestor can have signed ``grant``, and whether it still matters."""
-        known = grant.account in self.accounts and grant.destination in self.destinations
+        somewhere = self.destinations is None or grant.destination in self.destinations
+        known = somewhere and grant.account in self.accounts
         return known and 0 < grant.epoch < self.epoch and self.after < grant.valid_until <= self.until
 
 

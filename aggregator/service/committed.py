@@ -10,7 +10,8 @@
     links      {"count": n, "digest": keccak256(d₁ ‖ … ‖ dₙ)} over the whole log; d is keccak256 of an entry's canonical
                JSON as it stands in a bundle (``proofs.bundle.encode_link``)
     rotations  [{"setId", "members", "threshold", "activationEpoch", "notAfter"}…] (``proofs.bundle.encode_set``)
-    permits    {"count", "digest": keccak256 of the canonical JSON of all, with the names of ``PermitRecord``}
+    permits    [[account, chain, vault, asset, amount, to, nonce, epoch, expiry, request]…] ascending; the next
+               statement lists them as long as they count (``PermitRecord``)
     grants     [[account, destination, epoch, budget, valid_until]…] of accounts that are shared out: what budgets of
                earlier statements were charged
     levels     keccak256 of ``domain.budgets.levels_text``: what the statement itself leaves; "" without growth caps
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aggregator.core.commitment import digest_text, entries_path, entries_root
-from aggregator.domain.budgets import NO_LEVELS, Levels, levels_text
+from aggregator.domain.budgets import NO_LEVELS, Levels, PermitRecord, levels_text
 from aggregator.domain.certificate import LinkRecord, State
 from aggregator.domain.snapshot import Account
 from aggregator.service.bundle import to_signed_link
@@ -70,13 +71,12 @@ class Committed:
         """
         digests = self._digests(state)
         lines = self._lines(state, digests)
-        _, permits = digest_text([{**permit._asdict(), "amount": str(permit.amount)} for permit in state.permits])
         return digest_text(
             {
                 "accounts": {"count": len(lines), "root": _hex(entries_root(lines))},
                 "links": {"count": len(digests), "digest": _hex(keccak256(b"".join(digests)))},
                 "rotations": [encode_set(rotation.to) for rotation in state.rotations],
-                "permits": {"count": len(state.permits), "digest": _hex(permits)},
+                "permits": [[*permit[:4], str(permit.amount), *permit[5:]] for permit in state.permits],
                 "grants": [[*grant[:3], str(grant.budget), grant.valid_until] for grant in state.grants],
                 "levels": "" if left is None else _levels_digest(left),
                 "growth": "" if left is None else _levels_digest(state.levels),
@@ -118,6 +118,12 @@ class Committed:
                 self._accounts[account.id] = known
             lines.append(known[2])
         return lines
+
+
+def listed_permits(text: str) -> tuple[PermitRecord, ...]:
+    """Return the permits that a statement listed, from its ``preimages.state``; none from ""."""
+    rows = json.loads(text).get("permits", []) if text else []
+    return tuple(PermitRecord(*row[:4], int(row[4]), *row[5:]) for row in rows)
 
 
 def left_levels(text: str) -> str:

@@ -85,7 +85,7 @@ class Cycle:
         self._store, self._attestors, self._rules, self._clock = store, attestors, rules, clock
         self._offer, self._keep = offer, keep_epochs
         self._meter, self._ender, self._grace = meter, ender, grace
-        self._sets = Sets(rules.deployment)
+        self._sets = Sets(rules.deployment, recovered=rules.recovered)
         self._signed = 0, 0
         self.last_problem: str = "no epoch has run yet"
 
@@ -105,7 +105,8 @@ class Cycle:
                     if number % PRUNE_EVERY == 0:
                         await self._store.prune(keep_epochs=self._keep)
                         if self._grants is not None:
-                            await self._grants.forget(int(self._clock.now()))
+                            # Permits are signed on an epoch that has not ended: they ask what could be drawn at its cut.
+                            await self._grants.forget(int(self._clock.now()) - self._rules.max_lifetime)
                 except CrossmarginError as error:
                     telemetry.EPOCHS.labels("failed").inc()
                     self.last_problem = str(error)
@@ -232,7 +233,8 @@ class Cycle:
             return
         bounds = Bounds(
             shares_of(proposal.state.links),
-            {leaf.destination for leaf in proposal.leaves},
+            # One that was dropped from the policy is known for as long as something may be drawn there.
+            {leaf.destination for leaf in proposal.leaves} | {grant.destination for grant in proposal.state.grants},
             proposal.header.epoch,
             after=proposal.cut.cut_time - self._grants.slack,
             until=self._clock.now() + self._rules.clock_skew + self._rules.max_lifetime,

@@ -136,7 +136,7 @@ class Learner:
         grants: GrantBook | None = None,
     ) -> None:
         self._store, self._rules, self._peers, self._take, self._grants = store, rules, peers, take, grants
-        self._sets = Sets(rules.deployment)
+        self._sets = Sets(rules.deployment, recovered=rules.recovered)
         self._turn = asyncio.Lock()
 
     async def catch_up(self, epoch: int) -> None:
@@ -185,7 +185,7 @@ class Learner:
     async def _fetch(self, certificate: Certificate) -> EpochRecord:
         for peer in self._peers.attestors:
             try:
-                return verify_record(await peer.newest(), certificate)
+                return await asyncio.to_thread(verify_record, await peer.newest(), certificate)
             except CrossmarginError as error:
                 log.info("an epoch was not fetched", peer=peer.name, cause=str(error))
         return to_record(certificate, certificate.header.epoch * self._rules.epoch_seconds)
@@ -388,7 +388,8 @@ class Node:
                 if epoch % PRUNE_EVERY == 0:
                     await self._store.prune(keep_epochs=self._keep)
                     if self._grants is not None:
-                        await self._grants.forget(int(self._clock.now()))
+                        # Permits are signed on an epoch that has not ended: they ask what could be drawn at its cut.
+                        await self._grants.forget(int(self._clock.now()) - self.rules.max_lifetime)
                 if await self._is_mine(epoch):
                     await self.propose(epoch)
             except CrossmarginError as error:

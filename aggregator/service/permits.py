@@ -3,18 +3,23 @@
 An attestor signs on the newest certified epoch, as it recomputed it itself. What it signed once counts 0 from then on,
 in everything it signs afterwards: its book of permits is durable before the signature exists, and a statement that
 leaves one of them out is refused (`verify_permits`). Any two quorums share an honest attestor, so no two of them can
-let the same margin go, once by a permit and once by a permit or a budget.
+let the same margin go, once by a permit and once by a permit or a budget. What a certified state lists, the next one
+lists as long as it counts: so a set that takes over knows what the one before let go.
+
+How long a permit counts after its expiry is its chain's *slack*: its clock may be behind, and the block at which the
+vault's collateral is still counted may be from before the withdrawal.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from aggregator.core import permits as core
 from aggregator.core.latency import build_tables, hold_legs
@@ -22,13 +27,21 @@ from aggregator.core.tables import World
 from aggregator.core.whatif import Epoch, positions_of
 from aggregator.domain.budgets import REGISTRY_VENUE, Grant, PermitRecord
 from aggregator.domain.certificate import Attestation, State
-from aggregator.domain.errors import CrossmarginError, InputError, RefusedError, SourceError, UnknownError
+from aggregator.domain.errors import (
+    ConflictError,
+    CrossmarginError,
+    InputError,
+    RefusedError,
+    SourceError,
+    UnknownError,
+)
 from aggregator.domain.latency import LatencyTables
 from aggregator.domain.permits import HoldRecord, PermitMessage, SignedHold, SignedPermit
 from aggregator.domain.price import Quote
 from aggregator.domain.snapshot import Account, Position
 from aggregator.domain.units import format_usd
 from aggregator.ports import Asker, Clock, GrantBook, PermitBook, Record, Signer, Store
+from aggregator.service.committed import listed_permits
 from aggregator.service.workbench import Computed
 from proofs.errors import FieldError, ProofError, SignatureError
 from proofs.fields import require_uint
@@ -49,15 +62,20 @@ from proofs.sets import AttestorSet
 
 LIFETIME = 3600
 """Seconds that a permit may live, unless said otherwise."""
-LONGEST_HOLD = 7 * 86_400
-"""Seconds; vaults take none that ends later."""
+HOLD_SECONDS = 3600
+"""How long after its epoch's cut a hold ends. Vaults would take a week; but no hold ends sooner than it says."""
 EPOCHS_BACK = 2
 """How far below the newest certified epoch that of a permit or hold may be."""
 ASK_SECONDS = 10.0
 KEPT_ASIDE = 3
 """Statements, the newest ones, that may be told to be certified later."""
+_HEX = re.compile("[0-9a-fA-F]{130}")
 ANY_EPOCH = 2**62
 """Above every epoch there can be."""
+OPEN_PERMITS = 3
+"""How many permits of one account may be unexpired at a time, signed or asked for."""
+MOST_ASKED = 8
+"""How many permits the attestors are asked for at a time, of all accounts."""
 
 
 class Newest(NamedTuple):
@@ -87,11 +105,20 @@ class Vantage:
         self, digest: bytes, computed: Computed, quotes: Sequence[Quote], latency: LatencyTables, state: State
     ) -> None:
         """Put aside what a statement (by its digest) was recomputed from, and what came out."""
-        legs = hold_legs(latency or self._configured, self._world.chains)
-        epoch = Epoch(computed.snapshot, tuple(quotes), self._world, legs, computed.report)
-        self._aside[digest] = Newest(epoch, state.permits)
+        self._aside[digest] = self._made(computed, quotes, latency, state.permits)
         for old in list(self._aside)[:-KEPT_ASIDE]:
             del self._aside[old]
+
+    def take(self, computed: Computed, quotes: Sequence[Quote], latency: LatencyTables) -> None:
+        """Take over an epoch that is certified already."""
+        self._newest = self._made(computed, quotes, latency, listed_permits(computed.preimages["state"]))
+
+    def _made(
+        self, computed: Computed, quotes: Sequence[Quote], latency: LatencyTables, permits: Sequence[PermitRecord]
+    ) -> Newest:
+        legs = hold_legs(latency or self._configured, self._world.chains)
+        epoch = Epoch(computed.snapshot, tuple(quotes), self._world, legs, computed.report)
+        return Newest(epoch, tuple(permits))
 
     def certified(self, digest: bytes) -> None:
         """Take over what was put aside for a statement that is certified; ignore one that was not attested here."""
@@ -114,11 +141,13 @@ class Ground:
     """What one attestor's rules stand on.
 
     Args:
-        seat: returns its index in the set that an epoch demands, None if it is not in it.
+        group: returns the set that an epoch demands.
         newest: returns the newest certified epoch, None before the first (`Vantage.newest`).
         grants: its durable record of budgets.
         vaults: addresses of the configured vaults by chain (CAIP-2).
         bounds: by destination (CAIP-2): seconds by which its clock may be behind.
+        slack: by chain (CAIP-2): seconds for which permits count after their expiry.
+        epoch_seconds: length of an epoch.
         epochs_back: how far below the newest epoch that of a document may be.
         turn: held while it signs. The same lock must be held from the check of a statement's permits (`verify_permits`)
             until its budgets are on record, else a permit and a budget could pass each other unseen.
@@ -126,19 +155,21 @@ class Ground:
 
     deployment_id: bytes
     signer: Signer
-    seat: Callable[[int], int | None]
+    group: Callable[[int], AttestorSet]
     record: Record
     newest: Callable[[], Newest | None]
     grants: GrantBook
     vaults: Mapping[str, Collection[str]]
     bounds: Mapping[str, int]
+    slack: Mapping[str, int]
+    epoch_seconds: int
     clock: Clock
     epochs_back: int = EPOCHS_BACK
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def usable(self, account: str, now: int) -> tuple[Grant, ...]:
-        """Return the budgets that it signed for an account, certified or not, and that have not expired."""
-        return await self.grants.outstanding(now, (account,), ANY_EPOCH)
+    async def usable(self, account: str, at: int) -> tuple[Grant, ...]:
+        """Return the budgets that it signed for an account, certified or not, and that it remembers at a cut's time."""
+        return await self.grants.outstanding(at, (account,), ANY_EPOCH)
 
     def require_vault(self, chain: str, vault: str) -> None:
         """Refuse a vault that is not configured."""
@@ -146,14 +177,18 @@ class Ground:
         if vault not in known:
             _refuse("vault", f"{chain}:{vault} given, known on that chain: {', '.join(sorted(known)) or 'none'}")
 
-    def require_newest(self, epoch: int) -> Newest:
-        """Return the newest certified epoch; refuse a document that does not rest on it, or on one just before."""
+    def require_newest(self, epoch: int, now: int) -> Newest:
+        """Return the newest certified epoch; refuse one that has run out, and a document that does not rest on it.
+
+        It may rest on one just before it.
+        """
         newest = self.newest()
         if newest is None:
             _refuse("epoch", f"{epoch} given, no epoch is certified yet")
-        number = _number(newest)
-        if not number - self.epochs_back <= epoch <= number:
-            _refuse("epoch", f"{epoch} given, the newest certified is {number}; at most {self.epochs_back} before it")
+        number, valid_until = _number(newest), newest.epoch.snapshot.valid_until
+        _check_epoch(epoch, number, self.epochs_back)
+        if now >= valid_until:
+            _refuse("epoch", f"the newest attested here, {number}, was valid until {valid_until}, it is {now}")
         return newest
 
     async def sign(self, seat: int, digest: bytes) -> Attestation:
@@ -161,23 +196,33 @@ class Ground:
         r, vs = await asyncio.to_thread(self.signer.sign, digest)
         return Attestation(seat, r, vs)
 
-    def require_seat(self, epoch: int) -> int:
-        """Return the attestor's index in the set of an epoch."""
-        seat = self.seat(epoch)
-        if seat is None:
+    def require_seat(self, epoch: int, now: int, until: int) -> int:
+        """Return the attestor's index in the set of an epoch, which must be in force from ``now`` to ``until``.
+
+        A set that takes over knows what certified states list, and nothing that the one before signs afterwards.
+        """
+        group = self.group(epoch)
+        for at in (now, until):
+            other = self.group(at // self.epoch_seconds)
+            if other.set_id != group.set_id:
+                _refuse("set", f"epoch {epoch} demands set {group.set_id}, in force at {at} is set {other.set_id}")
+        member = bytes.fromhex(self.signer.address[2:])
+        if member not in group.members:
             _refuse("member", f"{self.signer.address} is not in the set that epoch {epoch} demands")
-        return seat
+        return group.members.index(member)
 
 
 class PermitRules:
     """Signs withdrawal permits, for one attestor.
 
     Rules, in this order: the terms are well formed · ``vault`` is configured · ``epoch`` is the newest certified one
-    or just before · ``account`` is in it · ``request``: the controller signed the same terms · ``expiry`` is ahead and
-    within the lifetime · ``amount`` lies in the vault · ``status``: nothing of the account is unknown ·
-    ``free_collateral`` without this and all outstanding permits is not negative · ``budgets``: it covers what may still
-    be drawn on budgets given before, or the withdrawal takes nothing from it · ``permit``: the nonce is new. A repeat
-    of what was signed is signed again.
+    or just before, and has not run out · ``set`` and ``member``: the epoch's set is in force as long as the permit
+    counts, and the attestor in it · ``account`` is in the epoch · ``request``: the controller signed the same terms ·
+    ``expiry`` is ahead and within the lifetime · ``amount`` lies in the vault · ``status``: nothing of the account is
+    unknown · ``registry``: all of its registries were read lately · ``free_collateral`` without this and all
+    outstanding permits is not negative · ``budgets``: it covers what may still be drawn on budgets given before, also
+    where what leaves counts 0 already, as it did not when they were given · ``watermark``: the account's nonce is new.
+    A repeat of what was signed is signed again.
 
     Controllers sign with a key: a contract or a program-derived address withdraws by a request that waits its delay.
 
@@ -190,11 +235,9 @@ class PermitRules:
         self._ground, self._book, self._lifetime = ground, book, lifetime
 
     async def outstanding(self, now: int | None = None) -> tuple[PermitRecord, ...]:
-        """Return the permits that it signed and that some vault may still take at ``now`` (Unix seconds), by nonce."""
-        bounds = self._ground.bounds
+        """Return the permits that it signed and that still count at ``now`` (Unix seconds), ascending."""
         at = int(self._ground.clock.now()) if now is None else now
-        noted = await self._book.since(at - max(bounds.values(), default=0))
-        return core.outstanding((entry.permit for entry in noted), at, bounds)
+        return await _outstanding(self._book, at, self._ground.slack)
 
     async def sign(self, document: Mapping[str, Any]) -> Attestation:
         """Check a permit (the fields of `PermitRecord` by name), record it durably, then sign it.
@@ -207,40 +250,21 @@ class PermitRules:
         terms = _terms(permit)
         async with ground.turn:
             ground.require_vault(permit.chain, permit.vault)
-            newest, seat = ground.require_newest(permit.epoch), ground.require_seat(permit.epoch)
+            now = int(ground.clock.now())
+            newest = ground.require_newest(permit.epoch, now)
+            ends = permit.expiry + ground.slack.get(permit.chain, 0)
+            seat = ground.require_seat(permit.epoch, now, max(now, ends))
             account = _account(newest.epoch, permit.account)
             _verify_controller(terms, account, permit.request, ground.deployment_id)
-            now = int(ground.clock.now())
             _check_expiry(permit, now, self._lifetime)
-            own = await self.outstanding(now)
+            at = newest.epoch.snapshot.cut_time  # what vaults showed then, and no later, is in its numbers
+            own = await self.outstanding(at)
             if permit not in own:
-                await self._check_margin(permit, newest, own, now)
+                await _check_margin(permit, newest, own, await ground.usable(permit.account, at), ground.bounds)
             digest = permit_digest(terms.permit, ground.deployment_id)
-            await ground.record.claim_once("permit", permit.nonce, digest)
+            await ground.record.claim_once("permit", f"{permit.account}/{permit.nonce}", digest)
             await self._book.note(permit)
             return await ground.sign(seat, digest)
-
-    async def _check_margin(self, permit: PermitRecord, newest: Newest, own: Sequence[PermitRecord], now: int) -> None:
-        ground, epoch = self._ground, newest.epoch
-        rows = positions_of(epoch.snapshot, permit.account)
-        there = sum(p.quantity for p in rows if _lies_in(p, permit))
-        if permit.amount > there:
-            _refuse("amount", f"{permit.amount} given, {there} lie in the vault at epoch {epoch.snapshot.epoch}")
-        others = [p for p in own if p.account == permit.account and p not in newest.permits]
-        grants = await ground.usable(permit.account, now)
-        before, after = [
-            await asyncio.to_thread(core.withdraw, epoch, permit.account, chosen, grants, now, ground.bounds)
-            for chosen in (others, [*others, permit])
-        ]
-        if after.standing.status == "unknown":
-            _refuse("status", f"account {permit.account} is unknown at epoch {epoch.snapshot.epoch}, healthy expected")
-        if after.free < 0:
-            was, left = format_usd(before.free), format_usd(after.free)
-            _refuse("free_collateral", f"of {permit.account}: {was} USD before, {left} USD without the permit's amount")
-        if after.free < after.unused and after.free < before.free:
-            left, owed = format_usd(after.free), format_usd(after.unused)
-            reason = f"{left} USD would be free, {owed} USD may still be drawn on budgets given before"
-            _refuse("budgets", f"of {permit.account}: {reason}; sign lower shares and wait until they are posted")
 
 
 class HoldRules:
@@ -250,15 +274,16 @@ class HoldRules:
     owes anything, has drawn anything, or may still draw on a budget given before. An unknown account that owes nothing
     is left alone: nobody loses by its leaving.
 
-    Rules, in this order: the terms are well formed · ``vault`` · ``epoch`` · ``account`` as for permits · ``until`` is
-    ahead and at most ``longest`` seconds away · ``status`` as above · ``hold``: one per account, vault and epoch.
+    Rules, in this order: the terms are well formed · ``vault`` · ``epoch`` · ``set`` · ``member`` · ``account`` as for
+    permits · ``until`` is what follows from the epoch (`hold_until`), so that all sign the same, whenever they are
+    asked · ``status`` as above.
 
-    Args:
-        longest: seconds that a hold may last.
+    Nobody can end a hold early: to a vault a newer one prolongs, and never shortens. So each is short, and is signed
+    again on a newer epoch as long as the account is in trouble; when it no longer is, the last one runs out.
     """
 
-    def __init__(self, ground: Ground, *, longest: int = LONGEST_HOLD) -> None:
-        self._ground, self._longest = ground, min(longest, LONGEST_HOLD)
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
 
     async def sign(self, document: Mapping[str, Any]) -> Attestation:
         """Check a hold (the fields of `HoldRecord` by name), record it durably, then sign it.
@@ -271,18 +296,18 @@ class HoldRules:
         words = _hold_words(hold)
         async with ground.turn:
             ground.require_vault(hold.chain, hold.vault)
-            newest, seat = ground.require_newest(hold.epoch), ground.require_seat(hold.epoch)
-            account = _account(newest.epoch, hold.account)
             now = int(ground.clock.now())
-            if not now < hold.until <= now + self._longest:
-                _refuse("until", f"{hold.until} given, after {now} and at most {now + self._longest} expected")
-            await self._check_standing(newest.epoch, account, now)
+            newest, seat = ground.require_newest(hold.epoch, now), ground.require_seat(hold.epoch, now, now)
+            account = _account(newest.epoch, hold.account)
+            if hold.until != (until := hold_until(hold.epoch, ground.epoch_seconds)):
+                _refuse("until", f"{hold.until} given, {until} expected of epoch {hold.epoch}")
+            await self._check_standing(newest.epoch, account)
             digest = hold_digest(words, ground.deployment_id)
             key = f"{hold.account}/{hold.chain}:{hold.vault}/{hold.epoch}"
             await ground.record.claim_once("hold", key, digest)
             return await ground.sign(seat, digest)
 
-    async def _check_standing(self, epoch: Epoch, account: Account, now: int) -> None:
+    async def _check_standing(self, epoch: Epoch, account: Account) -> None:
         standing = core.standing_of(epoch, account.id)
         if standing.liquidatable or standing.status == "unhealthy":
             return
@@ -290,8 +315,8 @@ class HoldRules:
         if standing.status == "unknown":
             rows = positions_of(epoch.snapshot, account.id)
             owes = any(p.side == "debt" and (p.amount or p.venue != REGISTRY_VENUE) for p in rows)
-            grants = await self._ground.usable(account.id, now)
-            if owes or core.unused_budgets(rows, grants, account.id, now, self._ground.bounds):
+            grants = await self._ground.usable(account.id, epoch.snapshot.cut_time)
+            if owes or core.unused_budgets(epoch.snapshot, grants, account.id, self._ground.bounds):
                 return
         _refuse("status", f"account {account.id} is {standing.status} at epoch {epoch.snapshot.epoch}, {expected}")
 
@@ -299,26 +324,30 @@ class HoldRules:
 def verify_permits(
     listed: Sequence[PermitRecord],
     own: Sequence[PermitRecord],
+    before: Sequence[PermitRecord],
     accounts: Sequence[Account],
     at: int,
     ground: Ground,
 ) -> None:
-    """Check the permits of a proposed state: each asked for by its account's controller, and none of one's own missing.
+    """Check the permits of a proposed state: each asked for by its account's controller, and none that counts missing.
 
     Args:
-        listed: ascending by nonce, as proposed.
-        own: what the attestor signed and may still be used at ``at`` (`PermitRules.outstanding`).
+        listed: ascending, as proposed.
+        own: what the attestor signed and still counts at ``at`` (`PermitRules.outstanding`).
+        before: what the previous certified state lists.
         accounts: ascending by id.
         at: the cut time, Unix seconds.
 
     Raises:
         RefusedError: rule ``permits``.
     """
-    if any(one.nonce >= other.nonce for one, other in pairwise(listed)):
-        _refuse("permits", "they do not ascend by nonce")
+    if any(one >= other for one, other in pairwise(listed)):
+        _refuse("permits", "they do not ascend")
     if (gone := core.missing(own, listed)) is not None:
         _refuse("permits", f"{gone.nonce} of {gone.account} is not listed, but was signed and may be used")
-    alive = core.outstanding(listed, at, ground.bounds)
+    if (gone := core.missing(core.outstanding(before, at, ground.slack), listed)) is not None:
+        _refuse("permits", f"{gone.nonce} of {gone.account} is not listed any more, but may be used")
+    alive = core.outstanding(listed, at, ground.slack)
     by_id = {account.id: account for account in accounts}
     for permit in listed:
         if permit not in alive:
@@ -333,11 +362,51 @@ def verify_permits(
             raise RefusedError("permits", f"{permit.nonce}: {error}") from None
 
 
+def to_list(
+    own: Collection[PermitRecord], before: Collection[PermitRecord], at: int, slack: Mapping[str, int]
+) -> tuple[PermitRecord, ...]:
+    """Return what a state must list at ``at``: what counts of one's own, and of what the last certified state lists."""
+    return core.outstanding((*own, *before), at, slack)
+
+
+async def _outstanding(book: PermitBook, at: int, slack: Mapping[str, int]) -> tuple[PermitRecord, ...]:
+    noted = await book.since(at - max(slack.values(), default=0))
+    return core.outstanding((entry.permit for entry in noted), at, slack)
+
+
+async def _check_margin(
+    permit: PermitRecord,
+    newest: Newest,
+    own: Collection[PermitRecord],
+    grants: Collection[Grant],
+    bounds: Mapping[str, int],
+) -> None:
+    """Refuse what does not lie in the vault, or what the account cannot do without."""
+    epoch, account = newest.epoch, permit.account
+    number = epoch.snapshot.epoch
+    there = sum(p.quantity for p in positions_of(epoch.snapshot, account) if _lies_in(p, permit))
+    if permit.amount > there:
+        _refuse("amount", f"{permit.amount} given, {there} lie in the vault at epoch {number}")
+    gone = [p for p in {*own, permit} if p.account == account and p not in newest.permits]
+    left = await asyncio.to_thread(core.withdraw, epoch, account, gone, grants, bounds)
+    free, owed = format_usd(left.free), format_usd(left.unused)
+    if left.standing.status == "unknown":
+        _refuse("status", f"account {account} is unknown at epoch {number}, healthy expected")
+    if left.unread:
+        _refuse("registry", f"{left.unread} was not read lately enough at epoch {number} to say what was drawn there")
+    if left.free < 0:
+        _refuse("free_collateral", f"of {account}: {free} USD without what permits take, at least 0 expected")
+    if left.free < left.unused:
+        reason = f"{free} USD would be free, {owed} USD may still be drawn on budgets given before"
+        _refuse("budgets", f"of {account}: {reason}; sign lower shares and wait until they are posted")
+
+
 class PermitDesk:
-    """Collects permits and holds for the coordinator. Implements ``aggregator.ports.Permits``.
+    """Collects permits for the coordinator. Implements ``aggregator.ports.Permits``.
 
     What it asks for is in its book before anybody is asked, and every statement from then on must list it
-    (`outstanding`): some attestor may have signed though a quorum did not.
+    (`outstanding`): some attestor may have signed though a quorum did not. So what attestors would refuse on the
+    coordinator's own numbers nobody is asked about, and no epoch waits for attestors that answer late.
 
     Args:
         store: accounts.
@@ -345,9 +414,12 @@ class PermitDesk:
         askers: one for every attestor.
         group: returns the set that an epoch demands.
         newest: returns the number of the newest certified epoch, None before the first.
-        vaults, bounds, lifetime: as for the attestors.
-        turn: held while permits are collected; whoever proposes statements holds it from taking the state until the
-            round is over, else attestors refuse an epoch that lacks what they signed meanwhile.
+        seen: returns the newest certified epoch that the coordinator computed itself, None before (`Vantage.newest`).
+        grants: the coordinator's record of budgets.
+        vaults, bounds, slack, lifetime: as for the attestors.
+        seconds: how long each attestor has to answer.
+        turn: held while the book changes; whoever proposes statements holds it from taking the state until the round is
+            over, else attestors refuse an epoch that lacks what they signed meanwhile.
     """
 
     def __init__(
@@ -358,8 +430,11 @@ class PermitDesk:
         askers: Sequence[Asker],
         group: Callable[[int], AttestorSet],
         newest: Callable[[], Awaitable[int | None]],
+        seen: Callable[[], Newest | None],
+        grants: GrantBook,
         vaults: Mapping[str, Collection[str]],
         bounds: Mapping[str, int],
+        slack: Mapping[str, int],
         clock: Clock,
         *,
         lifetime: int = LIFETIME,
@@ -367,18 +442,18 @@ class PermitDesk:
         turn: asyncio.Lock | None = None,
     ) -> None:
         self._deployment_id, self._store, self._book, self._askers = deployment_id, store, book, askers
-        self._group, self._newest, self._clock = group, newest, clock
-        self._vaults, self._bounds, self._lifetime, self._seconds = vaults, bounds, lifetime, seconds
+        self._group, self._newest, self._seen, self._grants, self._clock = group, newest, seen, grants, clock
+        self._vaults, self._bounds, self._slack = vaults, bounds, slack
+        self._lifetime, self._seconds = lifetime, seconds
         self._turn = turn or asyncio.Lock()
+        self._asked: set[str] = set()  # accounts whose permits attestors are being asked for
 
     async def outstanding(self, now: int | None = None) -> tuple[PermitRecord, ...]:
-        """Return what a state must list at ``now`` (Unix seconds): all that was asked for and may still be used."""
-        at = int(self._clock.now()) if now is None else now
-        noted = await self._book.since(at - max(self._bounds.values(), default=0))
-        return core.outstanding((entry.permit for entry in noted), at, self._bounds)
+        """Return what was asked for and still counts at ``now`` (Unix seconds), ascending."""
+        return await _outstanding(self._book, int(self._clock.now()) if now is None else now, self._slack)
 
     async def permits(self, account: str) -> tuple[SignedPermit, ...]:
-        """Return an account's permits that may still be used, signed by a quorum or not, by nonce."""
+        """Return an account's permits that may still be used, signed by a quorum or not, ascending."""
         return await self._book.since(int(self._clock.now()), account)
 
     async def message(
@@ -417,69 +492,63 @@ class PermitDesk:
 
     async def collect_permit(self, permit: PermitRecord) -> SignedPermit:
         """Have the attestors sign; see ``aggregator.ports.Permits``."""
-        known = await self._store.account(permit.account)
+        known, now = await self._store.account(permit.account), int(self._clock.now())
+        permit = permit._replace(request=_canonical(permit.request))
         try:
             terms = _terms(permit)
             _verify_controller(terms, known, permit.request, self._deployment_id)
-            _check_expiry(permit, int(self._clock.now()), self._lifetime)
+            _check_expiry(permit, now, self._lifetime)
         except RefusedError as error:
             raise InputError(error.rule, error.reason) from None
         if permit.vault not in self._vaults.get(permit.chain, ()):
             raise UnknownError("vault", permit.vault, self._vaults_of(permit.chain))
+        earlier = {entry.permit: entry for entry in await self._book.since(now, permit.account)}
+        if permit in earlier and earlier[permit].attestations:
+            return earlier[permit]
+        if permit not in earlier and len(earlier) >= OPEN_PERMITS:
+            first = min(other.expiry for other in earlier)
+            problem = f"{len(earlier)} of the account may still be used, {OPEN_PERMITS} may at a time"
+            raise ConflictError("permits", problem, f"the first expires at {first} (Unix seconds)")
+        if permit.account in self._asked:
+            raise ConflictError("permits", "the attestors are being asked for one of this account", "ask again then")
+        if len(self._asked) >= MOST_ASKED:
+            raise ConflictError("permits", f"{MOST_ASKED} are being asked for, of all accounts", "ask again soon")
+        self._asked.add(permit.account)
+        try:
+            return await self._collect_permit(permit, permit_digest(terms.permit, self._deployment_id), earlier)
+        finally:
+            self._asked.discard(permit.account)
+
+    async def _collect_permit(
+        self, permit: PermitRecord, digest: bytes, earlier: Collection[PermitRecord]
+    ) -> SignedPermit:
+        if permit not in earlier:  # else somebody may have signed it: whether one would now does not matter
+            await self._check(permit)
         async with self._turn:
-            earlier = await self._book.since(permit.expiry, permit.account)
-            signed = next((e for e in earlier if e.permit == permit and e.attestations), None)
-            if signed is not None:
-                return signed
             await self._book.note(permit)
-            digest = permit_digest(terms.permit, self._deployment_id)
-            try:
-                document = permit._asdict() | {"amount": str(permit.amount)}  # JSON's numbers are shorter
-                found = await self._collect("permit", document, permit.epoch, digest)
-            except _NobodySignedError:
-                await self._book.drop(permit)
-                raise
-            await self._book.note(permit, found)
-            return SignedPermit(permit, found)
+        document = permit._asdict() | {"amount": str(permit.amount)}  # JSON's numbers are shorter
+        try:
+            found = await collect(
+                self._askers, "permit", document, digest, self._group(permit.epoch), seconds=self._seconds
+            )
+        except _NobodySignedError:
+            if permit not in earlier:
+                async with self._turn:
+                    await self._book.drop(permit)
+            raise
+        await self._book.note(permit, found)
+        return SignedPermit(permit, found)
 
-    async def collect_hold(self, account: str, chain: str, vault: str, until: int) -> SignedHold:
-        """Have the attestors sign a hold on an account in a vault until a time (Unix seconds).
-
-        Raises:
-            UnknownError: no epoch is certified yet. RefusedError: there is no quorum; says who refused, and why.
-        """
-        newest = await self._newest()
-        if newest is None:
+    async def _check(self, permit: PermitRecord) -> None:
+        """Refuse what attestors would refuse, by what the coordinator knows itself."""
+        seen, number = self._seen(), await self._newest()
+        if seen is None or number is None:
             raise UnknownError("epoch", "newest", "none is certified yet; try again soon")
-        hold = HoldRecord(account, chain, vault, until, newest)
-        digest = hold_digest(_hold_words(hold), self._deployment_id)
-        return SignedHold(hold, await self._collect("hold", hold._asdict(), newest, digest))
-
-    async def _collect(
-        self, kind: Any, document: Mapping[str, Any], epoch: int, digest: bytes
-    ) -> tuple[Attestation, ...]:
-        """Ask everybody at once; return the signatures that verify, ascending, if they are a quorum."""
-        group = self._group(epoch)
-
-        async def ask(asker: Asker) -> Attestation:
-            async with asyncio.timeout(self._seconds):
-                return await asker.ask(kind, document)
-
-        answers = await asyncio.gather(*(ask(asker) for asker in self._askers), return_exceptions=True)
-        valid: dict[int, Attestation] = {}
-        told: list[str] = []
-        for asker, answer in zip(self._askers, answers, strict=True):
-            problem = _problem(answer, digest, group)
-            if problem:
-                told.append(f"{asker.name}: {problem}")
-            elif isinstance(answer, Attestation):
-                valid[answer.index] = answer
-        if len(valid) >= group.threshold:
-            return tuple(sorted(valid.values()))
-        reason = f"{len(valid)} of {group.threshold} signatures; {'; '.join(told)}"
-        if not valid and all(isinstance(answer, RefusedError) for answer in answers):
-            raise _NobodySignedError("quorum", reason)
-        raise RefusedError("quorum", reason)
+        _check_epoch(permit.epoch, number, EPOCHS_BACK)
+        _account(seen.epoch, permit.account)
+        at = seen.epoch.snapshot.cut_time
+        grants = await self._grants.outstanding(at, (permit.account,), ANY_EPOCH)
+        await _check_margin(permit, seen, await self.outstanding(at), grants, self._bounds)
 
     def _only_vault(self, chain: str) -> str:
         known = sorted(self._vaults.get(chain, ()))
@@ -495,14 +564,73 @@ class _NobodySignedError(RefusedError):
     """Every attestor said no, so there is no signature anywhere."""
 
 
+async def collect(
+    askers: Sequence[Asker],
+    kind: Literal["permit", "hold"],
+    document: Mapping[str, Any],
+    digest: bytes,
+    group: AttestorSet,
+    *,
+    seconds: float = ASK_SECONDS,
+) -> tuple[Attestation, ...]:
+    """Ask every attestor at once; return the signatures of ``group`` that verify, ascending.
+
+    Raises:
+        RefusedError: rule ``quorum``: they are none; says who refused, and why.
+    """
+
+    async def ask(asker: Asker) -> Attestation:
+        async with asyncio.timeout(seconds):
+            return await asker.ask(kind, document)
+
+    answers = await asyncio.gather(*(ask(asker) for asker in askers), return_exceptions=True)
+    valid: dict[int, Attestation] = {}
+    told: list[str] = []
+    for asker, answer in zip(askers, answers, strict=True):
+        problem = _problem(answer, digest, group)
+        if problem:
+            told.append(f"{asker.name}: {problem}")
+        elif isinstance(answer, Attestation):
+            valid[answer.index] = answer
+    if len(valid) >= group.threshold:
+        return tuple(sorted(valid.values()))
+    reason = f"{len(valid)} of {group.threshold} signatures; {'; '.join(told)}"
+    if not valid and all(isinstance(answer, RefusedError) for answer in answers):
+        raise _NobodySignedError("quorum", reason)
+    raise RefusedError("quorum", reason)
+
+
+def hold_until(epoch: int, epoch_seconds: int) -> int:
+    """Return until when a hold of an epoch keeps an account in, Unix seconds."""
+    return epoch * epoch_seconds + HOLD_SECONDS
+
+
+async def collect_hold(
+    askers: Sequence[Asker],
+    deployment_id: bytes,
+    group: AttestorSet,
+    hold: HoldRecord,
+    *,
+    seconds: float = ASK_SECONDS,
+) -> SignedHold:
+    """Have the attestors sign a hold, of whose epoch ``group`` is the set (`hold_until` says until when it must be).
+
+    Raises:
+        RefusedError: it is malformed, or there is no quorum; says who refused, and why.
+    """
+    digest = hold_digest(_hold_words(hold), deployment_id)
+    found = await collect(askers, "hold", hold._asdict(), digest, group, seconds=seconds)
+    return SignedHold(hold, digest, found)
+
+
 def read_permit(document: Mapping[str, Any]) -> PermitRecord:
     """Return the permit of a document that came over a wire: the fields of `PermitRecord` by name.
 
     Raises:
         RefusedError: names the field that is missing, of another type, or unknown.
     """
-    texts = _fields(document, PermitRecord._fields, ("amount", "epoch", "expiry"))
-    return PermitRecord(**texts)
+    found = PermitRecord(**_fields(document, PermitRecord._fields, ("amount", "epoch", "expiry")))
+    return found._replace(request=_canonical(found.request))
 
 
 def read_hold(document: Mapping[str, Any]) -> HoldRecord:
@@ -590,18 +718,28 @@ def _hold_words(hold: HoldRecord) -> Hold:
         raise RefusedError(error.field, error.reason) from None
 
 
+def _canonical(request: str) -> str:
+    """Return a signature as it is kept: hex in lower case with 0x. Two spellings would be two records of one permit."""
+    digits = request[2:] if request[:2] in ("0x", "0X") else request
+    return "0x" + digits.lower() if _HEX.fullmatch(digits) else request
+
+
 def _verify_controller(terms: PermitTerms, account: Account, request: str, deployment_id: bytes) -> None:
     try:
         if account.controller.startswith("eip155:"):
-            try:
-                signature = bytes.fromhex(request.removeprefix("0x"))
-            except ValueError:
-                raise SignatureError("request", "is not 65 bytes in hex, as the keys of EVM addresses sign") from None
+            if _canonical(request) != request or not request.startswith("0x"):
+                raise SignatureError("request", "is not 65 bytes in hex, as the keys of EVM addresses sign")
+            signature = bytes.fromhex(request[2:])
         else:
             signature = decode_base58(request, 64, "request")
         verify_request(terms, account.controller, signature, deployment_id)
     except ProofError as error:
         raise RefusedError("request", error.reason) from None
+
+
+def _check_epoch(epoch: int, newest: int, back: int) -> None:
+    if not newest - back <= epoch <= newest:
+        _refuse("epoch", f"{epoch} given, the newest certified is {newest}; at most {back} before it")
 
 
 def _check_expiry(permit: PermitRecord, now: int, lifetime: int) -> None:

@@ -3,6 +3,9 @@
 The terms of a set are planned by people, approved by the operator of each attestor on its own machine, signed by the
 set in force, kept in the log of rotations, and sent to every destination. Nothing of it happens by itself.
 
+Where too few keys are left to sign, the governance of the registries recovers: it puts the next set in place itself.
+Here it is then adopted without signatures, by every party whose operator approved exactly that, under ``RECOVERY``.
+
 Rules of an attestor, in the order they are checked: ``terms`` · ``set`` · ``member`` · ``not-after`` (of its own set) ·
 ``activation`` · ``not-after`` · ``approval`` · ``watermark``.
 """
@@ -20,11 +23,21 @@ from proofs.bundle import encode_set, parse_set
 from proofs.document import canonical_json
 from proofs.errors import ProofError
 from proofs.quorum import IndexedSignature, minimal_threshold
-from proofs.sets import LEAST_MEMBERS, AttestorSet, Rotation, rotation_digest, set_at, verify_history
+from proofs.sets import (
+    LEAST_MEMBERS,
+    AttestorSet,
+    Rotation,
+    never_recovered,
+    rotation_digest,
+    set_at,
+    verify_history,
+)
 from proofs.signing import recover
 from proofs.statement import DEVNET, Deployment
 
 KIND = "rotation"
+RECOVERY = "recovery"
+"""Kind of the approvals by which sets without signatures are believed: another one than by which they are signed."""
 POLL_SECONDS = 1.0
 ATTEMPTS = 5
 """Transactions per rotation and destination: another one of the payer may displace ours, and a large set takes two."""
@@ -172,7 +185,7 @@ class RotationRules:
         """
         to = decode_terms(document)
         try:
-            sets = verify_history(self._deployment, await self._rotations())
+            sets = verify_history(self._deployment, await self._rotations(), self._recovered)
         except ProofError as error:
             raise RefusedError("set", f"the history on record does not verify: {error}") from None
         own = verify_terms(to, sets, self._deployment, now=self._clock.now(), epoch_seconds=self._epoch_seconds)
@@ -185,6 +198,9 @@ class RotationRules:
         await self._claims.claim_once(KIND, str(to.set_id), digest)
         r, vs = await asyncio.to_thread(self._signer.sign, digest)  # a token or a service takes its time
         return Attestation(own.members.index(member), r, vs)
+
+    def _recovered(self, digest: bytes) -> bool:
+        return self._approvals.approved(RECOVERY, digest)
 
 
 def decode_terms(document: Mapping[str, Any]) -> AttestorSet:
@@ -210,6 +226,7 @@ async def collect_rotation(
     deployment: Deployment,
     *,
     timeout: float = 30,
+    recovered: Callable[[bytes], bool] = never_recovered,
 ) -> Collected:
     """Ask every member of the set before ``to`` at once, and keep the signatures that verify.
 
@@ -217,11 +234,12 @@ async def collect_rotation(
         askers: whom to ask; who is not in that set is not asked.
         rotations: the history so far.
         timeout: seconds after which no answer counts.
+        recovered: as for ``proofs.sets.verify_history``.
 
     Raises:
         RefusedError: rule ``set``: ``to`` does not follow the newest set.
     """
-    own = verify_history(deployment, rotations)[-1]
+    own = verify_history(deployment, rotations, recovered)[-1]
     if to.set_id != own.set_id + 1:
         _refuse("set", f"set {to.set_id} given, {own.set_id + 1} is next")
     digest = rotation_digest(to, deployment.deployment_id())
@@ -250,8 +268,43 @@ async def collect_rotation(
     signatures.sort(key=lambda s: s.index)
     rotation = Rotation(to, tuple(signatures)) if len(signatures) >= own.threshold else None
     if rotation is not None:
-        verify_history(deployment, (*rotations, rotation))  # what is kept is what everybody will check
+        verify_history(deployment, (*rotations, rotation), recovered)  # what is kept is what everybody will check
     return Collected(rotation, tuple(signed), tuple(refusals))
+
+
+def adopt_set(
+    to: AttestorSet,
+    rotations: Sequence[Rotation],
+    deployment: Deployment,
+    recovered: Callable[[bytes], bool],
+    *,
+    now: float,
+) -> Rotation:
+    """Return what goes into the log of rotations for a set that governance recovered.
+
+    Args:
+        to: as it was given to the registries.
+        rotations: the history so far.
+        recovered: what the operator of this machine approved.
+        now: Unix seconds.
+
+    Raises:
+        RefusedError: rule ``set``, ``not-after``, ``approval`` or ``terms``.
+    """
+    newest = verify_history(deployment, rotations, recovered)[-1]
+    if to.set_id != newest.set_id + 1:
+        _refuse("set", f"set {to.set_id} given, {newest.set_id + 1} is next")
+    if now > to.not_after:
+        _refuse("not-after", f"set {to.set_id} ended at {to.not_after}, it is {now:.0f}")
+    digest, rotation = rotation_digest(to, deployment.deployment_id()), Rotation(to, ())
+    if not recovered(digest):
+        how = "crossmargin rotation approve --recovered"
+        _refuse("approval", f"0x{digest.hex()} is not approved on this machine: {how}")
+    try:
+        verify_history(deployment, (*rotations, rotation), recovered)
+    except ProofError as error:
+        raise RefusedError("terms", str(error)) from None
+    return rotation
 
 
 class Submitted(NamedTuple):
@@ -270,7 +323,7 @@ async def submit_rotations(
     """Tell every destination of the rotations it does not know, in order.
 
     One destination's failure does not keep the others from it. What a destination knows already is not sent again, and
-    what another transaction of the same payer displaced is.
+    what another transaction of the same payer displaced is. A recovered set is governance's to bring there.
 
     Args:
         rotations: the history; sets 2, 3, …
@@ -286,6 +339,9 @@ async def submit_rotations(
                 if newest >= wanted:
                     return Submitted(chain, newest, "known", transaction, "")
                 following = next(r for r in rotations if r.to.set_id > newest)
+                if following.recovered:
+                    detail = f"set {following.to.set_id} has no signatures: governance must recover it there"
+                    break
                 try:
                     posting = await destination.sign_rotation(following)
                     transaction = posting.id

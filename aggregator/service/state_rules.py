@@ -1,5 +1,5 @@
 """What one attestor demands of a proposed state: its own log's beginning, signed entries, ends that are due, the levels
-that the statement before left, and no grant less than its own record holds.
+that the statement before left, no grant less than its own record holds, and none that nobody can have signed.
 
 What a certified statement holds already was a quorum's business; of what came after, the attestor believes nothing it
 has not checked. Which entries came after, it knows by position if it attested that statement itself, and by their time
@@ -31,6 +31,7 @@ from aggregator.ports import GrantBook
 from aggregator.service.accounts import Witness
 from aggregator.service.attest import Proposal
 from aggregator.service.bundle import to_signed_link
+from aggregator.service.claims import Bounds
 from aggregator.service.committed import left_levels, verify_levels
 from aggregator.service.seals import questions
 from aggregator.service.workbench import Computed
@@ -47,6 +48,8 @@ LOG_SLACK = 5
 and the disk, or another writer, may hold a commit up until after the proposer has read the log."""
 ASKING_SECONDS = 10.0
 """How long one round of asking chains about fresh entries may take; who has not answered is asked again."""
+LONGEST_LIFE = 86_400
+"""Seconds; more than any deployment lets its statements live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class StateRules:
         cooldown: seconds between a revoke and the end of its link.
         witness: asks chains about addresses without a key; without one, nobody hears of a coordinator that lies.
         grants: its own record of budgets it signed; without one (tests alone), a proposer is believed.
+        longest: seconds after a proposal was made by which every statement before it has ended.
     """
 
     def __init__(
@@ -83,9 +87,10 @@ class StateRules:
         cooldown: int,
         witness: Witness | None = None,
         grants: GrantBook | None = None,
+        longest: int = LONGEST_LIFE,
     ) -> None:
         self.deployment_id, self._cooldown, self._witness = deployment_id, cooldown, witness
-        self._grants = grants
+        self._grants, self._longest = grants, longest
         self._verified: set[LinkRecord | tuple[str, bytes]] = set()
         self._asked: set[LinkRecord] = set()
         self._asking: asyncio.Task[None] | None = None
@@ -183,9 +188,12 @@ class StateRules:
             raise RefusedError("levels", f"those proposed are not the ones that the previous statement left ({left})")
 
     async def _verify_grants(self, proposal: Proposal) -> None:
-        """Refuse grants that fall short of one's own record: what is left out could be spent twice.
+        """Refuse grants that fall short of one's own record, or that cannot be: what is left out could be spent twice.
+
+        Made-up grants that might have been are charged to their accounts, and lower their budgets alone.
 
         Raises:
+            RefusedError: rule ``grants``; names the first one that nobody can have signed.
             DissentError: rule ``grants``; names the account, the destination and the budget that is missing first, and
                 claims all that are, up to ``CLAIMS``: they may be of a statement that the proposer never heard of.
         """
@@ -194,6 +202,21 @@ class StateRules:
         theirs = proposal.state
         shared = shares_of(theirs.links)
         own = await self._grants.outstanding(proposal.cut.cut_time, shared, proposal.cut.epoch)
+        bounds = Bounds(
+            shared,
+            # A destination that was dropped from the policy is known for as long as there is something to be drawn.
+            # Over the wire proposals come without their leaves, and others may have signed what one's own record lacks.
+            {leaf.destination for leaf in proposal.leaves} | {g.destination for g in own} if proposal.leaves else None,
+            proposal.cut.epoch,
+            after=proposal.cut.cut_time - self._grants.slack,
+            until=proposal.header.produced_at + self._longest,
+        )
+        unreal = next((grant for grant in theirs.grants if not bounds.admits(grant)), None)
+        if unreal is not None:
+            what = f"{unreal.budget} of epoch {unreal.epoch} until {unreal.valid_until}"
+            raise RefusedError(
+                "grants", f"{unreal.account} at {unreal.destination}: {what} listed, which nobody can have signed"
+            )
         claims = tuple(islice(all_uncovered(own, theirs.grants), CLAIMS))
         if claims:
             short = claims[0]

@@ -81,13 +81,20 @@ def first_certificates(stage: Stage) -> None:
     def posted() -> bool | None:
         states = stage.desk.get("/v1/postings")
         landed = {p["destination"] for p in states if p["state"] in ("confirmed", "final")}
-        return True if len(landed) == 3 else None
+        return True if _places(stage) <= landed else None
 
-    stage.until("a certificate confirmed on alpha, beta and sol", posted, 40)
+    stage.until("a certificate confirmed on alpha, beta and sol, and published", posted, 40)
     signers = stage.desk.get("/v1/epochs/latest")
     stage.tell(
-        f"epoch {signers['header']['epoch']}: {len(signers['signatures'])} attestors signed, root on three chains"
+        f"epoch {signers['header']['epoch']}: {len(signers['signatures'])} attestors signed, root on three chains, "
+        "and as an EAS attestation on beta"
     )
+
+
+def _places(stage: Stage) -> set[str]:
+    """Return where certificates are to land: three registries, and the attestation service."""
+    world = stage.world
+    return {world.alpha.id, world.beta.id, world.sol, f"{world.beta.id}/eas"}
 
 
 def borrow(stage: Stage) -> None:
@@ -499,9 +506,11 @@ def check_roots(stage: Stage) -> None:
     from aggregator.bootstrap import stored_roots
 
     settings = load_settings(stage.world.config)
+    registries = {destination.chain for destination in settings.destinations}
 
     def agree() -> int | None:
-        landed = Counter(p["epoch"] for p in stage.desk.get("/v1/postings") if p["state"] == "final")
+        postings = stage.desk.get("/v1/postings")
+        landed = Counter(p["epoch"] for p in postings if p["state"] == "final" and p["destination"] in registries)
         for epoch in sorted((e for e, chains in landed.items() if chains == 3), reverse=True):
             roots = asyncio.run(stored_roots(settings, epoch))
             if len(roots) == 3:  # one that a reorganisation undid is not there any more

@@ -597,4 +597,6 @@ class World:
             "groups": {"majors": {"offset": 0.4}},
             "models": {"risk_bearing": "scenario", "monitored": "scenario"},
             "scenario": {"maintenance_factor": 0.8, "initial_factor": 1.0, "gain_weight_initial": 0.8},
+            # Far above what the traders have: each of them gets all of its first budget at once.
+            "growth": {"account_usd": 1e6, "account_ratio": 1.0, "asset_usd": 5e7},
         }

@@ -9,6 +9,12 @@ pragma solidity >=0.8.4;
 /// `applyLeaf` and then `draw`. `marginOf`, `status` and `verify` inform; lending without a draw is outside of what is
 /// guaranteed.
 ///
+/// Consumers pin the registry's address. Its deployment id says who attests, not who governs: a stranger can deploy
+/// another registry of the same deployment, to which the same statements are posted, with his own governance, which
+/// lists whom he likes.
+/// What remains: whoever stole a quorum's keys can rotate to a set of his own and so drop a scheduled recovery, again
+/// and again, as the attestors can drop one that they did not need. Governance then delists the consumers.
+///
 /// Refusals are texts (`Error(string)`) and stable:
 /// - post: "zero root", "epoch not above the last", "epoch in the future", "floor below the stored floor",
 ///   "floor above epoch", "producedAt in the future", "expired", "lifetime"
@@ -23,12 +29,13 @@ pragma solidity >=0.8.4;
 ///   posted and the newest set's activation; the clock may be past it), "activation too far", "notAfter passed",
 ///   "notAfter too far"
 /// - recovery: "not governance", "not the scheduled recovery", "timelock", "no recovery"
-/// - applyLeaf: "chain id changed", "destination", "not the newest epoch", "expired", "not attested", "paused",
+/// - applyLeaf: "chain id changed", "destination", "not the newest epoch", "expired", "not attested",
 ///   "budget above 128 bits", "initial above 128 bits", "maintenance above 128 bits", "equity above 128 bits",
 ///   "asOf or flags"
 /// - draw: "not listed", "paused", "zero amount", "chain id changed", "not the newest epoch", "expired", "flagged",
 ///   "over budget"
 /// - repay: "more than drawn"
+/// - forgive: "not governance", "still listed", "timelock", "nothing drawn"
 /// - list, delist: "not governance", "zero consumer", "already listed", "not listed"
 /// - pause, unpause: "not guardian", "duration", "paused too recently", "not paused"
 /// Malformed calldata reverts without a text.
@@ -119,6 +126,9 @@ interface IMarginRegistry {
     event Drawn(bytes32 indexed account, address indexed consumer, uint256 amount, uint256 used);
     event Repaid(bytes32 indexed account, address indexed consumer, uint256 amount, uint256 used);
 
+    /// @param amount what the consumer had drawn and will not repay
+    event Forgiven(bytes32 indexed account, address indexed consumer, uint256 amount, uint256 used);
+
     // Statements
 
     /// @notice Store the root of a statement that a quorum of the set of its epoch signed. Anyone may call.
@@ -126,7 +136,8 @@ interface IMarginRegistry {
     /// @param signatures (r, vs) of EIP-2098 with low s, at most 32, in the order of `indices`
     function post(Header calldata header, uint256 indices, bytes32[2][] calldata signatures) external;
 
-    /// @notice Whether `leaf` is attested for this chain and usable now.
+    /// @notice Whether `leaf` is attested for this chain and usable now: before its own `validUntil`, which is that of
+    /// its statement, of an epoch not below the floor whose place in the ring no later epoch took.
     /// @param proof sibling hashes, at most 32 (OpenZeppelin StandardMerkleTree)
     function verify(Leaf calldata leaf, bytes32[] calldata proof) external view returns (bool);
 
@@ -172,7 +183,8 @@ interface IMarginRegistry {
 
     // Accounts
 
-    /// @notice Store a leaf of the newest epoch. Anyone may call; a leaf that is stored already changes nothing.
+    /// @notice Store a leaf of the newest epoch. Anyone may call; a leaf that is stored already changes nothing. While
+    /// paused a higher budget than the stored one is stored as that one, until the next epoch's leaf.
     function applyLeaf(Leaf calldata leaf, bytes32[] calldata proof) external;
 
     /// @notice By a listed consumer, before it lends: use `amount` of the account's budget.
@@ -180,12 +192,16 @@ interface IMarginRegistry {
 
     /// @notice By whoever drew: give back up to what it drew. Always possible.
     function repay(bytes32 account, uint256 amount) external;
+
+    /// @notice By governance, a timelock after it delisted `consumer`: write off all that it drew for the account, which
+    /// otherwise stays the account's debt for ever when the consumer cannot repay any more.
+    function forgive(bytes32 account, address consumer) external;
     function used(bytes32 account) external view returns (uint256);
     function usedBy(bytes32 account, address consumer) external view returns (uint256);
     function marginOf(bytes32 account) external view returns (Margin memory);
 
-    /// @return 0 unknown (never applied, expired, below the floor, stale or partial), 1 healthy, 2 unhealthy,
-    /// 3 liquidatable
+    /// @return 0 unknown (never applied, not of the newest epoch, expired, stale, partial or monitored), 1 healthy,
+    /// 2 unhealthy, 3 liquidatable
     function status(bytes32 account) external view returns (uint256);
 
     // Consumers and pauses
@@ -198,6 +214,9 @@ interface IMarginRegistry {
 
     /// @return Unix seconds from which `consumer` may draw, 0 when it is not listed
     function listedFrom(address consumer) external view returns (uint256);
+
+    /// @return Unix seconds at which `consumer` was last delisted, 0 when it never was
+    function delistedAt(address consumer) external view returns (uint256);
 
     /// @notice By the guardian: no draws and no higher budgets for at most 3 days, and not again before as long a time
     /// has passed after the end. Posting, verifying, repaying, rotating and delisting go on.

@@ -17,6 +17,10 @@
      members: while a rotation waits for its activation a post fetches both sets, afterwards one, and nothing is
      written when a set becomes active, since the epoch alone decides.
 
+     `verify` reads one slot, the root's. So what would make a leaf of an epoch void without its knowing is wiped: a
+     floor that rises empties every slot of the ring but those of epochs from it on. That is dear, and rare: floors
+     rise after reorganisations only.
+
      This contract calls nothing but the code of the sets and holds no value.
 """
 
@@ -136,6 +140,12 @@ event Repaid:
     amount: uint256
     used: uint256
 
+event Forgiven:
+    account: indexed(bytes32)
+    consumer: indexed(address)
+    amount: uint256
+    used: uint256
+
 RING: constant(uint256) = 64
 MAX_MEMBERS: constant(uint256) = 32
 MAX_DEPTH: constant(uint256) = 32
@@ -220,6 +230,7 @@ _roots: bytes32[RING]
 _entries: HashMap[bytes32, Entry]
 usedBy: public(HashMap[bytes32, HashMap[address, uint256]])  # account -> consumer, USD with 8 decimals
 listedFrom: public(HashMap[address, uint256])  # Unix seconds from which a consumer may draw, 0 = not listed
+delistedAt: public(HashMap[address, uint256])  # Unix seconds of the newest delisting, 0 = never
 _pause: uint256  # begin << 128 | end of the newest pause, Unix seconds
 recoveryDigest: public(bytes32)  # of the set that governance scheduled, 0 = none
 recoveryFrom: public(uint256)  # Unix seconds from which it may be executed
@@ -308,8 +319,11 @@ def post(header: Header, indices: uint256, signatures: DynArray[bytes32[2], MAX_
     assert header.root != empty(bytes32), "zero root"
     assert header.epoch > last, "epoch not above the last"
     assert header.epoch <= unsafe_add(unsafe_div(block.timestamp, epochSeconds), EPOCHS_AHEAD), "epoch in the future"
-    assert header.floor >= (meta >> FLOOR_AT) & FIELD, "floor below the stored floor"
-    assert header.floor <= header.epoch, "floor above epoch"
+    # A floor that stays is below the last epoch.
+    if header.floor != (meta >> FLOOR_AT) & FIELD:
+        assert header.floor > (meta >> FLOOR_AT) & FIELD, "floor below the stored floor"
+        assert header.floor <= header.epoch, "floor above epoch"
+        self._wipe_below(header.floor, meta)
     assert header.producedAt <= unsafe_add(block.timestamp, clockSkew), "producedAt in the future"
     assert header.validUntil > block.timestamp, "expired"
     assert unsafe_sub(header.validUntil, header.producedAt) <= maxLifetime, "lifetime"
@@ -372,22 +386,18 @@ def post(header: Header, indices: uint256, signatures: DynArray[bytes32[2], MAX_
 def verify(leaf: Leaf, proof: DynArray[bytes32, MAX_DEPTH]) -> bool:
     """
     @notice Whether a leaf is attested for this chain and usable now.
+    @dev Reads the root's slot only. An epoch below the floor has none any more; a leaf whose epoch left the ring but
+         whose slot no later epoch took holds as long as it is valid. Attestors give every leaf its header's
+         validUntil and epoch: the leaf's own are what counts here, and the epoch is hashed with the rest, so that no
+         root of another epoch in the same slot proves it.
     @param leaf the account's values on this destination, USD with 8 decimals
     @param proof sibling hashes from the leaf up to the root (OpenZeppelin's sorted pairs)
-    @return False when the leaf is for another destination, below the floor, out of the ring, expired or unproven
+    @return False when the leaf is for another destination, below the floor, expired, or not under the root that is
+            stored at its epoch's place
     """
     # One refusal to a line: `or` costs a second jump.
-    meta: uint256 = self._meta
-    age: uint256 = unsafe_sub(meta >> EPOCH_AT, leaf.epoch)  # wraps to a huge one for an epoch above the last
-    if ((meta & HISTORY) >> age) & 1 == 0:
-        return False
-    if leaf.epoch < (meta >> FLOOR_AT) & FIELD:
-        return False
     if block.timestamp >= leaf.validUntil:
         return False
-    if age == 0:
-        if block.timestamp >= (meta >> VALID_AT) & FIELD:
-            return False
     if leaf.destination != destination:
         return False
     if chain.id != chainId:
@@ -569,7 +579,7 @@ def rotationDigest(to: AttestorSet) -> bytes32:
 def applyLeaf(leaf: Leaf, proof: DynArray[bytes32, MAX_DEPTH]):
     """
     @notice Store a leaf of the newest epoch as what is known of its account. Anyone may call; what is stored already
-            stays. While paused no budget can rise.
+            stays. While paused no budget rises: a leaf with a higher one is stored with the one that is there.
     @param leaf as in `verify`
     @param proof as in `verify`
     """
@@ -591,18 +601,20 @@ def applyLeaf(leaf: Leaf, proof: DynArray[bytes32, MAX_DEPTH]):
     assert leaf.equity >= -(2**127) and leaf.equity < 2**127, "equity above 128 bits"
     assert leaf.asOf <= TIME and leaf.flags <= FLAGS, "asOf or flags"
     drawing: uint256 = self._entries[leaf.account].drawing
-    if leaf.budget > drawing >> 128:
-        assert not self._is_paused(), "paused"
+    budget: uint256 = leaf.budget
+    if budget > drawing >> 128:
+        if self._is_paused():
+            budget = drawing >> 128
 
     self._entries[leaf.account] = Entry(
-        drawing=leaf.budget << 128 | drawing & AMOUNT,
+        drawing=budget << 128 | drawing & AMOUNT,
         times=epoch << ENTRY_EPOCH_AT | leaf.asOf << AS_OF_AT | valid_until << UNTIL_AT | leaf.flags,
         initial=leaf.assetsInitial << 128 | leaf.requirementInitial,
         maintenance=leaf.assetsMaintenance << 128 | leaf.requirementMaintenance,
         equity=leaf.equity,
     )
     log Applied(
-        account=leaf.account, epoch=convert(epoch, uint64), budget=leaf.budget, flags=convert(leaf.flags, uint32)
+        account=leaf.account, epoch=convert(epoch, uint64), budget=budget, flags=convert(leaf.flags, uint32)
     )
 
 
@@ -645,6 +657,23 @@ def repay(account: bytes32, amount: uint256):
     self._entries[account].drawing = drawing
     self.usedBy[account][msg.sender] = unsafe_sub(drawn, amount)
     log Repaid(account=account, consumer=msg.sender, amount=amount, used=drawing & AMOUNT)
+
+
+@external
+def forgive(account: bytes32, consumer: address):
+    """
+    @notice Write off what a consumer drew for an account. Only governance, a timelock after it delisted the consumer:
+            one that cannot repay any more would leave its draws with the account for good.
+    """
+    assert msg.sender == governance, "not governance"
+    assert self.listedFrom[consumer] == 0, "still listed"
+    assert block.timestamp >= self.delistedAt[consumer] + timelock, "timelock"
+    drawn: uint256 = self.usedBy[account][consumer]
+    assert drawn > 0, "nothing drawn"
+    drawing: uint256 = unsafe_sub(self._entries[account].drawing, drawn)  # as in `repay`
+    self._entries[account].drawing = drawing
+    self.usedBy[account][consumer] = 0
+    log Forgiven(account=account, consumer=consumer, amount=drawn, used=drawing & AMOUNT)
 
 
 @external
@@ -695,13 +724,13 @@ def marginOf(account: bytes32) -> Margin:
 @view
 def status(account: bytes32) -> uint256:
     """
-    @return 0 unknown (never applied, expired, below the floor, flagged stale or partial), 1 healthy, 2 unhealthy,
-            3 liquidatable
+    @return 0 unknown (never applied, not of the newest epoch, expired, flagged stale, partial or monitored), 1 healthy,
+            2 unhealthy, 3 liquidatable
     """
     times: uint256 = self._entries[account].times
     if chain.id != chainId or block.timestamp >= (times >> UNTIL_AT) & TIME:
         return UNKNOWN
-    if times >> ENTRY_EPOCH_AT < (self._meta >> FLOOR_AT) & FIELD or times & (STALE | PARTIAL) != 0:
+    if times >> ENTRY_EPOCH_AT != self._meta >> EPOCH_AT or times & (STALE | PARTIAL | MONITORED) != 0:
         return UNKNOWN
     if times & LIQUIDATABLE != 0:
         return TO_LIQUIDATE
@@ -733,6 +762,7 @@ def delist(consumer: address):
     assert msg.sender == governance, "not governance"
     assert self.listedFrom[consumer] != 0, "not listed"
     self.listedFrom[consumer] = 0
+    self.delistedAt[consumer] = block.timestamp
     log Delisted(consumer=consumer)
 
 
@@ -773,6 +803,19 @@ def pausedUntil() -> uint256:
 
 
 # Internals
+
+
+@internal
+def _wipe_below(raised: uint256, meta: uint256):
+    # Empties every slot but those of the epochs from `raised` on that are in the history. A slot whose epoch was skipped
+    # may still hold the root of one that left the history long ago: it goes, too.
+    last: uint256 = meta >> EPOCH_AT
+    if last == 0:
+        return  # nothing was posted
+    for age: uint256 in range(RING):
+        epoch: uint256 = unsafe_sub(last, age)
+        if (meta >> age) & 1 == 0 or epoch < raised:
+            self._roots[epoch % RING] = empty(bytes32)
 
 
 @internal

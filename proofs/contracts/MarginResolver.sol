@@ -92,6 +92,7 @@ contract MarginResolver {
         bytes32 digest = registry.digest(header);
         uint64 epoch = uint64(header.epoch);
         require(!attestation.revocable && attestation.expirationTime == header.validUntil, "not as the header says");
+        require(attestation.recipient == address(0) && attestation.refUID == bytes32(0), "recipient or reference");
         require(epoch > newest.epoch, "epoch not above the last");
         require(epoch <= block.timestamp / registry.epochSeconds() + 2, "epoch in the future");
         require(header.floor >= newest.floor && header.floor <= epoch, "floor");

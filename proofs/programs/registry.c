@@ -22,8 +22,8 @@
  *             128 bytes: 0 "cmDRAWN1"  8 registry 32  40 account 32  72 authority 32  104 bump u8  105 zero 7
  *             112 used u128
  *   consumer  ["consumer", registry, authority]   a consumer is the address that signs its draws
- *             88 bytes: 0 "cmCONSM1"  8 registry 32  40 authority 32  72 listedFrom u64 (0: delisted)  80 bump u8
- *             81 zero 7
+ *             96 bytes: 0 "cmCONSM2"  8 registry 32  40 authority 32  72 listedFrom u64 (0: delisted)
+ *             80 delistedAt u64 (0: never)  88 bump u8  89 zero 7
  *
  * Instructions (first byte), integers little-endian unless said otherwise; S signer, W writable:
  *   0 init      networkClass u8, threshold u8, n u8, notAfter u64, salt 32, destination 32, epochSeconds u64,
@@ -49,12 +49,14 @@
  *               accounts: governance S, registry, consumer W
  *  10 pause     seconds u64; accounts: guardian S, registry W
  *  11 unpause   nothing; accounts: guardian or governance S, registry W
- *  12 apply     as verify; stores the leaf of the newest epoch
+ *  12 apply     as verify; stores the leaf of the newest epoch; while paused the budget does not rise
  *               accounts: payer SW, registry, margin W, system program
  *  13 draw      account 32, amount u128 (1e-8 USD)
  *               accounts: payer SW, authority S, registry, consumer, margin W, drawn W, system program
  *  14 repay     account 32, amount u128
  *               accounts: authority S, registry, margin W, drawn W
+ *  15 forgive   account 32, authority 32; writes off what a consumer drew, once it is delisted for the timelock
+ *               accounts: governance S, registry, consumer, margin W, drawn W
  *
  * Refusals are custom error codes, 30 to 39 those of quorum.h; adapters/solana/programs.py mirrors both tables.
  */
@@ -94,12 +96,12 @@ enum refusal {
   NOT_LISTED = 51,            /* never, no longer, or not yet */
   PAUSE_TOO_LONG = 52,        /* no time at all, or more than three days */
   PAUSE_TOO_SOON = 53,        /* paused, or for less time unpaused than it was paused before */
-  PAUSED = 54,                /* no draw, and no higher budget, until the pause ends */
+  PAUSED = 54,                /* no draw until the pause ends */
   NOT_PAUSED = 55,            /* no pause to end */
   LEAF_NOT_NEWEST = 60,       /* not of the newest epoch; for draw: apply the newest leaf first */
   LEAF_EXPIRED = 61,          /* the leaf's or the statement's validUntil has passed */
   LEAF_WRONG = 62,            /* another destination's, or not under the root */
-  AMOUNT_ZERO = 63,           /* nothing asked for */
+  AMOUNT_ZERO = 63,           /* nothing asked for, or nothing to forgive */
   BUDGET_EXCEEDED = 64,       /* used + amount above the budget */
   REPAID_TOO_MUCH = 65,       /* more than this consumer has drawn */
   LEAF_FLAGGED = 66,          /* stale or monitored: nothing may be drawn */
@@ -111,8 +113,8 @@ enum { MARGIN_REGISTRY = 8, MARGIN_ACCOUNT = 40, MARGIN_BUMP = 72, MARGIN_USED =
        MARGIN_LEN = 224 };
 enum { DRAWN_REGISTRY = 8, DRAWN_ACCOUNT = 40, DRAWN_AUTHORITY = 72, DRAWN_BUMP = 104, DRAWN_USED = 112,
        DRAWN_LEN = 128 };
-enum { CONSUMER_REGISTRY = 8, CONSUMER_AUTHORITY = 40, CONSUMER_LISTED_FROM = 72, CONSUMER_BUMP = 80,
-       CONSUMER_LEN = 88 };
+enum { CONSUMER_REGISTRY = 8, CONSUMER_AUTHORITY = 40, CONSUMER_LISTED_FROM = 72, CONSUMER_DELISTED_AT = 80,
+       CONSUMER_BUMP = 88, CONSUMER_LEN = 96 };
 /* offsets in a packed leaf; equity and the five amounts after it are 16 bytes each */
 enum { LEAF_DESTINATION = 32, LEAF_EPOCH = 64, LEAF_AMOUNTS = 72, LEAF_BUDGET = 152, LEAF_AS_OF = 168,
        LEAF_VALID_UNTIL = 176, LEAF_FLAGS = 184, LEAF_LEN = 188 };
@@ -123,7 +125,7 @@ enum { DAY = 86400, MAX_SET_LIFETIME = 90 * DAY, MAX_ROTATION_AHEAD = 90 * DAY, 
 #define STAGED_DISCRIMINATOR 0x31544553584e6d63UL   /* "cmNXSET1" */
 #define MARGIN_DISCRIMINATOR 0x31544e4343416d63UL   /* "cmACCNT1" */
 #define DRAWN_DISCRIMINATOR 0x314e574152446d63UL    /* "cmDRAWN1" */
-#define CONSUMER_DISCRIMINATOR 0x314d534e4f436d63UL /* "cmCONSM1" */
+#define CONSUMER_DISCRIMINATOR 0x324d534e4f436d63UL /* "cmCONSM2" */
 
 /* ---- addresses ---- */
 INLINE void registry_seeds(pda *p, const u8 *deployment, const u8 *destination, const u8 *times, const u8 *governance,
@@ -559,14 +561,15 @@ static u64 delist(const input *in) {
   if (in->len != 1) return INSTRUCTION_MALFORMED;
   if (in->count != 3) return ACCOUNTS_WRONG;
   const account *registry = in->accounts + 1, *consumer = registry + 1;
-  u64 refused;
+  u64 now, refused;
   if (!is_registry(registry, in->program)) return STATE_WRONG;
-  if ((refused = check_governance(in, registry))) return refused;
+  if ((refused = check_governance(in, registry)) || (refused = read_clock(&now))) return refused;
   if (!consumer->writable || consumer->data_len != CONSUMER_LEN ||
       !is_consumer(consumer, in->program, registry->key, consumer->data + CONSUMER_AUTHORITY))
     return STATE_WRONG;
   if (!get64(consumer->data + CONSUMER_LISTED_FROM)) return NOT_LISTED;
   put64(consumer->data + CONSUMER_LISTED_FROM, 0);
+  put64(consumer->data + CONSUMER_DELISTED_AT, now);
   return OK;
 }
 
@@ -636,8 +639,7 @@ static u64 apply(const input *in) {
   }
   u8 *m = margin->data;
   if (get64(m + MARGIN_EPOCH) == epoch) return OK;
-  u128 budget = (u128)get64be(leaf + LEAF_BUDGET) << 64 | get64be(leaf + LEAF_BUDGET + 8);
-  if (is_paused(s, now) && budget > get128(m + MARGIN_BUDGET)) return PAUSED;
+  u128 before = get128(m + MARGIN_BUDGET);
   put64(m + MARGIN_EPOCH, epoch);
   put64(m + MARGIN_AS_OF, get64be(leaf + LEAF_AS_OF));
   put64(m + MARGIN_VALID_UNTIL, until);
@@ -646,6 +648,7 @@ static u64 apply(const input *in) {
     put64(m + MARGIN_AMOUNTS + 16 * i, get64be(leaf + LEAF_AMOUNTS + 16 * i + 8));
     put64(m + MARGIN_AMOUNTS + 16 * i + 8, get64be(leaf + LEAF_AMOUNTS + 16 * i));
   }
+  if (is_paused(s, now) && get128(m + MARGIN_BUDGET) > before) put128(m + MARGIN_BUDGET, before);
   return OK;
 }
 
@@ -712,6 +715,28 @@ static u64 repay(const input *in) {
   return OK;
 }
 
+/* Write off what a consumer drew for an account: one that cannot repay any more would leave it there for good. */
+static u64 forgive(const input *in) {
+  if (in->len != 65) return INSTRUCTION_MALFORMED;
+  if (in->count != 5) return ACCOUNTS_WRONG;
+  const account *registry = in->accounts + 1, *consumer = registry + 1, *margin = registry + 2, *drawn = registry + 3;
+  const u8 *account_id = in->data + 1, *authority = in->data + 33, *s = registry->data;
+  u64 now, refused;
+  if (!is_registry(registry, in->program)) return STATE_WRONG;
+  if ((refused = check_governance(in, registry)) || (refused = read_clock(&now))) return refused;
+  if (!is_consumer(consumer, in->program, registry->key, authority) ||
+      !is_margin(margin, in->program, registry->key, account_id) ||
+      !is_drawn(drawn, in->program, registry->key, account_id, (const key32 *)authority))
+    return STATE_WRONG;
+  if (get64(consumer->data + CONSUMER_LISTED_FROM)) return LISTED_ALREADY;
+  if (now < get64(consumer->data + CONSUMER_DELISTED_AT) + get64(s + REGISTRY_TIMELOCK)) return TIMELOCK_RUNNING;
+  u128 amount = get128(drawn->data + DRAWN_USED);
+  if (!amount) return AMOUNT_ZERO;
+  put128(drawn->data + DRAWN_USED, 0);
+  put128(margin->data + MARGIN_USED, get128(margin->data + MARGIN_USED) - amount);
+  return OK;
+}
+
 u64 entrypoint(u8 *region) {
   account accounts[7];
   input in = {accounts, 0, 0, 0, 0};
@@ -733,6 +758,7 @@ u64 entrypoint(u8 *region) {
     case 12: return apply(&in);
     case 13: return draw(&in);
     case 14: return repay(&in);
+    case 15: return forgive(&in);
     default: return INSTRUCTION_MALFORMED;
   }
 }

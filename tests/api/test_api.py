@@ -14,14 +14,17 @@ import pytest
 from eth_abi import decode
 from eth_account import Account as Wallet
 from eth_account.messages import _hash_eip191_message, encode_typed_data
+from eth_utils.abi import function_abi_to_4byte_selector
 from prometheus_client import Counter
 
 from aggregator.api import create_app, guard
 from aggregator.api.guard import MAX_BODY
+from aggregator.domain.certificate import Refusal
 from aggregator.domain.errors import Unreachable
 from aggregator.domain.snapshot import Finding
 from aggregator.service.accounts import AccountBook
 from aggregator.store import SqlStore
+from infra.devnet.artifacts import load
 from proofs.leaf import hash_leaf, unpack
 from proofs.merkle import verify_proof
 from tests.api.synthetic_epochs import (
@@ -174,7 +177,11 @@ async def test_the_evm_call_is_what_an_abi_library_would_build(client: httpx.Asy
     view = await get(client, "/v1/accounts/alice/margin/proof")
     by_id = await get(client, f"/v1/accounts/alice/margin/proof?destination={destination_id(CHAIN_A)}")
     assert view == by_id
-    leaf_type = "(bytes32,bytes32,uint64,int256,uint256,uint256,uint256,uint256,uint256,uint64,uint64,uint32)"
+    abi = {entry["name"]: entry for entry in load("MarginRegistry")[0] if entry["type"] == "function"}
+    for name, field in (("verify", "data"), ("applyLeaf", "apply")):
+        assert view["registry"][field][:10] == "0x" + function_abi_to_4byte_selector(abi[name]).hex(), name
+    assert view["registry"]["apply"][10:] == view["registry"]["data"][10:]
+    leaf_type = "(bytes32,bytes32,uint256,int256,uint256,uint256,uint256,uint256,uint256,uint256,uint256,uint256)"
     leaf, path = decode([leaf_type, "bytes32[]"], bytes.fromhex(view["registry"]["data"][2:])[4:])
     sent = {name: value if value.startswith("0x") else int(value) for name, value in view["leaf"].items()}
     assert ["0x" + v.hex() if isinstance(v, bytes) else v for v in leaf] == list(sent.values())
@@ -229,6 +236,40 @@ async def test_an_epoch_names_signers_refusals_and_postings(client: httpx.AsyncC
     assert [s["member"] for s in latest["signatures"]] == list(world.service.deployment.members[:3])
     assert {p["destination"]: p["state"] for p in latest["postings"]} == {CHAIN_A: "submitted", CHAIN_S: "failed"}
     assert [p["epoch"] for p in (await client.get("/v1/postings?limit=2")).json()] == [2, 2]
+
+
+async def test_a_signed_refusal_is_shown_with_its_signature(client: httpx.AsyncClient, world: World) -> None:
+    record = make_record(4, (make_margin(ALICE, 4),), certified=False)
+    digest, signature = "0x" + record.digest.hex(), "0x" + "11" * 64
+    refusal = Refusal("attestor-1", "grants: short", digest, signature)
+    await world.store.save_epoch(replace(record, refusals=(refusal,)))
+    expected = {"attestor": "attestor-1", "reason": "grants: short", "digest": digest, "signature": signature}
+    assert (await get(client, "/v1/epochs/4"))["refusals"] == [expected]
+    assert (await get(client, "/v1/epochs?limit=1"))["epochs"][0]["refusals"] == [expected]
+
+
+async def test_of_an_epoch_learned_from_others_leaves_are_served_and_older_margins(
+    client: httpx.AsyncClient, world: World
+) -> None:
+    """An attestor proposed epoch 4: the coordinator has its statement and leaves, and no margins."""
+    learned = make_record(4, (make_margin(ALICE, 4),))
+    await world.store.save_epoch(replace(learned, margins=()))
+    assert (await get(client, "/v1/epochs/latest"))["header"]["epoch"] == 4
+    margin = await get(client, "/v1/accounts/alice/margin")
+    fresh = margin["freshness"]
+    assert (fresh["epoch"], fresh["superseded"], fresh["usable"]["exact"]) == (2, True, "0")
+    assert fresh["usable_reason"] == "epoch 4 replaces it"
+    proof = await get(client, "/v1/accounts/alice/margin/proof")
+    assert (proof["freshness"]["epoch"], proof["freshness"]["superseded"]) == (4, False)
+    assert proof["digest"] == "0x" + learned.digest.hex()
+    assert (await get(client, "/v1/accounts/alice/margin/proof?epoch=2"))["freshness"]["epoch"] == 2
+    assert (await client.get("/v1/accounts/alice/margin?epoch=4")).status_code == 404
+    assert "epoch 4 replaces it" in (await client.get("/accounts/alice")).text
+    assert (await client.get("/")).text.count("superseded") == 2, "the overview keeps showing what is known"
+    # Of the certificate alone nothing more is known than before.
+    alone = make_record(5, (make_margin(ALICE, 5),))
+    await world.store.save_epoch(replace(alone, margins=(), leaves=()))
+    assert (await get(client, "/v1/accounts/alice/margin/proof"))["freshness"]["epoch"] == 2
 
 
 async def test_chains_tell_age_rule_and_cause(client: httpx.AsyncClient) -> None:

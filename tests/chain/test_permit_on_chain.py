@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from web3.exceptions import Web3Exception
 
 from adapters.permit_book import SqlitePermitBook
 from aggregator.domain.certificate import Attestation
-from aggregator.service.permits import PermitDesk
+from aggregator.domain.permits import HoldRecord
+from aggregator.service.permits import Newest, PermitDesk, collect_hold
 from infra.devnet.anvil import Anvil, connect, transact
 from infra.devnet.evm_deploy import EvmSpec, accept_tokens, at, deploy_registry, deploy_token, deploy_vault
 from proofs.quorum import minimal_threshold
@@ -18,7 +20,18 @@ from proofs.statement import Deployment
 from tests.contracts.evm_reference import pack_indices
 from tests.strategies import EVM, USDC, account_id, debt
 from tests.unit.service import permit_world
-from tests.unit.service.permit_world import BOUNDS, DOLLAR, EPOCH, FUNDS, GROUP, Accounts, Attesting, asked, newest_of
+from tests.unit.service.permit_world import (
+    BOUNDS,
+    DOLLAR,
+    EPOCH,
+    FUNDS,
+    GROUP,
+    SLACK,
+    Accounts,
+    Attesting,
+    asked,
+    newest_of,
+)
 
 pytestmark = pytest.mark.chain
 SALT = b"\x5a" * 32
@@ -26,6 +39,11 @@ SALT = b"\x5a" * 32
 
 def wire(attestations: tuple[Attestation, ...]) -> tuple[int, list[tuple[bytes, bytes]]]:
     return pack_indices([a.index for a in attestations]), [(a.r, a.vs) for a in attestations]
+
+
+def running(newest: Newest, now: int) -> Newest:
+    """Return an epoch as if it were in force at ``now``."""
+    return newest._replace(epoch=replace(newest.epoch, snapshot=replace(newest.epoch.snapshot, valid_until=now + 300)))
 
 
 async def test_a_quorums_permit_and_hold_are_what_the_vault_takes(
@@ -53,7 +71,9 @@ async def test_a_quorums_permit_and_hold_are_what_the_vault_takes(
         transact(w3, usdc.functions.approve(vault.address, 1_000 * DOLLAR), depositor)
         transact(w3, vault.functions.deposit(account, token, 1_000 * DOLLAR), depositor)
 
-        newest = newest_of(FUNDS._replace(origin=address), debt(1, USDC, 100.0))
+        seconds = now // EPOCH
+        monkeypatch.setattr(permit_world, "EPOCH_SECONDS", seconds)  # so that it is EPOCH now, on this chain
+        newest = running(newest_of(FUNDS._replace(origin=address), debt(1, USDC, 100.0)), now)
         clock = permit_world.Clock()
         clock.time = float(now)
         attestors = [Attesting(tmp_path / f"attestor-{i}", i, clock, newest, vault=address) for i in range(4)]
@@ -65,7 +85,7 @@ async def test_a_quorums_permit_and_hold_are_what_the_vault_takes(
         owner = next(a for a in newest.epoch.snapshot.accounts if a.id == account_id(1))
         desk = PermitDesk(
             *(deployment.deployment_id(), Accounts(owner), book, attestors, lambda epoch: GROUP, number),
-            *({EVM: {address}}, BOUNDS, clock),
+            *(lambda: newest, attestors[0].grants, {EVM: {address}}, BOUNDS, SLACK, clock),
         )
         wanted = asked(300 * DOLLAR, vault=address, to=str(to).lower(), expiry=now + 3000)
         signed = await desk.collect_permit(wanted)
@@ -74,10 +94,14 @@ async def test_a_quorums_permit_and_hold_are_what_the_vault_takes(
 
         # A hold of the same epoch stops it.
         for attestor in attestors:
-            attestor.newest = newest_of(FUNDS._replace(origin=address), debt(1, USDC, 2_000.0))
+            attestor.newest = running(newest_of(FUNDS._replace(origin=address), debt(1, USDC, 2_000.0)), now)
         snapshot = anvil.rpc("evm_snapshot")
-        held = await desk.collect_hold(account_id(1), EVM, address, now + 5000)
-        transact(w3, vault.functions.hold(account, now + 5000, EPOCH, *wire(held.attestations)), to)
+        until = permit_world.hold_until(EPOCH, seconds)
+        held = await collect_hold(
+            attestors, deployment.deployment_id(), GROUP, HoldRecord(account_id(1), EVM, address, until, EPOCH)
+        )
+        transact(w3, vault.functions.hold(account, until, EPOCH, *wire(held.attestations)), to)
+        assert list(vault.functions.holds(account).call()) == [until, EPOCH]
         with pytest.raises(Web3Exception, match="held"):
             withdraw.call({"from": depositor})
         anvil.rpc("evm_revert", snapshot)

@@ -169,6 +169,30 @@ def test_an_approval_is_of_what_was_told_and_can_be_withdrawn(
     current.refused(["rotation", "approve", str(terms), "--digest", digest], 2, "is not an attestor's")
 
 
+def test_a_recovered_set_is_approved_on_every_machine_and_adopted(
+    current: Shell, seats: list[Seat], tmp_path: Path
+) -> None:
+    terms = tmp_path / "rotation.json"
+    digest = plan(current, terms, "--in", "600")["digest"]
+    given = [str(terms), "--digest", digest]
+    current.refused(["rotation", "adopt", str(terms)], 1, f"approval: {digest} is not approved on this machine")
+    seats[0].shell.json("rotation", "approve", *given)  # as one to be signed
+    seats[0].shell.refused(["rotation", "adopt", str(terms)], 2, "is an attestor's")
+    asked = current("rotation", "approve", str(terms), "--recovered")  # nobody says yes
+    assert asked.exit_code == 1
+    assert "shall it be believed without signatures?" in asked.stdout
+    current.refused(["rotation", "adopt", str(terms)], 1, "is not approved on this machine")
+    for shell in (current, seats[0].shell):
+        assert shell.json("rotation", "approve", *given, "--recovered")["state"] == "approved"
+    kinds = {(a["kind"], a["digest"]) for a in seats[0].shell.json("rotation", "show")["approvals"]}
+    assert kinds == {("rotation", digest), ("recovery", digest)}
+    assert current.json("rotation", "adopt", str(terms))["digest"] == digest
+    assert [s["state"] for s in current.json("rotation", "show")["sets"]] == ["active", "to come"]
+    current.refused(["rotation", "adopt", str(terms)], 1, "set: set 2 given, 3 is next")
+    current.json("rotation", "approve", *given, "--recovered", "--withdraw")
+    current.refused(["rotation", "show"], 1, "is not known to be a set that governance recovered")
+
+
 def test_plans_that_cannot_be_are_refused(current: Shell, tmp_path: Path) -> None:
     path = str(tmp_path / "rotation.json")
     for options, says in (

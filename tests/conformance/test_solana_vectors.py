@@ -245,6 +245,15 @@ def test_a_holding_is_seizable_and_waits_for_the_delay() -> None:
     assert (position.control, position.removal_delay, position.origin) == ("seizable", 300, str(VAULT))
 
 
+def test_a_vault_of_another_registry_counts_nothing() -> None:
+    subject = [Subject(ACCOUNT, None)]
+    for registry, counts in ((str(REGISTRY), True), (WALLET, False)):
+        adapter = CollateralVault(CHAIN, str(PROGRAM), str(VAULT), {ASSET.id: ASSET}, registry)
+        positions, findings = drive(adapter.flow(subject), make_vault_world())
+        assert (bool(positions), [f.code for f in findings]) == (counts, [] if counts else ["unreadable"])
+    assert f"registry: {REGISTRY} found, {WALLET} expected" in findings[0].detail
+
+
 def test_an_account_without_a_holding_has_nothing() -> None:
     assert read_vault(make_vault_world(holding=None)) == ((), ())
 

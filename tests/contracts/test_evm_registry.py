@@ -203,15 +203,17 @@ def test_the_ring_keeps_64_epochs(world: World) -> None:
     # Never posted, though its slot holds no other root either.
     assert world.registry.functions.rootOf(first + 5).call() == bytes(32)
 
-    # One further: the first epoch leaves the ring, though its slot is overwritten only by an epoch 64 above it.
+    # One further: the first epoch leaves the ring, and this one takes its slot.
     world.post(world.header(epoch=first + 64, root=b"\x33" * 32))
     assert not world.verify(old_leaf, old_tree.proof(old_leaf))
     assert world.registry.functions.rootOf(first).call() == bytes(32)
     assert world.registry.functions.rootOf(first + 64).call() == b"\x33" * 32
     assert world.verify(kept_leaf, kept_tree.proof(kept_leaf))
 
+    # Out of the ring, but its slot was not taken: it holds until it expires, a floor rises or the slot is taken.
     world.post(world.header(epoch=first + 66, root=b"\x44" * 32))
-    assert not world.verify(kept_leaf, kept_tree.proof(kept_leaf))
+    assert world.registry.functions.rootOf(first + 1).call() == bytes(32)
+    assert world.verify(kept_leaf, kept_tree.proof(kept_leaf))
     assert world.registry.functions.rootOf(first + 63).call() == b"\x22" * 32
     # The slot of a skipped epoch still holds an older root, which must not pass for it.
     assert world.registry.functions.rootOf(first + 65).call() == bytes(32)
@@ -234,14 +236,55 @@ def test_a_floor_makes_older_epochs_unusable(world: World) -> None:
     world.post(world.header(epoch=world.epoch - 8, floor=world.epoch - 9))
     assert not world.verify(leaf, tree.proof(leaf))
     assert world.verify(at_floor, floor_tree.proof(at_floor))
-    assert world.registry.functions.rootOf(world.epoch - 10).call() == tree.root
+    assert world.call("rootOf", world.epoch - 10) == bytes(32)
+    assert world.call("rootOf", world.epoch - 9) == floor_tree.root
+    # A floor that stays wipes nothing; one at its own epoch leaves nothing but that.
+    world.post(world.header(epoch=world.epoch - 7, floor=world.epoch - 9))
+    assert world.verify(at_floor, floor_tree.proof(at_floor))
+    newest, newest_tree = world.tree(world.epoch - 6)
+    world.post(world.header(epoch=world.epoch - 6, root=newest_tree.root, floor=world.epoch - 6))
+    assert not world.verify(at_floor, floor_tree.proof(at_floor))
+    assert world.verify(newest, newest_tree.proof(newest))
+    assert not any(any(world.call("rootOf", world.epoch - back)) for back in range(7, 80))
 
 
-def test_a_leaf_is_usable_until_the_earlier_of_its_ends(world: World) -> None:
+def test_a_rising_floor_reaches_epochs_that_left_the_ring(world: World) -> None:
+    first = world.epoch - 200
+    old, old_tree = world.tree(first)
+    world.post(world.header(epoch=first, root=old_tree.root))
+    world.post(world.header(epoch=first + 100))  # which leaves the old one's slot as it was
+    assert world.verify(old, old_tree.proof(old))
+    world.post(world.header(epoch=first + 101, floor=first + 1))
+    assert not world.verify(old, old_tree.proof(old))
+    assert world.call("rootOf", first + 100) == b"\x11" * 32
+
+
+@pytest.mark.parametrize("raised", [False, True])
+def test_an_epoch_that_was_not_posted_proves_nothing(world: World, raised: bool) -> None:
+    first = world.epoch - 80
+    posted, tree = world.tree(first)
+    skipped, skipped_tree = world.tree(first + 1)
+    world.post(world.header(epoch=first, root=tree.root))
+    world.post(world.header(epoch=first + 2, floor=first + 2 if raised else 0))
+    assert not world.verify(skipped, skipped_tree.proof(skipped))
+    assert world.verify(posted, tree.proof(posted)) is not raised
+    same_slot = replace(posted, epoch=first + 64)
+    assert not world.verify(same_slot, tree.proof(posted))
+
+
+def test_the_first_statement_may_have_a_floor(world: World) -> None:
+    leaf, tree = world.tree(world.epoch)
+    receipt = world.post(world.header(root=tree.root, floor=world.epoch))
+    assert receipt["gasUsed"] < 100_000  # nothing to wipe
+    assert world.verify(leaf, tree.proof(leaf))
+
+
+def test_a_leaf_is_usable_until_its_own_end(world: World) -> None:
+    """Attestors give every leaf its header's end; what is stored or drawn on also ends with the header."""
     short, short_tree = world.tree(world.epoch - 1, valid_for=100)
     world.post(world.header(epoch=world.epoch - 1, root=short_tree.root))
-    newest, newest_tree = world.tree(world.epoch, valid_for=10_000)
-    world.post(world.header(root=newest_tree.root, validUntil=world.now + 200))
+    newest, newest_tree = world.tree(world.epoch, valid_for=200)
+    world.post(world.header(root=newest_tree.root, validUntil=world.now + 150))
 
     def move_to(seconds: int) -> None:
         world.chain.rpc("evm_setNextBlockTimestamp", world.now + seconds)
@@ -252,6 +295,9 @@ def test_a_leaf_is_usable_until_the_earlier_of_its_ends(world: World) -> None:
     move_to(100)
     assert not world.verify(short, short_tree.proof(short))
     assert world.verify(newest, newest_tree.proof(newest))
+    move_to(150)
+    assert world.verify(newest, newest_tree.proof(newest))
+    world.refused("expired", "applyLeaf", newest.as_tuple(), newest_tree.proof(newest))
     move_to(200)
     assert not world.verify(newest, newest_tree.proof(newest))
 

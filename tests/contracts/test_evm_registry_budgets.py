@@ -217,18 +217,17 @@ def test_the_status_of_an_account(world: World) -> None:
         world.leaf("liquidatable", flags=LIQUIDATABLE, assetsMaintenance=8, requirementMaintenance=9),
         world.leaf("stale", flags=STALE | LIQUIDATABLE),
         world.leaf("partial", flags=PARTIAL),
+        world.leaf("monitored", flags=MONITORED),
     ]
     tree = world.attest(*leaves)
     for leaf in leaves:
         world.apply(leaf, tree)
     statuses = [world.call("status", leaf.account) for leaf in leaves]
-    assert statuses == [HEALTHY, UNHEALTHY, TO_LIQUIDATE, UNKNOWN, UNKNOWN]
+    assert statuses == [HEALTHY, UNHEALTHY, TO_LIQUIDATE, UNKNOWN, UNKNOWN, UNKNOWN]
     assert world.call("status", keccak(b"never applied")) == UNKNOWN
-    # An older epoch still tells, until a floor is above it.
-    world.post(world.header(epoch=world.epoch + 1, floor=world.epoch))
-    assert world.call("status", leaves[0].account) == HEALTHY
-    world.post(world.header(epoch=world.epoch + 2, floor=world.epoch + 1))
-    assert world.call("status", leaves[0].account) == UNKNOWN
+    # Only the newest epoch tells.
+    world.post(world.header(epoch=world.epoch + 1))
+    assert {world.call("status", leaf.account) for leaf in leaves} == {UNKNOWN}
 
 
 def test_under_another_chain_id_only_repaying_goes_on(world: World) -> None:
@@ -292,11 +291,22 @@ def test_a_pause_stops_draws_and_higher_budgets_and_nothing_else(world: World) -
     world.refused("paused", "draw", leaf.account, 1)
     assert world.call("marginOf", leaf.account)[-4:] == (BUDGET, 30 * USD, 0, True)
 
-    higher, lower = world.leaf(budget=BUDGET + 1), world.leaf("other", budget=0)
-    tree = world.attest(higher, lower)  # a statement is posted
+    higher = world.leaf(budget=BUDGET + 1, flags=LIQUIDATABLE, assetsMaintenance=7)
+    lower, new = world.leaf("other", budget=0), world.leaf("new")
+    tree = world.attest(higher, lower, new)  # a statement is posted
     assert world.verify(higher, tree.proof(higher))
-    world.refused("paused", "applyLeaf", higher.as_tuple(), tree.proof(higher))
+    receipt = world.apply(higher, tree)  # all but the budget
+    expected = {"account": leaf.account, "epoch": higher.epoch, "budget": BUDGET, "flags": LIQUIDATABLE}
+    assert event(world, "Applied", receipt) == expected
+    stored = world.call("marginOf", leaf.account)
+    assert (stored[0], stored[3], stored[7], stored[-4:]) == (
+        *(higher.epoch, LIQUIDATABLE, 7),
+        (BUDGET, 30 * USD, 0, True),
+    )
+    assert world.call("status", leaf.account) == TO_LIQUIDATE
     world.apply(lower, tree)
+    world.apply(new, tree)
+    assert world.call("marginOf", new.account)[-4:] == (0, 0, 0, True)
     reduced = world.leaf(epoch=world.epoch + 1, budget=BUDGET - 1)
     world.apply(reduced)
     world.send("repay", leaf.account, 10 * USD)
@@ -335,6 +345,45 @@ def test_without_a_guardian_nobody_pauses(chain: Anvil, w3: Web3, now: int) -> N
     world = World(chain, w3, deploy_registry(w3, build_spec(now, guardian=ZERO)), now)
     for who in w3.eth.accounts[:3]:
         world.refused("not guardian", "pause", 60, sender=who)
+
+
+def test_what_a_delisted_consumer_drew_is_forgiven_after_the_timelock(chain: Anvil, w3: Web3, now: int) -> None:
+    governance, lender, other = w3.eth.accounts[1], w3.eth.accounts[4], w3.eth.accounts[5]
+    deployed = deploy_registry(w3, build_spec(now, timelock=TIMELOCK, governance=governance))
+    world = World(chain, w3, deployed, now)
+    for consumer in (lender, other):
+        world.send("list", consumer, sender=governance)
+    at = now + TIMELOCK + 60
+    world.move_to(at - now)
+    leaf = world.leaf(epoch=at // EPOCH_SECONDS, validUntil=at + 300)
+    world.apply(leaf, world.attest(leaf, producedAt=at, validUntil=at + 300))
+    world.send("draw", leaf.account, 7, sender=lender)
+    world.send("draw", leaf.account, 5, sender=other)
+    assert world.call("delistedAt", lender) == 0
+
+    for who in (lender, w3.eth.accounts[0]):
+        world.refused("not governance", "forgive", leaf.account, lender, sender=who)
+    world.refused("still listed", "forgive", leaf.account, lender, sender=governance)
+    receipt = world.send("delist", lender, sender=governance)
+    delisted = w3.eth.get_block(receipt["blockNumber"])["timestamp"]
+    assert world.call("delistedAt", lender) == delisted
+    world.move_to(delisted - now + TIMELOCK - 30)
+    world.refused("timelock", "forgive", leaf.account, lender, sender=governance)
+    world.move_to(delisted - now + TIMELOCK)
+    world.refused("nothing drawn", "forgive", keccak(b"another"), lender, sender=governance)
+    world.refused("still listed", "forgive", leaf.account, other, sender=governance)
+    receipt = world.send("forgive", leaf.account, lender, sender=governance)
+    assert event(world, "Forgiven", receipt) == {"account": leaf.account, "consumer": lender, "amount": 7, "used": 5}
+    assert (world.call("used", leaf.account), world.call("usedBy", leaf.account, lender)) == (5, 0)
+    assert world.call("marginOf", leaf.account)[-4] == BUDGET
+    world.refused("nothing drawn", "forgive", leaf.account, lender, sender=governance)
+    world.refused("more than drawn", "repay", leaf.account, 1, sender=lender)
+    world.send("repay", leaf.account, 5, sender=other)
+
+    world.send("list", lender, sender=governance)  # and delisted anew: the timelock runs anew
+    world.send("delist", lender, sender=governance)
+    world.refused("timelock", "forgive", leaf.account, lender, sender=governance)
+    world.refused("nothing drawn", "forgive", leaf.account, w3.eth.accounts[6], sender=governance)
 
 
 @dataclass
@@ -391,12 +440,11 @@ def test_a_registry_agrees_with_its_model(world: World) -> None:
             if leaf is None:
                 return
             before = model.stored.get(account)
-            raises = leaf.budget > (before.budget if before else 0)
-            again = before is not None and before.epoch == leaf.epoch
-            allowed = again or not (model.paused and raises)
-            self.attempt(allowed, "applyLeaf", leaf.as_tuple(), self.tree.proof(leaf))
-            if allowed:
-                model.stored[account] = leaf
+            world.send("applyLeaf", leaf.as_tuple(), self.tree.proof(leaf))
+            if before is not None and before.epoch == leaf.epoch:
+                return
+            most = (before.budget if before else 0) if model.paused else leaf.budget
+            model.stored[account] = replace(leaf, budget=min(most, leaf.budget))
 
         @rule(account=accounts, consumer=accounts, amount=amounts)
         def draw(self, account: int, consumer: int, amount: int) -> None:

@@ -23,6 +23,7 @@ from adapters.solana.programs import (
     build_apply,
     build_delist,
     build_draw,
+    build_forgive,
     build_list,
     build_pause,
     build_repay,
@@ -127,7 +128,8 @@ def test_a_delisted_consumer_can_only_repay_until_it_is_listed_anew() -> None:
     world.draw(400)
     delist(world)
     key = consumer_address(world.program, world.registry, CONSUMER.pubkey())
-    assert decode_consumer(str(key), world.raw(key), world.program).listed_from is None
+    state = decode_consumer(str(key), world.raw(key), world.program)
+    assert (state.listed_from, state.delisted_at) == (None, NOW)
     refuses(RegistryRefusal.NOT_LISTED, lambda: world.draw(1))
     world.repay(400)
     list_by(world, GOVERNANCE, CONSUMER)
@@ -136,6 +138,45 @@ def test_a_delisted_consumer_can_only_repay_until_it_is_listed_anew() -> None:
     world.set_time(at)
     grant(world, at // 2, {"producedAt": at, "validUntil": at + 60}, valid_until=at + 50)
     world.draw(1)
+
+
+def forgive(
+    world: RegistryWorld, who: Keypair = GOVERNANCE, consumer: Keypair = CONSUMER, account: bytes = ACCOUNT
+) -> None:
+    world.svm.expire_blockhash()
+    world.run(build_forgive(world.program, world.registry, who.pubkey(), consumer.pubkey(), account), signers=[who])
+
+
+def test_what_a_delisted_consumer_drew_is_forgiven_after_the_timelock(world: RegistryWorld) -> None:
+    world.list_consumer(OTHER.pubkey())
+    grant(world)
+    world.draw(400)
+    world.draw(300, consumer=OTHER)
+    refuses(RegistryRefusal.LISTED_ALREADY, lambda: forgive(world))
+    delist(world)
+    world.set_time(NOW + DAY - 1)
+    refuses(RegistryRefusal.TIMELOCK_RUNNING, lambda: forgive(world))
+    world.set_time(NOW + DAY)
+    refuses(RegistryRefusal.AUTHORITY_WRONG, lambda: forgive(world, GUARDIAN))
+    refuses(RegistryRefusal.LISTED_ALREADY, lambda: forgive(world, consumer=OTHER))
+    refuses(RegistryRefusal.STATE_WRONG, lambda: forgive(world, account=keccak(b"another")))
+    good = build_forgive(world.program, world.registry, GOVERNANCE.pubkey(), CONSUMER.pubkey(), ACCOUNT)
+    mixed = list(good.accounts)  # of another consumer, which repays its own
+    mixed[4] = AccountMeta(drawn_address(world.program, world.registry, ACCOUNT, OTHER.pubkey()), False, True)
+    refuses(
+        RegistryRefusal.STATE_WRONG,
+        lambda: world.run(Instruction(world.program, good.data, mixed), signers=[GOVERNANCE]),
+    )
+    forgive(world)
+    assert (world.margin().used, world.drawn(), world.drawn(consumer=OTHER)) == (300, 0, 300)
+    assert world.margin().budget == BUDGET
+    refuses(RegistryRefusal.AMOUNT_ZERO, lambda: forgive(world))
+    refuses(RegistryRefusal.REPAID_TOO_MUCH, lambda: world.repay(1))
+    world.repay(300, consumer=OTHER)
+    list_by(world, GOVERNANCE, CONSUMER)  # and delisted anew: the timelock runs anew
+    world.svm.expire_blockhash()
+    delist(world)
+    refuses(RegistryRefusal.TIMELOCK_RUNNING, lambda: forgive(world))
 
 
 # ---- apply ----
@@ -400,10 +441,12 @@ def test_a_pause_stops_draws_and_higher_budgets_only(world: RegistryWorld) -> No
     refuses(RegistryRefusal.PAUSED, lambda: world.draw(1))
     assert compute_usable(world.state(), world.margin(), NOW) == 0
     world.repay(40)
-    higher = budget_leaf(EPOCH + 1, budget=BUDGET + 1)
-    proof = post_leaf(world, higher)
-    refuses(RegistryRefusal.PAUSED, lambda: world.apply(higher, proof))
-    assert world.margin().epoch == EPOCH
+    higher = budget_leaf(EPOCH + 1, budget=BUDGET + 1, flags=LIQUIDATABLE, assets_maintenance=7)
+    world.apply(higher, post_leaf(world, higher))  # all but the budget
+    margin = world.margin()
+    assert (margin.epoch, margin.flags, margin.assets_maintenance) == (EPOCH + 1, LIQUIDATABLE, 7)
+    assert (margin.budget, margin.used) == (BUDGET, 60)
+    assert compute_status(world.state(), margin, NOW) is MarginStatus.LIQUIDATABLE
     lower = budget_leaf(EPOCH + 2, budget=BUDGET)
     world.apply(lower, post_leaf(world, lower))
     assert world.margin().epoch == EPOCH + 2
@@ -415,12 +458,12 @@ def test_a_pause_stops_draws_and_higher_budgets_only(world: RegistryWorld) -> No
 
 def test_while_paused_a_new_account_starts_without_a_budget(world: RegistryWorld) -> None:
     pause(world, 60)
-    leaf = budget_leaf()
-    proof = post_leaf(world, leaf)
-    refuses(RegistryRefusal.PAUSED, lambda: world.apply(leaf, proof))
-    empty = budget_leaf(EPOCH + 1, budget=0)
-    world.apply(empty, post_leaf(world, empty))
-    assert world.margin().budget == 0
+    grant(world)
+    assert (world.margin().epoch, world.margin().budget) == (EPOCH, 0)
+    world.set_time(NOW + 60)
+    late = {"producedAt": NOW + 60, "validUntil": NOW + 120}
+    grant(world, EPOCH + 1, late, valid_until=NOW + 120)  # the next leaf brings what was left out
+    assert world.margin().budget == BUDGET
 
 
 def test_a_pause_ends_by_itself_and_cannot_be_renewed_for_ever(world: RegistryWorld) -> None:
@@ -494,14 +537,22 @@ def instructions(world: RegistryWorld) -> dict[str, tuple[Instruction, list[Keyp
             [CONSUMER],
             {1: wrong, 2: wrong, 3: wrong},
         ),
+        "forgive": (
+            build_forgive(program, registry, GOVERNANCE.pubkey(), CONSUMER.pubkey(), ACCOUNT),
+            [GOVERNANCE],
+            {1: wrong, 2: wrong, 3: wrong, 4: wrong},
+        ),
     }
 
 
-@pytest.mark.parametrize("name", ["delist", "list", "apply", "pause", "repay"])
+@pytest.mark.parametrize("name", ["delist", "list", "apply", "pause", "repay", "forgive"])
 def test_fakes_are_refused(world: RegistryWorld, name: str) -> None:
     grant(world)
     world.draw(10)
     instruction, signers, places = instructions(world)[name]
+    if name == "forgive":
+        delist(world)
+        world.set_time(NOW + DAY)
     check_fakes(world, instruction, signers, places)
 
 
@@ -632,6 +683,7 @@ def test_usable_is_what_a_draw_can_still_take(world: RegistryWorld) -> None:
         ({"flags": LIQUIDATABLE}, MarginStatus.LIQUIDATABLE),
         ({"flags": LIQUIDATABLE | STALE}, MarginStatus.UNKNOWN),
         ({"flags": PARTIAL}, MarginStatus.UNKNOWN),
+        ({"flags": MONITORED}, MarginStatus.UNKNOWN),
     ],
 )
 def test_status(world: RegistryWorld, changes: dict[str, Any], status: MarginStatus) -> None:
@@ -640,6 +692,7 @@ def test_status(world: RegistryWorld, changes: dict[str, Any], status: MarginSta
     assert compute_status(state, margin, NOW) is status
     assert compute_status(state, margin, NOW + 50) is MarginStatus.UNKNOWN
     assert compute_status(state, None, NOW) is MarginStatus.UNKNOWN
+    assert compute_status(replace(state, epoch=EPOCH + 1), margin, NOW) is MarginStatus.UNKNOWN
 
 
 def test_decoding_records_is_strict(world: RegistryWorld) -> None:

@@ -16,6 +16,8 @@ from aggregator.domain.snapshot import DEBT_UNREADABLE, Position, Subject
 from tests.contracts.solana_registry_world import (
     ACCOUNT,
     EPOCH,
+    NOW,
+    PARAMETERS,
     RegistryWorld,
     make_leaf,
     make_set,
@@ -27,9 +29,11 @@ CHAIN = "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
 HELD, NEW = Subject("0x" + ACCOUNT.hex(), None), Subject("0x" + keccak(b"a new account").hex(), None)
 
 
-def read(world: RegistryWorld, subjects: tuple[Subject, ...], changes: dict[str, RawAccount | None]) -> Result:
+def read(
+    world: RegistryWorld, subjects: tuple[Subject, ...], changes: dict[str, RawAccount | None], now: float = NOW
+) -> Result:
     """Drive the reader over the world's accounts, some of them changed from the second round on."""
-    flow = Registry(CHAIN, str(world.registry)).flow(subjects)
+    flow = Registry(CHAIN, str(world.registry), PARAMETERS.epoch_seconds, lambda: now).flow(subjects)
     keys = next(flow)
     asked = 0
     while True:
@@ -81,6 +85,16 @@ def test_the_newest_epoch_and_set_are_told() -> None:
     assert read(world, (NEW,), {})[0] == (position(world, NEW, 0, Drawn(0, 2)),)
 
 
+def test_an_epoch_that_cannot_be_posted_yet_may_hide_any_debt(world: RegistryWorld) -> None:
+    """Believed, it would say that no budget given so far can be drawn any more."""
+    latest = NOW - 2 * PARAMETERS.epoch_seconds
+    assert read(world, (HELD,), {}, latest)[0][0].drawn.posted == EPOCH
+    positions, findings = read(world, (HELD, NEW), {}, latest - PARAMETERS.epoch_seconds)
+    assert positions == ()
+    assert [(f.code, f.scope) for f in findings] == [(DEBT_UNREADABLE, s.account) for s in (HELD, NEW)]
+    assert f"{EPOCH} found, the newest that can be is {EPOCH - 1}" in findings[0].detail
+
+
 def test_lamports_that_a_stranger_sent_are_no_debt(world: RegistryWorld) -> None:
     key = margin_address(world.program, world.registry, bytes.fromhex(NEW.account[2:]))
     world.svm.airdrop(key, 10_000_000)
@@ -119,7 +133,7 @@ def test_what_cannot_be_read_may_be_any_debt(world: RegistryWorld) -> None:
 
 
 def test_a_chain_without_the_registry_says_so(world: RegistryWorld) -> None:
-    flow = Registry(CHAIN, str(world.registry)).flow((HELD,))
+    flow = Registry(CHAIN, str(world.registry), PARAMETERS.epoch_seconds).flow((HELD,))
     next(flow)
     with pytest.raises(StopIteration) as stop:
         flow.send((None,))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
 
-from aggregator.api.attestor_app import KINDS, Limits
+from aggregator import bootstrap
+from aggregator.api.attestor_app import KINDS, Limits, create_attestor_app
 from aggregator.domain.errors import Garbage, InputError, RefusedError, Unavailable, Unreachable
 from proofs.errors import FieldError
-from tests.fault.wired import STRANGER, Echo, client, serve_echo
+from tests.fault.wired import STRANGER, Echo, client, make_gate, serve_echo
 from tests.unit.attest.statements import RealClock
 from tests.unit.attest.test_wire import signed
 
@@ -186,3 +188,35 @@ async def test_health_and_metrics_are_open() -> None:
         async with session.get(url + "/metrics") as answer:
             assert answer.status == 200
             assert "# TYPE" in await answer.text()
+
+
+async def test_connections_beyond_the_limit_are_told_to_come_later() -> None:
+    """Strangers may open connections, and must not take what known peers need of memory and descriptors."""
+    server = bootstrap._server(create_attestor_app(make_gate(CLOCK), Echo()), connections=2)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+
+    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(*listener.getsockname())
+
+    async def status(way: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> bytes:
+        way[1].write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        return await asyncio.wait_for(way[0].readline(), 20)
+
+    while not server.started:  # noqa: ASYNC110 - the server has no event for it
+        await asyncio.sleep(0.01)
+    first = await connect()
+    try:
+        assert b" 200 " in await status(first)
+        idle, late = await connect(), await connect()
+        assert b" 503 " in await status(late)
+        for _, writer in (idle, late):
+            writer.close()
+        async with asyncio.timeout(20):
+            while b" 200 " not in await status(await connect()):  # noqa: ASYNC110 - nor of closed connections
+                await asyncio.sleep(0.05)
+    finally:
+        first[1].close()
+        server.should_exit = True
+        await running

@@ -13,7 +13,7 @@ from aggregator.api.errors import RESPONSES, WRITE_RESPONSES
 from aggregator.api.routes.accounts import EPOCH_MAX, Reference, Signature
 from aggregator.domain.budgets import PermitRecord
 from aggregator.domain.errors import ConflictError
-from aggregator.domain.permits import SignedPermit
+from aggregator.domain.permits import SignedPermit, pack_indices
 from aggregator.ports import Permits
 from proofs.permits import PermitTerms, permit_digest
 
@@ -25,7 +25,6 @@ _ADDRESS = r"^[-.%a-zA-Z0-9]{1,128}$"
 _NONCE = r"^0x[0-9a-f]{64}$"
 _ASSET_TEXT = "CAIP-19 of the token; the vault is on its chain"
 _TO_TEXT = "Who receives it: a canonical address on the vault's chain"
-_BYTE = 8
 
 
 class AskPermit(BaseModel):
@@ -64,7 +63,7 @@ class PermitView(BaseModel):
     epoch: int
     expiry: int = Field(description="Unix seconds")
     digest: str = Field(description="EIP-712 digest of WithdrawalPermit")
-    signed: bool = Field(description="Whether a quorum signed it; its amount counts 0 until it expires either way")
+    signed: bool = Field(description="Whether a quorum signed it; its amount counts 0 until it has expired either way")
     signatures: list[PermitSignatureView] = Field(description="Ascending by index")
     indices: str = Field(description="The signers' indices packed eight bits each, as EVM vaults take them")
 
@@ -93,7 +92,7 @@ class PermitMessageView(BaseModel):
 
 @router.get("/accounts/{ref}/permits", responses=WRITE_RESPONSES)
 async def list_permits(service: Service, ref: Reference) -> PermitPage:
-    """List an account's permits that may still be used, by nonce."""
+    """List an account's permits that may still be used."""
     account = await service.store.account(ref)
     found = await _permits(service).permits(account.id)
     return PermitPage(permits=[_build_permit(service, signed) for signed in found])
@@ -101,7 +100,10 @@ async def list_permits(service: Service, ref: Reference) -> PermitPage:
 
 @router.post("/accounts/{ref}/permits", status_code=201, responses=WRITE_RESPONSES)
 async def ask_permit(service: Service, ref: Reference, wanted: AskPermit) -> PermitView:
-    """Have the attestors sign a permit; the same one again gives the same answer."""
+    """Have the attestors sign a permit; the same one again gives the same answer.
+
+    At most three of an account may be unexpired at a time, and the attestors are asked for one of an account at a time.
+    """
     account = await service.store.account(ref)
     terms = wanted.model_dump(exclude={"amount", "signature"})
     permit = PermitRecord(
@@ -165,5 +167,5 @@ def _build_permit(service: ApiService, signed: SignedPermit) -> PermitView:
         signatures=[
             PermitSignatureView(index=a.index, r="0x" + a.r.hex(), vs="0x" + a.vs.hex()) for a in signed.attestations
         ],
-        indices=hex(sum(a.index << (_BYTE * place) for place, a in enumerate(signed.attestations))),
+        indices=hex(pack_indices(signed.attestations)),
     )

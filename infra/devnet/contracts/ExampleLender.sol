@@ -13,7 +13,7 @@ interface IERC20 {
 /// @title ExampleLender
 /// @notice Lends one dollar token against the attested margin of cross-chain accounts. An example of a consumer: every
 ///         dollar it lends is drawn from the account's budget at the registry first, so that nobody else can lend
-///         against the same margin. It charges no interest.
+///         against the same margin: what it has drawn is the debt, rounded up. It charges no interest.
 /// @dev The token is taken at one US dollar, and is of the kind that reverts or returns true. The registry's governance
 ///      must have listed this contract.
 contract ExampleLender {
@@ -28,8 +28,6 @@ contract ExampleLender {
     mapping(bytes32 account => address) public controllerOf;
     /// @notice Base units of `token` that an account owes.
     mapping(bytes32 account => uint256) public debtOf;
-    /// @notice USD with 8 decimals that an account's debt has drawn at the registry: the debt, rounded up.
-    mapping(bytes32 account => uint256) public drawnOf;
     uint256 public totalDebt;
 
     event Opened(bytes32 indexed account, address indexed controller);
@@ -69,10 +67,9 @@ contract ExampleLender {
         require(controllerOf[leaf.account] == msg.sender, "not the controller of this account");
         registry.applyLeaf(leaf, proof);
         uint256 debt = debtOf[leaf.account] + amount;
-        uint256 drawn = drawnOf[leaf.account];
+        uint256 drawn = registry.usedBy(leaf.account, address(this));
         uint256 needed = toUsd(debt);
         debtOf[leaf.account] = debt;
-        drawnOf[leaf.account] = needed;
         totalDebt += amount;
         emit Borrowed(leaf.account, amount, debt);
         if (needed > drawn) registry.draw(leaf.account, needed - drawn); // reverts above the budget
@@ -86,10 +83,9 @@ contract ExampleLender {
         paid = amount < debt ? amount : debt;
         require(paid > 0, "nothing to repay");
         debt -= paid;
-        uint256 drawn = drawnOf[account];
+        uint256 drawn = registry.usedBy(account, address(this)); // nothing, once governance has forgiven it
         uint256 needed = toUsd(debt);
         debtOf[account] = debt;
-        drawnOf[account] = needed;
         totalDebt -= paid;
         emit Repaid(account, msg.sender, paid, debt);
         if (needed < drawn) registry.repay(account, drawn - needed);

@@ -20,13 +20,14 @@ from aggregator.domain.snapshot import DEBT_UNREADABLE, Finding, Position, Subje
 CHAIN, ADDRESS = "eip155:31337", "0x" + "ab" * 20
 ACCOUNTS = tuple("0x" + two * 32 for two in ("11", "22", "33"))
 SUBJECTS = tuple(Subject(account, None) for account in ACCOUNTS)
+PERIOD, NOW = 60, 900 * 60 + 59.9
 LATEST = encode(["uint64", "bytes32", "uint64", "uint64", "uint64", "uint64"], [900, b"\x01" * 32, 3, 4, 5, 6])
 SET = encode(["uint256"], [2])
 USED = [encode(["uint256"], [amount]) for amount in (0, 7 * 10**8, 2**128 - 1)]
 
 
-def read(answers: Sequence[Answer]) -> tuple[tuple[Position, ...], tuple[Finding, ...]]:
-    flow = Registry(CHAIN, ADDRESS.upper().replace("X", "x"), {}).flow(SUBJECTS)
+def read(answers: Sequence[Answer], now: float = NOW) -> tuple[tuple[Position, ...], tuple[Finding, ...]]:
+    flow = Registry(CHAIN, ADDRESS.upper().replace("X", "x"), PERIOD, lambda: now).flow(SUBJECTS)
     asked = next(flow)
     target = ADDRESS[2:]
     used = [(target, selector("used(bytes32)") + account[2:]) for account in ACCOUNTS]
@@ -73,8 +74,22 @@ def test_without_the_newest_epoch_and_set_no_account_is_read(latest: Answer, new
     assert [(f.code, f.scope) for f in findings] == [(DEBT_UNREADABLE, account) for account in ACCOUNTS]
 
 
+@pytest.mark.parametrize(("ahead", "believed"), [(2, True), (3, False), (2**64 - 901, False), (2**200, False)])
+def test_an_epoch_that_cannot_be_posted_yet_may_hide_any_debt(ahead: int, believed: bool) -> None:
+    """Believed, it would say that no budget given so far can be drawn any more."""
+    latest = (900 + ahead).to_bytes(32, "big") + LATEST[32:]
+    positions, findings = read([latest, SET, *USED])
+    assert (len(positions), len(findings)) == ((3, 0) if believed else (0, 3))
+    assert all(
+        f.code == DEBT_UNREADABLE and f"epoch {900 + ahead}, the newest that can be is 902" in f.detail
+        for f in findings
+    )
+    assert len(read([LATEST, SET, *USED], NOW - 2 * PERIOD)[0]) == 3
+    assert read([LATEST, SET, *USED], NOW - 3 * PERIOD)[0] == ()
+
+
 def test_the_registrys_logs_are_watched() -> None:
-    registry = Registry(CHAIN, ADDRESS)
+    registry = Registry(CHAIN, ADDRESS, PERIOD)
     assert (registry.name, registry.keyed_by, registry.watched) == ("registry", "account", frozenset({ADDRESS}))
 
 

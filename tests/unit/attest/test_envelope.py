@@ -518,10 +518,10 @@ def test_a_refusal_is_signed_by_who_refuses() -> None:
     signers = make_signers(2)
     members = [bytes.fromhex(signer.address[2:]) for signer in signers]
     deployment_id = DEPLOYMENT.deployment_id()
-    error = RefusedError("leaves", "0x01: budget 2 proposed,\n1 found \ud800" + "x" * 2000)
+    error = RefusedError("leaves", "0x01: budget 2 proposed,\n1 found \ud800" + "x" * 7000)
     refusal = envelope.sign_refusal(signers[0], deployment_id, 7, DIGEST, error)
     assert refusal.reason.startswith("leaves: 0x01: budget 2 proposed, 1 found  xxx")
-    assert (len(refusal.reason), refusal.reason.isprintable()) == (1000, True)
+    assert (len(refusal.reason), refusal.reason.isprintable()) == (envelope.REASON_LIMIT, True)
     envelope.verify_refusal(refusal, members[0], deployment_id)
     for changed_refusal, member, deployment in (
         (refusal, members[1], deployment_id),

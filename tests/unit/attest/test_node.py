@@ -9,13 +9,16 @@ from typing import Any
 from aggregator.domain.budgets import Grant
 from aggregator.domain.certificate import Certificate, EpochRecord, Refusal
 from aggregator.domain.errors import DissentError
-from aggregator.service.attest import Proposal
+from aggregator.service.attest import Proposal, collect_quorum
+from aggregator.service.claims import Bounds, Claims
 from aggregator.service.envelope import Counts, Need, Seen, SignedRefusal, Status, decode_answer, encode_epoch
 from aggregator.service.node import EPOCHS_AHEAD, Learner, Peers
+from aggregator.service.remote import Fences
 from aggregator.service.replica import to_record
 from tests.property.test_attestor_set import COORDINATOR, START, MemoryStore, World
 from tests.unit.attest.statements import EPOCH_SECONDS, certify, make_proposal, recompute_as
 
+CLAIMED = {1: 5, 2: 7, 3: 10**30}
 PEER = "0x" + "00" * 19 + "02"
 
 
@@ -64,6 +67,28 @@ async def test_a_refusal_for_grants_brings_its_claims() -> None:
     answer = decode_answer(await node.attest("epoch", COORDINATOR, body))
     assert isinstance(answer.result, SignedRefusal)
     assert (answer.result.reason, answer.claims) == ("grants: short", (claim,))
+
+
+async def test_claims_travel_and_the_threshold_decides_how_many_are_believed() -> None:
+    """By way of nodes, envelopes and clients: two know budgets that the proposer does not, one makes them up."""
+    world = await make_world(0, 1, 2, 3)
+    account, place = "0x" + "01" * 32, "0x" + "ab" * 32
+    claims = {i: Grant(account, place, START - 1, budget, START * EPOCH_SECONDS + 9) for i, budget in CLAIMED.items()}
+
+    def refusing(claim: Grant) -> Any:
+        async def recompute(_: Proposal) -> Any:
+            raise DissentError("grants", "short", claims=(claim,))
+
+        return recompute
+
+    for index, claim in claims.items():
+        world.nodes[index].attestor._recompute = refusing(claim)
+    clients = [world.client(None, i, Fences()) for i in range(4)]
+    quorum = await collect_quorum(world.proposal(START, None), clients, world.group, timeout=30.0, grace=0.0)
+    assert quorum.signers == {world.deployment.members[0]}
+    assert set(quorum.rules) == {"grants"}
+    bounds = Bounds({account}, {place}, START, after=0, until=START * EPOCH_SECONDS + 9)
+    assert Claims().take(quorum, world.group.threshold, bounds) == (claims[1], claims[2])
 
 
 async def test_nobody_proposes_beside_a_coordinators_proposal_that_is_looked_at() -> None:

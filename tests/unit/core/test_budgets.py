@@ -184,6 +184,30 @@ def test_a_budget_where_no_destination_is_any_more_is_charged() -> None:
     assert budgets(compute_report(seen, quotes(), FLAT_WORLD)) == near(evm=600)
 
 
+@pytest.mark.parametrize("place", ["0x" + "de" * 32, destination_id(EVM)])
+def test_what_nobody_drew_makes_nobody_unhealthy(place: str) -> None:
+    """Made up by a proposer, or at a destination that the configuration lost: it lowers budgets, and nothing else."""
+    rows = [position(1, USDC, 1_000.0), debt(1, USDC, 500.0), position(2, USDC, 1_000.0)]
+    made_up = Grant(ME, place, 6, 2**100, CUT_TIME + 10**9)
+    plain = compute_report(snapshot(rows), quotes(), FLAT_WORLD)
+    found = compute_report(replace(snapshot(rows), grants=(made_up,)), quotes(), FLAT_WORLD)
+    assert not (found.flags & Flag.LIQUIDATABLE).any()
+    assert found.status.tolist() == plain.status.tolist()
+    for name in ("assets", "debts", "equity"):
+        assert np.array_equal(getattr(found, name), getattr(plain, name))
+    assert (found.budgets <= plain.budgets).all()
+    assert found.budgets[:, 1].tolist() == plain.budgets[:, 1].tolist()
+    mine = explain(found, 0, FLAT_WORLD)
+    assert mine.equity + sum(step.initial for step in mine.layers) == mine.free_collateral
+
+
+def test_what_was_drawn_where_no_destination_is_any_more_is_owed() -> None:
+    rows = [position(1, USDC, 1_000.0), drawn(1, "eip155:5", 400.0)]
+    views = (view(EVM, 0), view(SOLANA, 0), view("eip155:5", 0))
+    found = compute_report(shared(snapshot(rows, views=views), evm=10_000), quotes(), FLAT_WORLD)
+    assert found.debts[:, :, :, 0].tolist() == [[[400.0, 400.0]] * 3] * 2
+
+
 def test_an_account_without_a_home_is_shared_out_by_its_owner() -> None:
     seen = snapshot([position(1, USDC, 1_000.0)], home="eip155:5")
     assert budgets(compute_report(seen, quotes(), FLAT_WORLD)) == near()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +27,7 @@ from tests.strategies import (
     position,
     quotes,
     snapshot,
+    view,
     world,
 )
 
@@ -91,11 +94,23 @@ def test_permits_never_add_and_their_order_does_not_matter(amounts: list[int], p
     assert by_origin[VAULT].pending == min(1_000, pending + sum(amounts))
 
 
-def test_a_permit_is_outstanding_until_its_vaults_clock_may_be_past_its_expiry() -> None:
-    here, there = permit(1), permit(1, nonce=2, chain=SOLANA)
-    for now, left in ((CUT_TIME + 105, {here, there}), (CUT_TIME + 106, {there}), (CUT_TIME + 131, set())):
-        assert set(outstanding([there, here], now, BOUNDS)) == left
-    assert outstanding([there, here], CUT_TIME, BOUNDS) == (here, there)
+def test_a_permit_counts_until_its_use_must_have_been_seen() -> None:
+    slack = {EVM: 125, SOLANA: 150}
+    here, there, lost = permit(1), permit(1, nonce=2, chain=SOLANA), permit(1, nonce=3, chain="eip155:9")
+    everything = [lost, there, here]
+    for now, left in ((CUT_TIME + 225, set(everything)), (CUT_TIME + 226, {there, lost}), (CUT_TIME + 251, set())):
+        assert set(outstanding(everything, now, slack)) == left
+    assert outstanding(everything, CUT_TIME, slack) == tuple(sorted(everything))
+
+
+def test_collateral_that_left_backs_no_budget_before_its_vault_was_read_again() -> None:
+    """It was withdrawn one second before the permit's end, and the vault's block is older than that."""
+    used = permit(1_000 * 10**6, expiry=CUT_TIME - 20)
+    for age in (21, 60, 120):
+        seen = snapshot([FUNDS], views=(view(EVM, age), view(SOLANA)))
+        left = outstanding([used], CUT_TIME, {EVM: BOUNDS[EVM] + 120})
+        report = compute_report(replace(seen, positions=apply_permits(seen.positions, left)), quotes(), world())
+        assert int(report.free[0]) == 0
 
 
 def test_a_missing_permit_is_named() -> None:
@@ -109,23 +124,28 @@ def grant(budget: int, *, epoch: int = 7, where: str = HERE, until: int = CUT_TI
 
 
 @pytest.mark.parametrize(
-    ("rows", "grants", "now", "expected"),
+    ("rows", "grants", "age", "expected"),
     [
-        ([], [grant(50), grant(80, epoch=6)], CUT_TIME, 80),
-        ([registry(0, 7)], [grant(50), grant(80, epoch=6)], CUT_TIME, 50),  # 6 cannot be drawn any more
-        ([registry(30, 7)], [grant(50)], CUT_TIME, 20),
-        ([registry(90, 7)], [grant(50)], CUT_TIME, 0),
-        ([registry(30, 8)], [grant(50)], CUT_TIME, 0),
-        ([registry(30, 7, SOLANA)], [grant(50)], CUT_TIME, 50),  # drawn somewhere else
-        ([], [grant(50), grant(40, where=THERE)], CUT_TIME, 90),
-        ([], [grant(50, account=2)], CUT_TIME, 0),
-        ([], [grant(50)], CUT_TIME + 104, 50),
-        ([], [grant(50)], CUT_TIME + 105, 0),
-        ([], [grant(50, where="0x" + "99" * 32)], CUT_TIME, 50),  # at a destination nobody knows
+        ([], [grant(50), grant(80, epoch=6)], 20, 80),
+        ([registry(0, 7)], [grant(50), grant(80, epoch=6)], 20, 50),  # 6 cannot be drawn any more
+        ([registry(30, 7)], [grant(50)], 20, 20),
+        ([registry(30, 7), registry(10, 6)], [grant(50), grant(80, epoch=6)], 20, 40),  # two of one destination
+        ([registry(90, 7)], [grant(50)], 20, 0),
+        ([registry(30, 8)], [grant(50)], 20, 0),
+        ([registry(30, 7, SOLANA)], [grant(50)], 20, 50),  # drawn somewhere else
+        ([], [grant(50), grant(40, where=THERE)], 20, 90),
+        ([], [grant(50, account=2)], 20, 0),
+        ([], [grant(50, until=CUT_TIME - 4)], 20, 50),
+        ([], [grant(50, until=CUT_TIME - 5)], 20, 0),
+        ([registry(0, 7)], [grant(50, until=CUT_TIME - 60)], 56, 50),  # drawn at its end, perhaps: nobody looked
+        ([registry(0, 7)], [grant(50, until=CUT_TIME - 60)], 55, 0),
+        ([registry(0, 7)._replace(seen=9)], [grant(50, until=1)], 20, 50),  # at a block that nobody knows
+        ([], [grant(50, where="0x" + "99" * 32)], 20, 50),  # at a destination nobody knows
     ],
 )
-def test_what_may_still_be_drawn(rows: list[Position], grants: list[Grant], now: int, expected: int) -> None:
-    assert unused_budgets(rows, grants, account_id(1), now, BOUNDS) == expected
+def test_what_may_still_be_drawn(rows: list[Position], grants: list[Grant], age: int, expected: int) -> None:
+    seen = snapshot(sorted(rows), views=(view(EVM, age), view(SOLANA)))
+    assert unused_budgets(seen, grants, account_id(1), BOUNDS) == expected
 
 
 def epoch_of(*rows: Position) -> Epoch:
@@ -135,7 +155,7 @@ def epoch_of(*rows: Position) -> Epoch:
 
 def test_without_permits_an_account_stands_as_the_epoch_says() -> None:
     epoch = epoch_of(FUNDS, debt(1, USDC, 100.0), position(2, USDC, 5.0))
-    found = withdraw(epoch, account_id(1), [], [], CUT_TIME, BOUNDS)
+    found = withdraw(epoch, account_id(1), [], [], BOUNDS)
     assert found.standing == standings(epoch.report)[0]
     assert found.free <= found.standing.free_collateral  # as it is the least at any destination's clock
     assert found.free == pytest.approx(found.standing.free_collateral, rel=1e-3)
@@ -143,9 +163,9 @@ def test_without_permits_an_account_stands_as_the_epoch_says() -> None:
 
 def test_free_collateral_falls_by_what_is_permitted() -> None:
     epoch = epoch_of(FUNDS, debt(1, USDC, 100.0), position(2, USDC, 5.0))
-    whole = withdraw(epoch, account_id(1), [], [], CUT_TIME, BOUNDS)
-    half = withdraw(epoch, account_id(1), [permit(500 * 10**6)], [], CUT_TIME, BOUNDS)
-    none = withdraw(epoch, account_id(1), [permit(1_000 * 10**6)], [grant(70)], CUT_TIME, BOUNDS)
+    whole = withdraw(epoch, account_id(1), [], [], BOUNDS)
+    half = withdraw(epoch, account_id(1), [permit(500 * 10**6)], [], BOUNDS)
+    none = withdraw(epoch, account_id(1), [permit(1_000 * 10**6)], [grant(70)], BOUNDS)
     assert whole.free > half.free > 0 > none.free
     assert none.free == pytest.approx(-110 * USD, rel=0.01)  # what is owed, by its weight
     assert (whole.unused, none.unused) == (0, 70)
@@ -154,5 +174,5 @@ def test_free_collateral_falls_by_what_is_permitted() -> None:
 
 def test_what_was_drawn_without_a_debt_in_sight_is_owed() -> None:
     clean, drawn = epoch_of(FUNDS), epoch_of(FUNDS, registry(300 * USD, 7))
-    before = withdraw(clean, account_id(1), [], [], CUT_TIME, BOUNDS).free
-    assert withdraw(drawn, account_id(1), [], [], CUT_TIME, BOUNDS).free == pytest.approx(before - 300 * USD, abs=3)
+    before = withdraw(clean, account_id(1), [], [], BOUNDS).free
+    assert withdraw(drawn, account_id(1), [], [], BOUNDS).free == pytest.approx(before - 300 * USD, abs=3)

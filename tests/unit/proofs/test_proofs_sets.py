@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from proofs_world import CUT_TIME, World, address_of, commit, sign_compact, type
 from test_proofs_bundle import at, changed, failures, outcomes, scalars
 
 from proofs import statement
+from proofs.__main__ import main
 from proofs.bundle import Bundle, encode_rotation, parse_bundle, parse_rotation, render_bundle
 from proofs.document import canonical_json
 from proofs.errors import BundleError, FieldError, ProofError, QuorumError
@@ -232,6 +234,58 @@ def test_a_history_that_is_cut_short_or_mixed_up_fails_step_2(rotated: Bundle, b
     assert f"header.setId: 1 given, epoch {EPOCH} demands set 2 of the 3 known" in failures(of_the_old)[2]
     named = knowing(bundle, world, (first, rotate(world, replace(second.to, not_after=CUT_TIME))))
     assert failures(replace(named, rotations=rotated.rotations))[2].startswith("rotations[1]: not the set that")
+
+
+def test_a_recovered_set_rests_on_governance_and_only_where_it_is_known_as_such(
+    bundle: Bundle, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = rotation_digest(second_set(), world.id)
+    recovered = knowing(bundle, world, (Rotation(second_set(), ()),))
+    assert parse_bundle(render_bundle(recovered)) == recovered
+    says = f"rotations[0].signatures: none, and 0x{digest.hex()} is not known to be a set that governance recovered"
+    for known in ((), (bytes(32), rotation_digest(second_set(threshold=6), world.id))):
+        found = failures(recovered, recovered=known)
+        assert found == {2: says, 8: says}
+    steps = verify_bundle(recovered, recovered=[digest])
+    assert [s.number for s in steps if s.outcome == "fail"] == []
+    assert steps[1].outcome == "not provable yet"
+    assert steps[1].detail.startswith("rests on governance's recovery of set 2 (not signed by set 1); 5 of 7 signed")
+    assert steps[7].outcome == "pass"
+    # Set 1's own statements rest on nobody's recovery.
+    later = knowing(bundle, world, (Rotation(to := second_set(activation_epoch=EPOCH + 1), ()),), set_id=1)
+    header_digest = statement.digest(later.statement.header, world.id)
+    by_the_first = tuple(sign_compact(world.attestors[i], header_digest, i) for i in (0, 1, 3))
+    later = replace(later, statement=replace(later.statement, signatures=by_the_first))
+    assert verify_bundle(later, recovered=[rotation_digest(to, world.id)])[1].outcome == "pass"
+    file = tmp_path / "bundle.json"
+    file.write_text(render_bundle(recovered))
+    assert main(["verify", str(file)]) == 1
+    assert main(["verify", str(file), "--recovered", "0x" + digest.hex()]) == 0
+    assert "rests on governance's recovery of set 2" in capsys.readouterr().out
+
+
+def test_a_recovered_set_obeys_every_other_rule_and_signs_for_the_next(world: World) -> None:
+    def known(digest: bytes) -> bool:
+        return True
+
+    for changes, field in (
+        ({"set_id": 3}, "rotations[0].setId"),
+        ({"activation_epoch": 0}, "rotations[0].activationEpoch"),
+    ):
+        with pytest.raises(FieldError) as refusal:
+            verify_history(world.deployment, (Rotation(second_set(**changes), ()),), known)
+        assert refusal.value.field == field
+    third = AttestorSet(3, second_set().members[:4], 3, EPOCH + 1000, CUT_TIME + 90 * 86_400)
+    handed = rotation_digest(third, world.id)
+    after = Rotation(third, tuple(sign_compact(NEW_KEYS[i], handed, i) for i in range(5)))
+    sets = verify_history(world.deployment, (Rotation(second_set(), ()), after), known)
+    assert [s.set_id for s in sets] == [1, 2, 3]
+    with pytest.raises(QuorumError, match=r"rotations\[1\]"):
+        by_few = replace(after, signatures=after.signatures[:1])
+        verify_history(world.deployment, (Rotation(second_set(), ()), by_few), known)
+    # What is signed is checked as such, whatever is known.
+    with pytest.raises(QuorumError, match=r"rotations\[0\].signatures: 1 given"):
+        verify_history(world.deployment, (rotate(world, second_set(), (0,)),), known)
 
 
 def test_a_set_signs_neither_before_its_epoch_nor_after_its_end(rotated: Bundle, world: World) -> None:

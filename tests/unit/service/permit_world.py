@@ -17,8 +17,8 @@ from aggregator.core.pipeline import compute_report
 from aggregator.core.whatif import Epoch
 from aggregator.domain.budgets import PermitRecord
 from aggregator.domain.certificate import Attestation
-from aggregator.domain.snapshot import Account, Position
-from aggregator.service.permits import Ground, HoldRules, Newest, PermitRules
+from aggregator.domain.snapshot import Account, ChainView, Position
+from aggregator.service.permits import Ground, HoldRules, Newest, PermitRules, hold_until
 from proofs.hashing import keccak256
 from proofs.permits import PermitTerms, request_digest
 from proofs.sets import AttestorSet
@@ -33,6 +33,10 @@ CONTROLLER = f"{EVM}:0x{keccak256(KEY.public_key.format(compressed=False)[1:])[1
 FUNDS = position(1, USDC, 1_000.0, origin=VAULT)
 DOLLAR = 10**6
 NOW = CUT_TIME + 10
+EPOCH_SECONDS = CUT_TIME // EPOCH  # CUT_TIME and NOW are in that epoch
+UNTIL = hold_until(EPOCH, EPOCH_SECONDS)
+SLACK = {EVM: 125, SOLANA: 150}
+"""How long permits count after their expiry: clock bound and ``max_age``."""
 SIGNERS = [KeySigner(bytes([i]) * 32) for i in range(1, 5)]
 GROUP = AttestorSet(1, tuple(bytes.fromhex(s.address[2:]) for s in SIGNERS), 3, 0, CUT_TIME + 10**6)
 
@@ -54,9 +58,10 @@ def newest_of(
     controller: str = CONTROLLER,
     findings: Any = (),
     kinds: Mapping[int, str] | None = None,
+    views: Sequence[ChainView] | None = None,
 ) -> Newest:
     """Return an epoch in which account 1 is the controller's."""
-    seen = snapshot(sorted(rows), findings=findings, kinds=kinds)
+    seen = snapshot(sorted(rows), findings=findings, kinds=kinds, views=views)
     accounts = tuple(replace(a, controller=controller) if a.id == account_id(1) else a for a in seen.accounts)
     seen, said = replace(seen, accounts=accounts), tuple(quotes())
     return Newest(Epoch(seen, said, world(), None, compute_report(seen, said, world())), tuple(permits))
@@ -94,16 +99,18 @@ class Attesting:
         signer = SIGNERS[self.index]
         self.record = SqliteWatermark(self.folder / "record.sqlite")
         self.book = SqlitePermitBook(self.folder / "permits.sqlite")
-        self.grants = SqliteGrants(self.folder / "grants.sqlite", max(BOUNDS.values()))
+        self.grants = SqliteGrants(self.folder / "grants.sqlite", max(SLACK.values()))
         ground = Ground(
             DEPLOYMENT,
             signer,
-            lambda epoch: self.index,
+            lambda epoch: GROUP,
             self.record,
             lambda: self.newest,
             self.grants,
             {EVM: {self.vault}},
             BOUNDS,
+            SLACK,
+            EPOCH_SECONDS,
             self.clock,
         )
         self.ground = ground

@@ -18,21 +18,28 @@ from aggregator.domain.errors import RefusedError
 from aggregator.domain.report import LeafValues
 from aggregator.domain.snapshot import DEBT_UNREADABLE, Finding, Position
 from aggregator.domain.units import USD
-from aggregator.service.permits import Vantage, read_permit, verify_permits
+from aggregator.service.committed import Committed, listed_permits
+from aggregator.service.permits import Newest, Vantage, hold_until, read_permit, to_list, verify_permits
 from aggregator.service.workbench import Computed
 from proofs.hashing import keccak256
 from proofs.permits import Hold, PermitTerms, chain_word, hold_digest, permit_digest, request_text
+from proofs.sets import AttestorSet
 from proofs.signing import recover
-from tests.strategies import CUT_TIME, ETH, EVM, SOLANA, USDC, account_id, debt, position, quotes, world
+from tests.strategies import CUT_TIME, ETH, EVM, SOLANA, USDC, account_id, debt, position, quotes, view, world
 from tests.unit.service.permit_world import (
     BOUNDS,
+    CONTROLLER,
     DEPLOYMENT,
     DOLLAR,
     EPOCH,
+    EPOCH_SECONDS,
     FUNDS,
+    GROUP,
     NOW,
     SIGNERS,
+    SLACK,
     TO,
+    UNTIL,
     VAULT,
     Attesting,
     asked,
@@ -72,6 +79,13 @@ async def refused(attestor: Attesting, permit: PermitRecord | dict[str, Any], ru
 
 def signer_of(signature: Attestation, digest: bytes) -> str:
     return "0x" + recover(digest, signature.r, signature.vs).hex()
+
+
+def registry(posted: int = EPOCH) -> Position:
+    """Return what a registry says of an account that has drawn nothing."""
+    asset = f"{EVM}/usd"
+    row = Position(account_id(1), EVM, "registry", f"{EVM}/registry:x", 0, asset, 0, "debt")
+    return row._replace(drawn=Drawn(posted, 1))
 
 
 def with_budget(budget: int, epoch: int = EPOCH) -> LeafValues:
@@ -169,7 +183,8 @@ async def test_before_the_first_epoch_nothing_is_signed(attestor: Attesting) -> 
 
 
 async def test_who_has_no_seat_in_the_epochs_set_does_not_sign(attestor: Attesting) -> None:
-    attestor.permits._ground = replace(attestor.ground, seat=lambda epoch: None)
+    others = AttestorSet(1, GROUP.members[1:], 3, 0, GROUP.not_after)
+    attestor.permits._ground = replace(attestor.ground, group=lambda epoch: others)
     reason = await refused(attestor, asked(), "member")
     assert SIGNERS[0].address in reason
 
@@ -234,18 +249,98 @@ async def test_what_may_still_be_drawn_stays_covered(attestor: Attesting) -> Non
     await attestor.grants.note(EPOCH + 1, CUT_TIME + 302, [with_budget(690 * USD, EPOCH + 1)])
     await refused(attestor, asked(50 * DOLLAR, nonce=3), "budgets")
     # A registry that holds a newer epoch than the larger budget's frees what that gave.
-    registry = Position(
-        *(account_id(1), EVM, "registry", f"{EVM}/registry:x", 0, f"{EVM}/usd", 0, "debt"), drawn=Drawn(EPOCH + 2, 1)
-    )
-    attestor.newest = newest_of(FUNDS, registry)
+    attestor.newest = newest_of(FUNDS, registry(EPOCH + 2))
     await attestor.permits.sign(document(asked(600 * DOLLAR, nonce=4)))
 
 
-async def test_what_counts_nothing_may_go_though_budgets_are_short(attestor: Attesting) -> None:
-    worthless = FUNDS._replace(pending=FUNDS.amount)
-    attestor.newest = newest_of(worthless, position(1, ETH, 1.0, origin="0x" + "a2" * 20))
-    await attestor.grants.note(EPOCH, CUT_TIME + 300, [with_budget(10_000 * USD)])
-    await attestor.permits.sign(document(asked()))
+async def test_what_counts_nothing_any_more_stays_while_an_old_budget_rests_on_it(attestor: Attesting) -> None:
+    """A request makes collateral count 0 at once; the budget that was given on it may be drawn until it ends."""
+    attestor.newest = newest_of(FUNDS._replace(pending=FUNDS.amount), registry(posted=EPOCH - 1))
+    await attestor.grants.note(EPOCH - 1, CUT_TIME + 300, [with_budget(950 * USD, EPOCH - 1)])
+    reason = await refused(attestor, asked(1_000 * DOLLAR), "budgets")
+    assert "950" in reason
+    attestor.newest = newest_of(FUNDS._replace(pending=FUNDS.amount), registry(posted=EPOCH))
+    await attestor.permits.sign(document(asked(1_000 * DOLLAR)))
+
+
+async def test_a_budget_is_over_only_where_its_registry_was_read_after_it(attestor: Attesting) -> None:
+    """It ran out by the clock, and what was drawn at its very end is in no block that was read."""
+    ends = CUT_TIME - 30
+    await attestor.grants.note(EPOCH, ends, [with_budget(950 * USD)._replace(valid_until=ends)])
+    for age in (119, 30 - BOUNDS[EVM] + 1):
+        attestor.newest = newest_of(FUNDS, registry(), views=(view(EVM, age), view(SOLANA)))
+        await refused(attestor, asked(900 * DOLLAR), "budgets")
+    attestor.newest = newest_of(FUNDS, registry(), views=(view(EVM, 30 - BOUNDS[EVM]), view(SOLANA)))
+    await attestor.permits.sign(document(asked(900 * DOLLAR)))
+
+
+async def test_a_registry_that_was_not_read_lately_lets_nothing_go(attestor: Attesting) -> None:
+    newest = newest_of(FUNDS, registry()._replace(seen=3))
+    of = view(EVM, 300, status="stale")
+    assert of.block is not None
+    stale = replace(of, block=of.block._replace(height=3))
+    attestor.newest = Newest(replace(newest.epoch, snapshot=replace(newest.epoch.snapshot, carried=(stale,))), ())
+    assert EVM in await refused(attestor, asked(1), "registry")
+    fresh = replace(stale, status="ok")
+    attestor.newest = Newest(replace(newest.epoch, snapshot=replace(newest.epoch.snapshot, carried=(fresh,))), ())
+    await attestor.permits.sign(document(asked(1)))
+
+
+async def test_an_epoch_that_has_run_out_is_no_ground(attestor: Attesting) -> None:
+    attestor.clock.time = CUT_TIME + 299
+    await attestor.permits.sign(document(asked(100)))
+    for days in (0, 30):
+        attestor.clock.time = now = CUT_TIME + 300 + days * 86_400
+        reason = await refused(attestor, asked(100, nonce=2, expiry=now + 600), "epoch")
+        assert f"was valid until {CUT_TIME + 300}, it is {now}" in reason
+        attestor.newest = newest_of(FUNDS, debt(1, USDC, 2_000.0))
+        await hold_refused(attestor, hold(), "epoch")
+
+
+async def test_a_set_that_is_handing_over_lets_nothing_go(attestor: Attesting) -> None:
+    """What the next set is not told of must not count any more when it takes over."""
+    after = AttestorSet(2, GROUP.members, 3, EPOCH + 1, GROUP.not_after)
+    seconds = (NOW + 1_000) // (EPOCH + 1)  # it takes over in about 1,000 s
+    activation = (EPOCH + 1) * seconds
+    attestor.permits._ground = replace(
+        attestor.ground, group=lambda epoch: GROUP if epoch <= EPOCH else after, epoch_seconds=seconds
+    )
+    last = activation - SLACK[EVM] - 1
+    reason = await refused(attestor, asked(1, nonce=2, expiry=last + 1), "set")
+    assert f"demands set 1, in force at {activation} is set 2" in reason
+    await attestor.permits.sign(document(asked(1, nonce=2, expiry=last)))
+    attestor.clock.time = activation
+    newest = newest_of(FUNDS)
+    seen = replace(newest.epoch.snapshot, valid_until=activation + 300)
+    attestor.newest = Newest(replace(newest.epoch, snapshot=seen), ())
+    await refused(attestor, asked(1, nonce=3, expiry=activation + 5), "set")
+
+
+async def test_a_permit_that_the_state_lists_already_is_not_taken_off_twice(attestor: Attesting) -> None:
+    """It is listed as soon as it is asked for, which may be before this attestor is."""
+    permit = asked(850 * DOLLAR)
+    attestor.newest = newest_of(FUNDS._replace(pending=permit.amount), debt(1, USDC, 100.0), permits=[permit])
+    await attestor.permits.sign(document(permit))
+
+
+async def test_one_account_cannot_take_the_nonces_of_others(attestor: Attesting) -> None:
+    other = FUNDS._replace(account=account_id(2))
+    newest = newest_of(FUNDS, other)
+    accounts = tuple(replace(a, controller=CONTROLLER) for a in newest.epoch.snapshot.accounts)
+    attestor.newest = Newest(
+        replace(newest.epoch, snapshot=replace(newest.epoch.snapshot, accounts=accounts)), newest.permits
+    )
+    for number in (1, 2):
+        await attestor.permits.sign(document(asked(100 + number, account=account_id(number))))
+
+
+@pytest.mark.parametrize("spelt", [str.upper, lambda text: text[2:], lambda text: "0X" + text[2:].upper()])
+async def test_another_spelling_of_a_request_is_the_same_one(attestor: Attesting, spelt: Any) -> None:
+    permit = asked()
+    first = await attestor.permits.sign(document(permit))
+    assert await attestor.permits.sign(document(permit._replace(request=spelt(permit.request)))) == first
+    assert await attestor.permits.outstanding() == (permit,)
+    await refused(attestor, asked(nonce=2)._replace(request=permit.request + " "), "request")
 
 
 async def test_one_nonce_is_one_permit(attestor: Attesting) -> None:
@@ -280,18 +375,25 @@ class _Counting:
         return SIGNERS[0].sign(digest)
 
 
-async def test_a_permit_is_outstanding_until_no_clock_can_take_it(attestor: Attesting) -> None:
+async def test_a_permit_is_outstanding_until_its_use_must_have_been_seen(attestor: Attesting) -> None:
     permit = asked(expiry=NOW + 100)
     await attestor.permits.sign(document(permit))
-    bound = BOUNDS[EVM]
+    bound = SLACK[EVM]
     assert await attestor.permits.outstanding(NOW + 100 + bound) == (permit,)
     assert await attestor.permits.outstanding(NOW + 101 + bound) == ()
+
+
+async def test_the_next_permit_counts_one_whose_use_its_epoch_does_not_show(attestor: Attesting) -> None:
+    await attestor.permits.sign(document(asked(800 * DOLLAR, expiry=NOW + 20)))
+    attestor.clock.time = CUT_TIME + 290  # past its end, and past the slack after the clock's NOW
+    assert await attestor.permits.outstanding() == ()
+    await refused(attestor, asked(800 * DOLLAR, nonce=2, expiry=CUT_TIME + 900), "free_collateral")
 
 
 # ---- holds ----
 
 
-def hold(until: int = NOW + 1000, **changes: Any) -> dict[str, Any]:
+def hold(until: int = UNTIL, **changes: Any) -> dict[str, Any]:
     return {"account": account_id(1), "chain": EVM, "vault": VAULT, "until": until, "epoch": EPOCH} | changes
 
 
@@ -306,13 +408,13 @@ async def hold_refused(attestor: Attesting, wanted: dict[str, Any], rule: str) -
 async def test_an_account_in_trouble_is_held(attestor: Attesting, owed: float) -> None:
     attestor.newest = newest_of(FUNDS, debt(1, USDC, owed))
     signature = await attestor.holds.sign(hold())
-    words = Hold(
-        bytes.fromhex(account_id(1)[2:]), chain_word(EVM), bytes(12) + bytes.fromhex(VAULT[2:]), NOW + 1000, EPOCH
-    )
+    words = Hold(bytes.fromhex(account_id(1)[2:]), chain_word(EVM), bytes(12) + bytes.fromhex(VAULT[2:]), UNTIL, EPOCH)
     assert signer_of(signature, hold_digest(words, DEPLOYMENT)) == SIGNERS[0].address
+    attestor.clock.time += 200  # whoever asks later, asks for the same
     assert await attestor.holds.sign(hold()) == signature
-    await hold_refused(attestor, hold(NOW + 1001), "watermark")
-    await attestor.holds.sign(hold(NOW + 1001, epoch=EPOCH - 1))
+    before = hold_until(EPOCH - 1, EPOCH_SECONDS)
+    attestor.holds._ground = replace(attestor.ground, group=lambda epoch: GROUP)
+    await attestor.holds.sign(hold(before, epoch=EPOCH - 1))
 
 
 async def test_a_healthy_account_is_not_held(attestor: Attesting) -> None:
@@ -327,14 +429,14 @@ async def test_an_unknown_account_is_held_only_while_somebody_may_lose(attestor:
     await attestor.grants.note(EPOCH, CUT_TIME + 300, [with_budget(1)])
     await attestor.holds.sign(hold())
     attestor.newest = newest_of(FUNDS, debt(1, USDC, 1.0), findings=(finding,))
-    await attestor.holds.sign(hold(epoch=EPOCH - 1))
+    await attestor.holds.sign(hold(hold_until(EPOCH - 1, EPOCH_SECONDS), epoch=EPOCH - 1))
 
 
 @pytest.mark.parametrize(
     ("rule", "changes"),
     [
-        ("until", {"until": NOW}),
-        ("until", {"until": NOW + 7 * 86_400 + 1}),
+        ("until", {"until": UNTIL - 1}),
+        ("until", {"until": UNTIL + 1}),
         ("until", {"until": 2**64}),
         ("until", {"until": "soon"}),
         ("epoch", {"epoch": EPOCH + 1}),
@@ -363,8 +465,25 @@ async def test_a_permit_and_a_hold_of_one_key_do_not_collide(attestor: Attesting
 async def test_a_state_that_lists_what_controllers_asked_for_is_taken(attestor: Attesting) -> None:
     own, others = asked(100), asked(200, nonce=2)
     accounts = attestor.newest.epoch.snapshot.accounts if attestor.newest else ()
-    verify_permits([own, others], [own], accounts, CUT_TIME, attestor.ground)
-    verify_permits([], [], accounts, CUT_TIME, attestor.ground)
+    verify_permits([own, others], [own], [others], accounts, CUT_TIME, attestor.ground)
+    verify_permits([], [], [], accounts, CUT_TIME, attestor.ground)
+    gone = asked(1, nonce=3, expiry=CUT_TIME - SLACK[EVM] - 1)
+    verify_permits([], [], [gone], accounts, CUT_TIME, attestor.ground)
+
+
+async def test_a_permit_of_the_last_state_cannot_be_left_out_while_it_counts(attestor: Attesting) -> None:
+    """Whoever proposes, and whoever attests, after a rotation: the state before says what is out."""
+    listed = asked(100, expiry=CUT_TIME - SLACK[EVM])
+    accounts = attestor.newest.epoch.snapshot.accounts if attestor.newest else ()
+    with pytest.raises(RefusedError, match="not listed any more") as caught:
+        verify_permits([], [], [listed], accounts, CUT_TIME, attestor.ground)
+    assert caught.value.rule == "permits"
+    text, _ = Committed().text(State((), (), {}, permits=(listed, asked(2**100, nonce=2))), None)
+    assert listed_permits(text) == (listed, asked(2**100, nonce=2))
+    assert listed_permits("") == ()
+    later = asked(5, nonce=9)
+    assert to_list([later], listed_permits(text), CUT_TIME, SLACK) == tuple(sorted((*listed_permits(text), later)))
+    assert to_list([], [listed], CUT_TIME + 1, SLACK) == ()
 
 
 @pytest.mark.parametrize(
@@ -378,7 +497,7 @@ async def test_a_state_that_lists_what_controllers_asked_for_is_taken(attestor: 
         ([asked(100, key=PrivateKey(b"\x09" * 32))], [], "request"),
         ([asked(100, account=account_id(9))], [], "no account"),
         ([asked(100, vault=TO)], [], "vault"),
-        ([asked(100, expiry=CUT_TIME - BOUNDS[EVM] - 1)], [], "expired"),
+        ([asked(100, expiry=CUT_TIME - SLACK[EVM] - 1)], [], "expired"),
         ([asked(100)._replace(nonce="0x12")], [], "nonce"),
     ],
 )
@@ -387,7 +506,7 @@ async def test_a_state_that_lists_anything_else_is_refused(
 ) -> None:
     accounts = attestor.newest.epoch.snapshot.accounts if attestor.newest else ()
     with pytest.raises(RefusedError, match=reason) as caught:
-        verify_permits(listed, own, accounts, CUT_TIME, attestor.ground)
+        verify_permits(listed, own, [], accounts, CUT_TIME, attestor.ground)
     assert caught.value.rule == "permits"
 
 

@@ -15,10 +15,13 @@ from adapters.approvals import FileApprovals
 from adapters.keys import KeySigner
 from aggregator.domain.certificate import Attestation, PostingStatus, SignedPosting
 from aggregator.domain.errors import InputError, PostingError, RefusedError, Unreachable
+from aggregator.service.attest import Sets
 from aggregator.service.rotation import (
     KIND,
     MAX_TERM,
+    RECOVERY,
     RotationRules,
+    adopt_set,
     collect_rotation,
     describe_sets,
     plan_set,
@@ -320,6 +323,81 @@ def test_terms_come_back_from_their_text() -> None:
         assert refusal.value.field == field
         with pytest.raises(FieldError):
             parse_rotation(text)
+
+
+# --- recovery ---------------------------------------------------------------------------------------------------------
+
+
+def approve_recovery(approvals: FileApprovals, to: AttestorSet) -> None:
+    digest = rotation_digest(to, DEPLOYMENT.deployment_id())
+    approvals.approve(RECOVERY, digest, encode_set(to), now=NOW, by="ada")
+
+
+def test_a_recovered_set_is_adopted_only_where_exactly_it_was_approved_as_such(tmp_path: Path) -> None:
+    to, other = terms(members=MEMBERS[2:6]), terms()
+    approvals = FileApprovals(tmp_path / "approvals")
+
+    def recovered(digest: bytes) -> bool:
+        return approvals.approved(RECOVERY, digest)
+
+    digest = rotation_digest(to, DEPLOYMENT.deployment_id())
+    approvals.approve(KIND, digest, encode_set(to), now=NOW, by="ada")  # to be signed, not to be believed
+    approve_recovery(approvals, other)
+    with pytest.raises(RefusedError, match=f"approval: 0x{digest.hex()} is not approved on this machine"):
+        adopt_set(to, (), DEPLOYMENT, recovered, now=NOW)
+    approve_recovery(approvals, to)
+    rotation = adopt_set(to, (), DEPLOYMENT, recovered, now=NOW)
+    assert rotation == Rotation(to, ())
+    assert verify_history(DEPLOYMENT, (rotation,), recovered)[-1] == to
+    with pytest.raises(FieldError, match="is not known to be a set that governance recovered"):
+        verify_history(DEPLOYMENT, (rotation,))
+    with pytest.raises(RefusedError, match="set: set 2 given, 3 is next"):
+        adopt_set(to, (rotation,), DEPLOYMENT, recovered, now=NOW)
+    with pytest.raises(RefusedError, match="not-after: set 2 ended"):
+        adopt_set(to, (), DEPLOYMENT, recovered, now=to.not_after + 1)
+    early = terms(activation_epoch=0)
+    approve_recovery(approvals, early)
+    with pytest.raises(RefusedError, match=r"terms: rotations\[0\].activationEpoch"):
+        adopt_set(early, (), DEPLOYMENT, recovered, now=NOW)
+
+
+async def test_a_recovered_set_hands_over_like_any_other(tmp_path: Path) -> None:
+    recovered = Rotation(terms(), ())
+    to = terms(set_id=3, activation_epoch=EPOCH + 200, not_after=START + 85 * 86_400)
+    seats = [Seat(tmp_path, i, (recovered,), now=START) for i in (0, 1, 2, 4)]
+    for seat in seats:
+        seat.approve(to)
+    with pytest.raises(RefusedError, match=r"set: the history on record does not verify: rotations\[0\].signatures"):
+        await seats[0].rules.sign(encode_set(to))
+    for seat in seats:
+        approve_recovery(seat.approvals, terms())
+    known = {rotation_digest(terms(), DEPLOYMENT.deployment_id())}.__contains__
+    found = await collect_rotation(to, seats, (recovered,), DEPLOYMENT, recovered=known)
+    assert found.rotation is not None
+    assert len(found.signed) == 4
+    with pytest.raises(FieldError, match="is not known to be a set that governance recovered"):
+        await collect_rotation(to, seats, (recovered,), DEPLOYMENT)
+
+
+def test_an_attestor_follows_a_recovered_set_only_if_its_operator_approved_it(tmp_path: Path) -> None:
+    approvals = FileApprovals(tmp_path / "approvals")
+    sets = Sets(DEPLOYMENT, recovered=lambda digest: approvals.approved(RECOVERY, digest))
+    proposed = (Rotation(terms(), ()),)
+    with pytest.raises(RefusedError, match=r"rotations: rotations\[0\].signatures: none"):
+        sets.learn(proposed)
+    assert sets.at(2**40).set_id == 1
+    approve_recovery(approvals, terms())
+    assert sets.learn(proposed)
+    assert sets.at(2**40).set_id == 2
+
+
+async def test_what_governance_recovers_is_not_sent_by_anybody_else() -> None:
+    history = (Rotation(terms(), ()), signed(terms(set_id=3, activation_epoch=EPOCH + 200)))
+    places = {"recovered": Place("landed", newest=2), "not yet": Place()}
+    there, missing = await submit_rotations(history, places, Clock(), timeout=30)
+    assert (there.state, there.newest_set) == ("known", 3)
+    assert (missing.state, missing.newest_set, places["not yet"].sent) == ("failed", 1, [])
+    assert missing.detail == "set 2 has no signatures: governance must recover it there"
 
 
 # --- destinations -----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, event
 
-from aggregator.domain.certificate import LinkRecord, Posting
+from aggregator.domain.certificate import LinkRecord, Posting, Refusal
 from aggregator.domain.errors import ConflictError, InputError, RefusedError, UnknownError
 from aggregator.domain.report import Flag, Haircuts
 from aggregator.domain.snapshot import Carried
@@ -308,6 +308,36 @@ async def test_the_newest_certified_epoch_is_the_default(store: SqlStore) -> Non
     assert [s.epoch for s in await store.epochs(limit=5, before=2)] == [1]
 
 
+async def test_the_newest_margins_are_those_of_the_newest_epoch_that_has_some(store: SqlStore) -> None:
+    """Of an epoch that was learned from others only leaves are known."""
+    known, learned = make_record(1, (make_margin(ALICE.id, 1),)), make_record(2, (make_margin(ALICE.id, 2),))
+    await store.save_epoch(known)
+    await store.save_epoch(replace(learned, margins=()))
+    await store.save_epoch(make_record(3, (make_margin(ALICE.id, 3),), certified=False))
+    found = await store.margin(ALICE.id)
+    assert found is not None
+    assert (found[0].header.epoch, found[1]) == (1, known.margins[0])
+    assert await store.margin(ALICE.id, 2) is None
+    newest, whole = await store.epoch(), await store.epoch(margins=True)
+    assert newest is not None
+    assert whole is not None
+    assert (newest.header.epoch, whole.header.epoch) == (2, 1)
+    assert newest.leaves == learned.leaves
+
+
+async def test_signatures_of_refusals_are_kept_and_older_ones_are_read(store: SqlStore, path: Path) -> None:
+    signed = Refusal("attestor-1", "leaves: x", "0x" + "22" * 32, "0x" + "11" * 64)
+    record = replace(make_record(1, (make_margin(ALICE.id, 1),)), refusals=(signed, Refusal("attestor-2", "late: x")))
+    await store.save_epoch(record)
+    assert await store.epoch(1) == record
+    assert (await store.epochs())[0].refusals == record.refusals
+    with sqlite3.connect(path) as connection:
+        connection.execute("""UPDATE epoch SET refusals = '[["attestor-3", "late: x"]]'""")
+    read = await store.epoch(1)
+    assert read is not None
+    assert read.refusals == (Refusal("attestor-3", "late: x"),)
+
+
 async def test_a_certificate_alone_costs_one_row(store: SqlStore) -> None:
     assert await store.certificate() is None
     certified = make_record(1, (make_margin(ALICE.id, 1),))
@@ -352,10 +382,14 @@ async def test_one_margin_is_one_indexed_row(store: SqlStore) -> None:
     assert margin == next(m for m in record.margins if m.account == account_id("account 3"))
     assert epoch.margins == (margin,)
     assert epoch.leaves == record.leaves
-    (read,) = [(s, p) for s, p in statements if "FROM margin" in s]
-    async with store._engine.connect() as connection:
-        plan = (await connection.exec_driver_sql("EXPLAIN QUERY PLAN " + read[0], read[1])).all()  # type: ignore[arg-type]
-    assert all("SEARCH margin USING INDEX" in str(row) for row in plan)
+    reads = [(s, p) for s, p in statements if "FROM margin" in s]
+    assert len(reads) == 2, "which epoch has any, and the row"
+    for statement, parameters in reads:
+        async with store._engine.connect() as connection:
+            plan = (await connection.exec_driver_sql("EXPLAIN QUERY PLAN " + statement, parameters)).all()  # type: ignore[arg-type]
+        of_margins = [str(row) for row in plan if "margin" in str(row)]
+        assert of_margins
+        assert all("SEARCH margin USING" in row and "INDEX" in row for row in of_margins), plan
 
 
 async def test_no_margin_is_none(store: SqlStore) -> None:
