@@ -893,7 +893,9 @@ async def _attestors_here(ground: _Ground, destinations: Iterable[Destination]) 
         observer = await ground.observe(name, own)
         grants = ground.open_grants(record.with_name(f"{name}-grants.sqlite3"))
         cooldown, longest = settings.service.link_cooldown, ground.rules.longest
-        state_rules = StateRules(ground.rules.deployment_id, cooldown, ground.witness, grants, longest)
+        state_rules = StateRules(
+            ground.rules.deployment_id, cooldown, ground.witness, grants, longest, _destination_ids(settings)
+        )
         examiner = Examiner(state_rules, ground.workbench, observer, ground.source, store, own)
         attestors.append(
             Attestor(
@@ -1025,7 +1027,10 @@ async def build_attestor(settings: Settings) -> AsyncIterator[AttestorProcess]:
         meter = LatencyMeter(clock, settings.chains, settings.destinations)
         observer = await ground.observe(own.name, meter)
         grants = ground.open_grants(data / "grants.sqlite3")
-        state_rules = StateRules(rules.deployment_id, service.link_cooldown, ground.witness, grants, rules.longest)
+        state_rules = StateRules(
+            *(rules.deployment_id, service.link_cooldown, ground.witness, grants, rules.longest),
+            _destination_ids(settings),
+        )
         replica = Replica(store, clock, skew=service.clock_skew, epoch_seconds=service.epoch_seconds)
         vantage, book = Vantage(ground.workbench.world), SqlitePermitBook(data / "permits.sqlite3")
         closing.push_async_callback(book.close)
@@ -1120,6 +1125,12 @@ async def build_attestor(settings: Settings) -> AsyncIterator[AttestorProcess]:
         known = {own.coordinator: "coordinator", **{row.wire: row.name for row in own.peers}}
         gate = WireGate(rules.deployment_id, wire_signer, known, clock)
         yield AttestorProcess(node, _server(create_attestor_app(gate, node), WIRE_CONNECTIONS), listener)
+
+
+def _destination_ids(settings: Settings) -> frozenset[str]:
+    from aggregator.core.pipeline import destination_id
+
+    return frozenset(destination_id(row.chain) for row in settings.destinations)
 
 
 async def _highest_on_chain(destinations: Iterable[Destination]) -> int:

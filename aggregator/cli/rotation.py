@@ -95,6 +95,9 @@ def rotation_plan(
     remove: Annotated[list[str] | None, typer.Option(help="A member that leaves; may be repeated.")] = None,
     threshold: Annotated[int | None, typer.Option(help="How many must sign; default: the least allowed.")] = None,
     start: Annotated[int, typer.Option("--in", min=1, help="Seconds from now until the new set signs.")] = DAY,
+    recovered: Annotated[
+        bool, typer.Option(help="For governance to put in place: the newest set may have ended, and need not sign.")
+    ] = False,
     days: Annotated[int, typer.Option(min=1, max=90, help="Days that the new set may serve.")] = 90,
     config: ConfigOption = None,
     json_output: JsonOption = False,
@@ -105,8 +108,8 @@ def rotation_plan(
     async def work() -> tuple[Settings, AttestorSet]:
         async with opened(config) as (settings, store):
             deployment, seconds = bootstrap.deployment_of(settings), settings.service.epoch_seconds
-            recovered, now = bootstrap.recovered_here(settings), int(time.time())
-            sets = verify_history(deployment, await store.rotations(), recovered)
+            known, now = bootstrap.recovered_here(settings), int(time.time())
+            sets = verify_history(deployment, await store.rotations(), known)
             epoch = -(-(now + start) // seconds)
             to = plan_set(
                 sets,
@@ -117,7 +120,7 @@ def rotation_plan(
                 activation_epoch=epoch,
                 not_after=epoch * seconds + days * DAY,
             )
-            verify_terms(to, sets, deployment, now=now, epoch_seconds=seconds)
+            verify_terms(to, sets, deployment, now=now, epoch_seconds=seconds, recovered=recovered)
             return settings, to
 
     settings, to = run_async(work)

@@ -26,7 +26,7 @@ class Bounds(NamedTuple):
     """What a claim can be about at all."""
 
     accounts: Collection[str]  # ids of those that are shared out
-    destinations: Collection[str] | None  # 0x ids; None = not known yet, so any
+    destinations: Collection[str] | None  # 0x ids; None = any
     epoch: int  # that was asked for; what is of it or later was never signed before it
     after: float  # Unix seconds: what ends by then cannot be drawn any more
     until: float  # Unix seconds: no statement signed by now ends later

@@ -124,9 +124,18 @@ def plan_set(
 
 
 def verify_terms(
-    to: AttestorSet, sets: Sequence[AttestorSet], deployment: Deployment, *, now: float, epoch_seconds: int
+    to: AttestorSet,
+    sets: Sequence[AttestorSet],
+    deployment: Deployment,
+    *,
+    now: float,
+    epoch_seconds: int,
+    recovered: bool = False,
 ) -> AttestorSet:
     """Check that ``to`` may follow the newest set as of ``now``; return that set, which must sign.
+
+    Args:
+        recovered: governance is to put ``to`` in place: the newest set may have ended, and its end may leave a gap.
 
     Raises:
         RefusedError: the first rule broken, with both values.
@@ -138,14 +147,14 @@ def verify_terms(
         _refuse("terms", f"{len(to.members)} members proposed, at least {LEAST_MEMBERS} outside a devnet")
     if newest.activation_epoch > epoch:
         _refuse("set", f"set {newest.set_id} signs from epoch {newest.activation_epoch} on, it is epoch {epoch}")
-    if now > newest.not_after:
+    if now > newest.not_after and not recovered:
         _refuse("not-after", f"set {newest.set_id} ended at {newest.not_after}, it is {now:.0f}")
     if to.activation_epoch <= epoch:
         _refuse("activation", f"epoch {to.activation_epoch} proposed, it is epoch {epoch} already")
     if to.activation_epoch > epoch + MAX_TERM // epoch_seconds:
         _refuse("activation", f"epoch {to.activation_epoch} is more than {MAX_TERM // 86_400} days ahead of {epoch}")
     start = to.activation_epoch * epoch_seconds
-    if start > newest.not_after:
+    if start > newest.not_after and not recovered:
         _refuse("activation", f"at {start}, set {newest.set_id} ends at {newest.not_after}: nobody would sign between")
     if not start < to.not_after <= start + MAX_TERM:
         _refuse("not-after", f"{to.not_after} proposed, after {start} and at most {start + MAX_TERM} expected")

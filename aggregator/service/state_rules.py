@@ -79,6 +79,7 @@ class StateRules:
         witness: asks chains about addresses without a key; without one, nobody hears of a coordinator that lies.
         grants: its own record of budgets it signed; without one (tests alone), a proposer is believed.
         longest: seconds after a proposal was made by which every statement before it has ended.
+        destinations: 0x ids, where budgets are given; None for any (tests alone).
     """
 
     def __init__(
@@ -88,9 +89,10 @@ class StateRules:
         witness: Witness | None = None,
         grants: GrantBook | None = None,
         longest: int = LONGEST_LIFE,
+        destinations: frozenset[str] | None = None,
     ) -> None:
         self.deployment_id, self._cooldown, self._witness = deployment_id, cooldown, witness
-        self._grants, self._longest = grants, longest
+        self._grants, self._longest, self._destinations = grants, longest, destinations
         self._verified: set[LinkRecord | tuple[str, bytes]] = set()
         self._asked: set[LinkRecord] = set()
         self._asking: asyncio.Task[None] | None = None
@@ -204,9 +206,8 @@ class StateRules:
         own = await self._grants.outstanding(proposal.cut.cut_time, shared, proposal.cut.epoch)
         bounds = Bounds(
             shared,
-            # A destination that was dropped from the policy is known for as long as there is something to be drawn.
-            # Over the wire proposals come without their leaves, and others may have signed what one's own record lacks.
-            {leaf.destination for leaf in proposal.leaves} | {g.destination for g in own} if proposal.leaves else None,
+            # One that was dropped from the configuration is known for as long as something may be drawn there.
+            None if self._destinations is None else self._destinations | {grant.destination for grant in own},
             proposal.cut.epoch,
             after=proposal.cut.cut_time - self._grants.slack,
             until=proposal.header.produced_at + self._longest,

@@ -26,7 +26,7 @@ from eth_typing import ChecksumAddress
 from web3 import HTTPProvider, Web3
 from web3.contract import Contract
 from web3.contract.contract import ContractFunction
-from web3.types import TxParams, TxReceipt
+from web3.types import TxParams, TxReceipt, Wei
 
 from infra.devnet.process import spawn_bound
 
@@ -94,14 +94,19 @@ def connect(url: str) -> Web3:
 
 
 def transact(
-    w3: Web3, function: ContractFunction, sender: ChecksumAddress | None = None, timeout: float = 30.0
+    w3: Web3, function: ContractFunction, sender: ChecksumAddress | None = None, timeout: float = 30.0, tip: int = 0
 ) -> TxReceipt:
     """Send a contract call from an unlocked account (account 0 by default) and return its receipt.
 
+    tip: wei per gas above what others pay; Anvil puts the best paying transaction first into a block, 0 = the usual.
     Raise web3's ContractLogicError with the reason when it reverts.
     """
     origin = sender or w3.eth.accounts[0]
-    transaction_hash = function.transact({"from": origin, "gas": TRANSACTION_GAS})
+    fields: TxParams = {"from": origin, "gas": TRANSACTION_GAS}
+    if tip:
+        base = w3.eth.get_block("latest")["baseFeePerGas"]
+        fields |= {"maxPriorityFeePerGas": Wei(tip), "maxFeePerGas": Wei(2 * base + tip)}
+    transaction_hash = function.transact(fields)
     receipt = w3.eth.wait_for_transaction_receipt(transaction_hash, timeout, POLL_SECONDS)
     if receipt["status"] != 1:
         function.call({"from": origin})  # raises with the revert reason, which a receipt does not carry

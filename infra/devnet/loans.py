@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from spl.token.instructions import create_idempotent_associated_token_account, g
 from web3.exceptions import Web3Exception
 
 from adapters.solana.layouts import RawAccount
-from adapters.solana.programs import build_apply, decode_registry
+from adapters.solana.programs import RegistryRefusal, build_apply, decode_registry
 from infra.devnet.anvil import AnvilError, transact
 from infra.devnet.evm_deploy import at
 from infra.devnet.svm_consumer import Lender
@@ -26,10 +27,10 @@ from proofs.leaf import Leaf
 
 TRIES, PAUSE = 20, 0.7
 """A newer root voids older budgets, so a loan that was under way when one came is asked for again."""
-CENT = 10**6  # 1e-8 USD in a cent
+TIP = 20 * 10**9  # wei per gas: into its block before the next posting, which would void the leaf it borrows on
 
 
-class LoanError(Exception):
+class LoanError(RuntimeError):
     """A loan did not come about; the message is the lender's, or the registry's behind it."""
 
 
@@ -61,16 +62,16 @@ class Loans:
             LoanError: the lender refused, time and again.
         """
         attempt = self._borrow_on_solana if chain == "sol" else self._borrow_on_evm
-        problem: Exception = LoanError("never tried")
+        problem = "never tried"
         for _ in range(TRIES):
             try:
                 return attempt(trader, chain, choose)
             except (LoanError, Web3Exception, AnvilError, RuntimeError) as error:
-                problem = error
-                if "budget" in str(error).lower():
+                problem = _explain(error)
+                if "budget" in problem:
                     break
                 time.sleep(PAUSE)
-        raise LoanError(f"{trader.label} could not borrow on {chain}: {problem}") from None
+        raise LoanError(problem) from None
 
     def left(self, trader: Trader, chain: str) -> int:
         """Return what may still be drawn at a chain by the newest leaf its registry can be shown, 1e-8 USD."""
@@ -105,7 +106,7 @@ class Loans:
         values = dataclasses.astuple(leaf)
         loan = lender.functions.borrow(values, proof, amount)
         loan.call({"from": who})  # says why, should it be refused
-        transact(chain.w3, loan, who)
+        transact(chain.w3, loan, who, tip=TIP)
         return amount
 
     # --- Solana ------------------------------------------------------------------------------------------------------
@@ -147,6 +148,16 @@ class Loans:
 
     def _evm(self, chain: str) -> EvmChain:
         return self._desk.chain(chain)
+
+
+def _explain(error: Exception) -> str:
+    """Return why a lender, or the registry behind it, refused, in its own words."""
+    said = str(error.args[0]) if isinstance(error, Web3Exception) and error.args else str(error)
+    code = re.search(r"Custom\((\d+)\)", said)
+    if code is None:
+        return said.removeprefix("execution reverted: ")
+    known = {refusal.value: refusal.name for refusal in RegistryRefusal}
+    return known.get(int(code[1]), said).lower().replace("_", " ")
 
 
 def decode_proof(proof: Mapping[str, Any]) -> tuple[Leaf, list[bytes]]:

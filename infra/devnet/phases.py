@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -124,14 +123,14 @@ def share_out(stage: Stage) -> None:
     shares = stage.desk.share(who, {"beta": 10_000})
     stage.tell(f"{who.label} signs that all of its margin is to be lent on beta: {_names(stage, shares)}")
 
-    def moved() -> dict[str, dict[str, int]] | None:
-        now = _budgets(stage, who)
-        return now if now["alpha"]["budget"] == 0 and now["beta"]["budget"] > 0 else None
+    def moved() -> tuple[dict[str, dict[str, int]], int] | None:
+        m = stage.margin(who.label)
+        now, free = _budgets(stage, who, m), _dollars(m["free_before_draws"])
+        if now["beta"]["budget"] > max(0, free - now["alpha"]["charge"]):
+            raise DemoError(f"of {free} beta may lend {now['beta']}, though alpha is charged {now['alpha']}")
+        return (now, free) if now["beta"]["budget"] > 0.95 * (free - now["alpha"]["used"]) > 0 else None
 
-    now = stage.until("its budget on beta", moved, 60)
-    free, drawn = _dollars(stage.margin(who.label)["free_before_draws"]), now["alpha"]["charge"]
-    if now["beta"]["budget"] > free - drawn:
-        raise DemoError(f"beta may lend {now['beta']['budget']} of {free}, though {drawn} is charged on alpha")
+    now, free = stage.until("its budget on beta", moved, 60)
     stage.tell(
         f"beta may lend {now['beta']['budget']:,} of {free:,}, since alpha has lent {now['alpha']['used']:,} "
         f"(before, alpha might lend {before['alpha']['budget']:,} and beta nothing)"
@@ -146,17 +145,17 @@ def _refused(stage: Stage, who: Trader, chain: str) -> None:
     try:
         amount = stage.loans.borrow(who, chain, above(10 * 10**6))
     except LoanError as error:
-        stage.tell(f"ten dollars more than {who.label}'s budget on {chain}: {_first_words(str(error))}")
+        stage.tell(f"ten dollars more than {who.label}'s budget on {chain} is refused: {_first_words(str(error))}")
     else:
         raise DemoError(f"{who.label} borrowed {amount / 1e6:,.2f} USDC on {chain}, which is above its budget")
 
 
-def _budgets(stage: Stage, who: Trader) -> dict[str, dict[str, int]]:
+def _budgets(stage: Stage, who: Trader, margin: Mapping[str, Any] | None = None) -> dict[str, dict[str, int]]:
     """Return, by chain name, what an account may draw there, has drawn and is charged, whole dollars."""
     names = _chain_names(stage)
     return {
         names[row["destination"]]: {key: _dollars(row[key]) for key in ("budget", "used", "charge")}
-        for row in stage.margin(who.label)["budgets"]
+        for row in (margin or stage.margin(who.label))["budgets"]
     }
 
 
@@ -198,9 +197,7 @@ def attestors(stage: Stage) -> None:
     stage.tell(
         f"epoch {stuck['epoch']} is not certified: {_reason(stuck, 'attestor-2')}; {_reason(stuck, 'attestor-3')}"
     )
-    ready = stage.desk.api.get("/readyz")
-    if ready.status_code == 200:
-        raise DemoError("the service calls itself ready while nothing is certified")
+    stage.until("the service to call itself not ready", lambda: stage.desk.api.get("/readyz").is_error or None)
     attestors.start(2, 3)
     stage.tell("both are started again")
     back = stage.until("an epoch that all four signed", lambda: _full(stage, stuck["epoch"]), 60)
@@ -223,7 +220,7 @@ def _full(stage: Stage, after: int) -> int | None:
 
 def _reason(epoch: Mapping[str, Any], who: str) -> str:
     said = next((r["reason"] for r in epoch["refusals"] if r["attestor"] == who), "no reason on record")
-    return f"{who}: {_first_words(str(said), 70)}"
+    return f"{who}: {_first_words(str(said).removeprefix(f'{who}: '), 70)}"
 
 
 def contracts(stage: Stage) -> None:
@@ -508,21 +505,25 @@ def check_roots(stage: Stage) -> None:
     settings = load_settings(stage.world.config)
     registries = {destination.chain for destination in settings.destinations}
 
-    def agree() -> int | None:
-        postings = stage.desk.get("/v1/postings")
-        landed = Counter(p["epoch"] for p in postings if p["state"] == "final" and p["destination"] in registries)
-        for epoch in sorted((e for e, chains in landed.items() if chains == 3), reverse=True):
-            roots = asyncio.run(stored_roots(settings, epoch))
-            if len(roots) == 3:  # one that a reorganisation undid is not there any more
-                ours = stage.desk.get(f"/v1/epochs/{epoch}")["header"]["root"]
-                wrong = [chain for chain, root in roots.items() if "0x" + root.hex() != ours]
-                if wrong:
-                    raise DemoError(f"epoch {epoch}: {', '.join(wrong)} stores another root than the service")
-                return int(epoch)
-        return None
+    def agree() -> dict[str, int] | None:
+        """Return, by chain, an epoch that it holds with the service's root; None while one of them has none."""
+        found: dict[str, int] = {}
+        for posting in stage.desk.get("/v1/postings?limit=200"):
+            chain, epoch = posting["destination"], int(posting["epoch"])
+            if posting["state"] != "final" or chain in found or chain not in registries:
+                continue
+            root = asyncio.run(stored_roots(settings, epoch)).get(chain)
+            if root is None:
+                continue  # a reorganisation undid it
+            if "0x" + root.hex() != stage.desk.get(f"/v1/epochs/{epoch}")["header"]["root"]:
+                raise DemoError(f"epoch {epoch}: {chain} stores another root than the service")
+            found[chain] = epoch
+        return found if found.keys() == registries else None
 
-    epoch = stage.until("an epoch whose root is on all three chains", agree, 30)
-    stage.tell(f"epoch {epoch}: the root stored by the service is the root on alpha, beta and sol")
+    names = _chain_names(stage)
+    epochs = stage.until("a root of the service on every chain", agree, 30)
+    held = ", ".join(f"{names[chain]} {epoch}" for chain, epoch in epochs.items())
+    stage.tell(f"the root stored by the service is the root on every chain (epochs: {held})")
 
 
 def check_bundle(stage: Stage) -> None:

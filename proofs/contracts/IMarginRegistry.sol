@@ -13,7 +13,8 @@ pragma solidity >=0.8.4;
 /// another registry of the same deployment, to which the same statements are posted, with his own governance, which
 /// lists whom he likes.
 /// What remains: whoever stole a quorum's keys can rotate to a set of his own and so drop a scheduled recovery, again
-/// and again, as the attestors can drop one that they did not need. Governance then delists the consumers.
+/// and again, as the attestors can drop one that they did not need. Governance can then delist the consumers and close
+/// the vaults for deposits; it cannot take the registry back.
 ///
 /// Refusals are texts (`Error(string)`) and stable:
 /// - post: "zero root", "epoch not above the last", "epoch in the future", "floor below the stored floor",
@@ -193,8 +194,8 @@ interface IMarginRegistry {
     /// @notice By whoever drew: give back up to what it drew. Always possible.
     function repay(bytes32 account, uint256 amount) external;
 
-    /// @notice By governance, a timelock after it delisted `consumer`: write off all that it drew for the account, which
-    /// otherwise stays the account's debt for ever when the consumer cannot repay any more.
+    /// @notice By governance, a timelock after it delisted `consumer`: write off all that it drew for the account. Of a
+    /// consumer that cannot repay any more it would stay the account's debt for ever.
     function forgive(bytes32 account, address consumer) external;
     function used(bytes32 account) external view returns (uint256);
     function usedBy(bytes32 account, address consumer) external view returns (uint256);

@@ -807,8 +807,8 @@ def pausedUntil() -> uint256:
 
 @internal
 def _wipe_below(raised: uint256, meta: uint256):
-    # Empties every slot but those of the epochs from `raised` on that are in the history. A slot whose epoch was skipped
-    # may still hold the root of one that left the history long ago: it goes, too.
+    # Empties every slot but those of the epochs from `raised` on that are in the history. A slot whose epoch was
+    # skipped may still hold the root of one that left the history long ago: it goes, too.
     last: uint256 = meta >> EPOCH_AT
     if last == 0:
         return  # nothing was posted

@@ -1,4 +1,4 @@
-"""Shares and budgets over HTTP: signed as the API says, checked by the service, and shown destination by destination."""
+"""Shares and budgets over HTTP: signed as the API says, checked by the service, shown by destination."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def test_shares_that_another_signed_or_that_were_changed_are_refused(signi
         ({**good, "nonce": 2}, 400, "signature"),
         ({**good, "controller": f"{CHAIN_A}:{STRANGER.address.lower()}"}, 400, "controller"),
         ({**good, "expiry": CUT_TIME - 1}, 400, "expiry"),
-        ({**good, "shares": "eip155:99=10000"}, 404, "shares"),
+        ({**good, "shares": "eip155:99=10000"}, 400, "shares"),
     ):
         answer = await signing.post("/v1/accounts/dave/shares", json=body)
         assert (answer.status_code, answer.json()["error"]["field"]) == (status, field), body

@@ -97,6 +97,7 @@ def _measure_posts(k: int) -> list[dict[str, Any]]:
         rotation = poster.rotate()
         poster.post()
         rotated = poster.post()
+        chain.rpc("evm_setNextBlockTimestamp", poster.epoch * EPOCH_SECONDS)
         raised = poster.post(raised=True)
     names = f"{k} of {len(poster.quorum.members)} signatures"
     return [

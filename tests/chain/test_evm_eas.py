@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,13 +21,15 @@ from adapters.rpc import EvmEndpoint
 from aggregator.domain.certificate import Certificate, EpochRecord
 from aggregator.domain.errors import PostingError
 from aggregator.domain.rows import PublicationRow
+from aggregator.service.relayer import Relayer
 from infra.devnet.anvil import Anvil, deploy_code, transact
 from infra.devnet.artifacts import load
 from infra.devnet.eas import deploy_eas, load_eas
 from proofs import merkle
 from proofs.leaf import hash_leaf
 from tests.chain.evm_deployment import PAYER, deploy, make_chain
-from tests.unit.attest.statements import CHAIN, EPOCH_SECONDS, make_deployment, make_record, to_leaf
+from tests.unit.attest.statements import CHAIN, EPOCH_SECONDS, RealClock, make_deployment, make_record, to_leaf
+from tests.unit.relayer.test_relayer import Records
 
 pytestmark = pytest.mark.chain
 DEPLOYMENT = make_deployment(4)
@@ -56,8 +59,9 @@ class Service(NamedTuple):
             [HEADER_TYPE, "uint256", "bytes32[2][]"],
             [(*fields, header.body), indices, [[a.r, a.vs] for a in certificate.attestations]],
         )
-        values = {"expiration": header.valid_until, "revocable": False, "payload": payload} | changes
-        data = ("0x" + "00" * 20, values["expiration"], values["revocable"], bytes(32), values["payload"], 0)
+        values = {"recipient": "0x" + "00" * 20, "expiration": header.valid_until, "revocable": False}
+        values |= {"reference": bytes(32), "payload": payload, "value": 0} | changes
+        data = tuple(values[name] for name in ("recipient", "expiration", "revocable", "reference", "payload", "value"))
         return self.eas.functions.attest((Web3.to_bytes(hexstr=self.names["eas_schema"]), data))
 
 
@@ -83,8 +87,10 @@ async def publication(service: Service) -> AsyncIterator[EasPublication]:
     await made.close()
 
 
-def record(ahead: int = 0, **options: Any) -> tuple[EpochRecord, Certificate]:
-    made = make_record(DEPLOYMENT, int(time.time()) // EPOCH_SECONDS + ahead, **options)
+def record(ahead: int = 0, of: Certificate | None = None) -> tuple[EpochRecord, Certificate]:
+    """Return a statement of an epoch `ahead` of the present one, or of another statement's."""
+    now = int(time.time()) // EPOCH_SECONDS if of is None else of.header.epoch
+    made = make_record(DEPLOYMENT, now + ahead)
     assert made.certificate is not None
     return made, made.certificate
 
@@ -137,10 +143,10 @@ async def test_a_statement_is_published_with_all_a_registry_would_take(
 async def test_an_older_or_repeated_epoch_is_not_published(service: Service, publication: EasPublication) -> None:
     _, newer = record(1)
     await publish(publication, newer)
-    for ahead in (0, 1):
+    for ahead in (-1, 0):
         with pytest.raises(PostingError, match="epoch not above the last"):
-            await publication.sign(record(ahead)[1])
-    await publish(publication, record(2)[1])
+            await publication.sign(record(ahead, newer)[1])
+    await publish(publication, record(1, newer)[1])
 
 
 def test_what_no_quorum_signed_is_not_published(service: Service) -> None:
@@ -155,10 +161,15 @@ def test_what_no_quorum_signed_is_not_published(service: Service) -> None:
     refuse("indices not increasing", replace(certificate, attestations=certificate.attestations[::-1]))
     refuse(Web3.keccak(text="Irrevocable()").to_0x_hex()[:10], revocable=True)  # EAS itself: the schema is not
     refuse("not as the header says", expiration=certificate.header.valid_until + 1)
+    refuse("recipient or reference", recipient=service.w3.eth.accounts[1])
     with pytest.raises(Web3Exception):
         service.attest(certificate, payload=b"\x01").call()
     refuse("in the future", record(3)[1])
-    service.attest(certificate).call()  # as it was, it is taken
+    transact(service.w3, service.attest(certificate))  # as it was, it is taken
+    uid = service.resolver.functions.uidOf(certificate.header.epoch).call()
+    _, newer = record(1, certificate)
+    refuse("recipient or reference", newer, reference=uid)  # of an attestation that is there: EAS lets that through
+    service.attest(newer).call()
 
 
 def test_only_the_service_reaches_the_resolver(service: Service) -> None:
@@ -189,3 +200,62 @@ async def test_a_resolver_of_another_deployment_is_told(service: Service, public
     (finding,) = await publication.check()
     assert "deployment id" in finding.detail
     transact(service.w3, service.attest(record()[1]))
+
+
+class Lane(NamedTuple):
+    """The relayer of one publication, and what it recorded."""
+
+    records: Records
+    relayer: Relayer
+
+    async def offer(self, made: EpochRecord) -> None:
+        self.records.records[made.header.epoch] = made
+        await self.relayer.offer(made)
+
+    async def reaches(self, made: EpochRecord, state: str) -> str:
+        """Wait until a posting is in a state; return its detail."""
+        for _ in range(500):
+            if state in self.records.states(made.header.epoch):
+                return self.records.last(made.header.epoch).detail
+            await asyncio.sleep(0.02)
+        raise AssertionError(self.records.history)
+
+
+@pytest_asyncio.fixture
+async def lane(publication: EasPublication, tmp_path: Path) -> AsyncIterator[Lane]:
+    records = Records()
+    destinations = {f"{CHAIN}/eas": publication}
+    relayer = Relayer(records, destinations, RealClock(), tmp_path / "relayer.sqlite3", poll_seconds=0.05)
+    await relayer.start()
+    yield Lane(records, relayer)
+    await relayer.stop()
+
+
+async def test_an_epoch_that_another_attested_does_not_halt_the_lane(service: Service, lane: Lane) -> None:
+    """As at a registry: there is nothing left to do, and the next epoch has its turn."""
+    first, theirs = record()
+    second, _ = record(1, theirs)
+    transact(service.w3, service.attest(theirs))
+    await lane.offer(first)
+    await lane.offer(second)
+    await lane.reaches(second, "final")
+    assert service.resolver.functions.latest().call()[0] == second.header.epoch
+    assert {posting.epoch for posting in lane.records.history} == {second.header.epoch}
+
+
+async def test_an_attestation_that_was_overtaken_is_superseded(service: Service, lane: Lane) -> None:
+    """A stranger's newer one is mined first: ours reverts, which is no failure."""
+    made, ours = record()
+    _, newer = record(1, ours)
+    service.anvil.pause()
+    await lane.offer(made)
+    await lane.reaches(made, "submitted")
+    dear = {"from": service.w3.eth.accounts[0], "gas": 900_000, "gasPrice": 100 * service.w3.eth.gas_price}
+    service.attest(newer).transact(dear)  # before ours in the block
+    service.anvil.resume()
+    service.anvil.mine()
+    assert f"at epoch {newer.header.epoch}" in await lane.reaches(made, "superseded")
+    assert "failed" not in lane.records.states(made.header.epoch)
+    later, _ = record(2, ours)
+    await lane.offer(later)
+    await lane.reaches(later, "final")

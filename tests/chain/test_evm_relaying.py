@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import pytest_asyncio
 
-from adapters.destinations.evm import EvmRegistryDestination, decode_transaction
+from adapters.destinations.evm import CEILING_FLOOR, EvmRegistryDestination, decode_transaction
 from adapters.keys import KeySigner
 from aggregator.domain.certificate import EpochRecord, PostingStatus, SignedPosting
 from aggregator.domain.errors import PostingError
@@ -277,3 +277,41 @@ async def test_replacements_cost_at_least_an_eighth_more(chain: Chain, destinati
     chain.anvil.resume()
     chain.anvil.mine()
     assert (await destination.status(posting)).state == "final"
+
+
+async def test_a_replacement_whose_floor_rises_has_gas_to_empty_a_full_ring(
+    chain: Chain, destination: EvmRegistryDestination
+) -> None:
+    now = int(time.time())
+    times = {"produced_at": now, "valid_until": now + 600}
+
+    async def send(epoch: int, floor: int = 0) -> tuple[SignedPosting, int]:
+        certificate = record_of(epoch, header={**times, "floor": floor}).certificate
+        assert certificate is not None
+        posting = await destination.sign(certificate)
+        await destination.submit(posting)
+        return posting, decode_transaction(bytes.fromhex(posting.raw[2:])).gas
+
+    last = epoch_now() - 3
+    for epoch in range(last - 63, last + 1):
+        posting, _ = await send(epoch)
+        assert (await settled(destination, posting)).state == "final"
+    chain.anvil.pause()
+    await send(last + 1)
+    _, plain = await send(last + 1)
+    _, raised = await send(last + 2, floor=last + 2)
+    # The one that raised it is replaced in its turn: its successor raises it.
+    posting, successor = await send(last + 3, floor=last + 2)
+    assert plain < CEILING_FLOOR < raised == successor
+    chain.anvil.resume()
+    chain.anvil.mine()
+    status = await settled(destination, posting)
+    assert status.state == "final", status
+    assert plain < status.cost
+    latest = await destination.read_latest()
+    assert latest is not None
+    assert (latest.epoch, latest.floor) == (last + 3, last + 2)
+    assert not [epoch for epoch in range(last - 80, last + 3) if await destination.read_root(epoch)]
+    posting, gas = await send(last + 4, floor=last + 2)  # it stands: nothing more is emptied
+    assert gas < 2 * plain
+    assert (await settled(destination, posting)).state == "final"

@@ -12,7 +12,7 @@ from web3.exceptions import Web3Exception
 from adapters.permit_book import SqlitePermitBook
 from aggregator.domain.certificate import Attestation
 from aggregator.domain.permits import HoldRecord
-from aggregator.service.permits import Newest, PermitDesk, collect_hold
+from aggregator.service.permits import Newest, PermitDesk, collect_hold, hold_until
 from infra.devnet.anvil import Anvil, connect, transact
 from infra.devnet.evm_deploy import EvmSpec, accept_tokens, at, deploy_registry, deploy_token, deploy_vault
 from proofs.quorum import minimal_threshold
@@ -96,7 +96,7 @@ async def test_a_quorums_permit_and_hold_are_what_the_vault_takes(
         for attestor in attestors:
             attestor.newest = running(newest_of(FUNDS._replace(origin=address), debt(1, USDC, 2_000.0)), now)
         snapshot = anvil.rpc("evm_snapshot")
-        until = permit_world.hold_until(EPOCH, seconds)
+        until = hold_until(EPOCH, seconds)
         held = await collect_hold(
             attestors, deployment.deployment_id(), GROUP, HoldRecord(account_id(1), EVM, address, until, EPOCH)
         )

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.cli.conftest import Shell
-from tests.worlds.documents import ALPHA, USDC
+from adapters.keys import KeySigner
+from aggregator import bootstrap
+from aggregator.domain.certificate import Attestation
+from aggregator.domain.errors import RefusedError
+from proofs.hashing import keccak256
+from proofs.permits import Hold, chain_word, hold_digest
+from tests.cli.conftest import EPOCHS, Shell
+from tests.worlds.documents import ALPHA, EPOCH_SECONDS, USDC
 
 VAULT, TO, NONCE = "0x" + "a1" * 20, "0x" + "c3" * 20, "0x" + "0a" * 32
 ASSET = USDC
@@ -93,3 +101,56 @@ def test_permits_are_listed_in_whole_units(shell: Shell, service: Answering) -> 
 def test_an_amount_that_says_nothing_is_refused(shell: Shell, service: Answering, amount: str) -> None:
     shell.refused(["permits", "message", "ada", "--amount", amount, "--to", TO], 2, "--amount")
     assert service.asked == []
+
+
+# ---- holds ----
+
+
+SIGNERS = [KeySigner(keccak256(b"attestor %d" % i)) for i in range(4)]
+
+
+class Attestor:
+    """Signs every hold, or refuses it."""
+
+    def __init__(self, index: int, deployment_id: bytes, reason: str = "") -> None:
+        self.name, self._index, self._reason, self._deployment_id = f"attestor-{index}", index, reason, deployment_id
+
+    async def ask(self, kind: str, document: Mapping[str, Any]) -> Attestation:
+        if self._reason:
+            raise RefusedError("status", self._reason)
+        assert kind == "hold"
+        ids = (bytes.fromhex(document["account"][2:]), chain_word(document["chain"]))
+        vault = bytes.fromhex(document["vault"][2:]).rjust(32, b"\0")
+        hold = Hold(*ids, vault, document["until"], document["epoch"])
+        return Attestation(self._index, *SIGNERS[self._index].sign(hold_digest(hold, self._deployment_id)))
+
+
+def seated(monkeypatch: pytest.MonkeyPatch, *unwilling: int) -> None:
+    """Let four attestors be asked; those named refuse."""
+
+    @asynccontextmanager
+    async def clients(settings: Any) -> AsyncIterator[list[Attestor]]:
+        deployment_id = bootstrap.deployment_of(settings).deployment_id()
+        yield [Attestor(i, deployment_id, "it is healthy" if i in unwilling else "") for i in range(4)]
+
+    monkeypatch.setattr(bootstrap, "attestor_clients", clients)
+
+
+def test_a_hold_is_printed_as_the_vault_takes_it(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    seated(monkeypatch, 1)
+    hold = shell.json("permits", "hold", "ada", "--chain", "alpha")
+    assert (hold["chain"], hold["vault"], hold["epoch"]) == (ALPHA, "0x" + "7a" * 20, EPOCHS[-1])
+    assert hold["until"] == EPOCHS[-1] * EPOCH_SECONDS + 3600
+    assert [signature["index"] for signature in hold["signatures"]] == [0, 2, 3]
+    assert hold["indices"] == "0x30200"
+    result = shell("permits", "hold", "ada", "--chain", ALPHA, "--vault", "0x" + "7a" * 20)
+    assert result.exit_code == 0, result.output
+    assert f"hold({hold['account']}, {hold['until']}, {hold['epoch']}, 0x30200, [(" in result.stdout
+
+
+def test_without_a_quorum_there_is_no_hold(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    seated(monkeypatch, 1, 2, 3)
+    shell.refused(["permits", "hold", "ada", "--chain", "alpha"], 1, "1 of 3 signatures", "it is healthy")
+    shell.refused(["permits", "hold", "ada", "--chain", "nowhere"], 2, "--chain", "alpha")
+    shell.refused(["permits", "hold", "ada", "--chain", "beta"], 2, "--vault", "0 vaults")
+    shell.refused(["permits", "hold", "ada", "--chain", "alpha", "--vault", "0x12"], 1, "vault")

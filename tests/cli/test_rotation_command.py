@@ -232,3 +232,5 @@ def test_a_set_that_ended_hands_over_to_nobody(shell: Shell, tmp_path: Path) -> 
     shell.config.write_text(tomli_w.dumps(shell.document | {"service": service, "deployment": deployment}))
     shell.refused(["rotation", "plan", "-o", str(tmp_path / "x")], 1, "not-after: set 1 ended at")
     assert shell.json("rotation", "show")["sets"][0]["state"] == "ended"
+    planned = shell.json("rotation", "plan", "-o", str(tmp_path / "x"), "--recovered")  # by governance, who need not
+    assert planned["terms"]["setId"] == 2

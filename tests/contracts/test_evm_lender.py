@@ -183,3 +183,20 @@ def test_two_lenders_share_one_budget(market: Market, leaf: Leaf, controller: An
     refuse(theirs(leaf.as_tuple(), tree.proof(leaf), 30 * UNIT + 1), controller, "over budget")
     transact(market.w3, theirs(leaf.as_tuple(), tree.proof(leaf), 30 * UNIT), controller)
     assert market.registry.functions.used(leaf.account).call() == BUDGET
+
+
+def test_a_debt_that_governance_forgave_can_still_be_paid_back(market: Market, leaf: Leaf, controller: Any) -> None:
+    tree = market.post(market.epoch, [leaf])
+    transact(market.w3, market.borrow(leaf, tree, 60 * UNIT), controller)
+    registry, lender = market.registry.functions, market.lender
+    transact(market.w3, registry.delist(lender.address))
+    transact(market.w3, registry.forgive(leaf.account, lender.address))
+    assert (registry.used(leaf.account).call(), lender.functions.debtOf(leaf.account).call()) == (0, 60 * UNIT)
+    transact(market.w3, market.token.functions.approve(lender.address, 2**256 - 1), controller)
+    transact(market.w3, lender.functions.repay(leaf.account, 20 * UNIT), controller)
+    transact(market.w3, registry.list(lender.address))
+    refuse(market.borrow(leaf, tree, 60 * UNIT + 1), controller, "over budget")
+    transact(market.w3, market.borrow(leaf, tree, 50 * UNIT), controller)  # draws for what is owed from before, too
+    assert registry.used(leaf.account).call() == 90 * USD
+    transact(market.w3, lender.functions.repay(leaf.account, 90 * UNIT), controller)
+    assert registry.used(leaf.account).call() == 0

@@ -177,7 +177,6 @@ def proposal(state: State, previous_state: str | None = None, digest: bytes | No
         state=state,
         cut=SimpleNamespace(cut_time=1_000, epoch=9),
         header=SimpleNamespace(produced_at=1_003),
-        leaves=[SimpleNamespace(destination="0x" + two * 32) for two in ("aa", "bb")],
         previous=None if previous_state is None else SimpleNamespace(body=body),
         previous_state=text,
     )
@@ -224,7 +223,7 @@ async def test_grants_that_nobody_can_have_signed_are_refused(tmp_path: Path) ->
     one, here, dropped = "0x" + "01" * 32, "0x" + "aa" * 32, "0x" + "de" * 32
     signed = LinkRecord(1, one, OWNER.address, "", 1, LATER, "0x", "", 1, "shares", f"{ALPHA}=1")
     book = SqliteGrants(tmp_path / "grants.db", 30)
-    rules = StateRules(bytes(32), 60, None, book, longest=120)
+    rules = StateRules(bytes(32), 60, None, book, 120, frozenset({here}))
     shared, good = State((), (signed,), {}), Grant(one, here, 8, 500, 1_123)
     await rules._verify_grants(proposal(replace(shared, grants=(good, good._replace(valid_until=971)))))
     unreal = (
@@ -240,9 +239,6 @@ async def test_grants_that_nobody_can_have_signed_are_refused(tmp_path: Path) ->
             RefusedError, match=rf"grants: {bad.account} at {bad.destination}: 500 of epoch {bad.epoch} "
         ):
             await rules._verify_grants(proposal(replace(shared, grants=(good, bad))))
-    unseen = proposal(replace(shared, grants=(good, good._replace(destination=dropped))))
-    unseen.leaves = ()  # as it travels: which destinations there are is not known yet
-    await rules._verify_grants(unseen)
     still = good._replace(destination=dropped, budget=1)
     await book.learn([still])  # signed before the destination was dropped
     await rules._verify_grants(proposal(replace(shared, grants=(good, good._replace(destination=dropped)))))
