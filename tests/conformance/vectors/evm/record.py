@@ -15,9 +15,10 @@ from typing import Any
 
 from adapters.evm.abi import Answer, Call
 from adapters.evm.chainlink import quotes_flow
+from adapters.evm.registry import Registry
 from aggregator.domain.snapshot import Subject
 from infra.devnet.anvil import Anvil, AnvilRpcError
-from infra.devnet.evm_deploy import LISTED
+from infra.devnet.evm_deploy import LISTED, at
 from tests.chain.evm_venues import CHAIN, DELAY, PRICES, TRADES, Venues, deploy_venues, instrument
 
 HERE = Path(__file__).parent
@@ -155,6 +156,23 @@ def main() -> None:
                 "expected": expected,
             }
             _write(f"anvil_{name}", vector)
+        registry = at(venues.w3, "MarginRegistry", venues.names["registry"]).functions
+        keyed = [s for s in subjects if s.address is None] + [STRANGER._replace(address=None)]
+        reader = Registry(CHAIN, venues.names["registry"], registry.epochSeconds().call())
+        posted, newest_set = int(registry.latest().call()[0]), int(registry.newestSetId().call())
+        _write(
+            "anvil_registry",
+            {
+                "reader": "Registry",
+                "arguments": [venues.names["registry"], registry.epochSeconds().call()],
+                "subjects": keyed,
+                "answers": record(venues, reader.flow(keyed)),
+                "expected": [
+                    [s.account, int(registry.used(bytes.fromhex(s.account[2:])).call()), posted, newest_set]
+                    for s in keyed
+                ],
+            },
+        )
         feeds = venues.feeds()
         broken = feeds[0].model_copy(update={"name": "no-code", "id": feeds[0].id[:-40] + "5e" * 20})
         rows = [*feeds, broken]
