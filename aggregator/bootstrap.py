@@ -369,7 +369,8 @@ def _build_provider(settings: Settings, row: ChainRow, url: SecretStr, parent: C
             case "wallet":
                 solana += [NativeWallet(row.id, assets), SplTokenWallet(row.id, assets)]
             case "vault":
-                solana.append(SolanaVault(row.id, _required(venue, "program"), _required(venue, "vault"), assets))
+                place, ours = _required(venue, "vault"), next(iter(registries), None)
+                solana.append(SolanaVault(row.id, _required(venue, "program"), place, assets, ours))
             case "links":
                 members = Members(_required(venue, "program"))
             case _:

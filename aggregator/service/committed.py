@@ -123,7 +123,7 @@ class Committed:
 def listed_permits(text: str) -> tuple[PermitRecord, ...]:
     """Return the permits that a statement listed, from its ``preimages.state``; none from ""."""
     rows = json.loads(text).get("permits", []) if text else []
-    return tuple(PermitRecord(*row[:4], int(row[4]), *row[5:]) for row in rows)
+    return tuple(PermitRecord._make((*row[:4], int(row[4]), *row[5:])) for row in rows)
 
 
 def left_levels(text: str) -> str:

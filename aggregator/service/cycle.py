@@ -105,7 +105,7 @@ class Cycle:
                     if number % PRUNE_EVERY == 0:
                         await self._store.prune(keep_epochs=self._keep)
                         if self._grants is not None:
-                            # Permits are signed on an epoch that has not ended: they ask what could be drawn at its cut.
+                            # Permits are signed on an epoch that has not ended: what could be drawn at its cut counts.
                             await self._grants.forget(int(self._clock.now()) - self._rules.max_lifetime)
                 except CrossmarginError as error:
                     telemetry.EPOCHS.labels("failed").inc()

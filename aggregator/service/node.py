@@ -388,7 +388,7 @@ class Node:
                 if epoch % PRUNE_EVERY == 0:
                     await self._store.prune(keep_epochs=self._keep)
                     if self._grants is not None:
-                        # Permits are signed on an epoch that has not ended: they ask what could be drawn at its cut.
+                        # Permits are signed on an epoch that has not ended: what could be drawn at its cut counts.
                         await self._grants.forget(int(self._clock.now()) - self.rules.max_lifetime)
                 if await self._is_mine(epoch):
                     await self.propose(epoch)

@@ -200,7 +200,7 @@ def attestors(stage: Stage) -> None:
     stage.until("the service to call itself not ready", lambda: stage.desk.api.get("/readyz").is_error or None)
     attestors.start(2, 3)
     stage.tell("both are started again")
-    back = stage.until("an epoch that all four signed", lambda: _full(stage, stuck["epoch"]), 60)
+    back = stage.until("an epoch that all four signed", lambda: _full(stage, stuck["epoch"]), 120)
     stage.tell(f"epoch {back} is signed by all four: they caught up")
 
 
