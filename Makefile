@@ -26,7 +26,8 @@ check: install ## lint, types, import law
 bench: install ## measure; prints a table and writes build/bench.json
 	@$(BIN)/python -m tests.bench
 
-soak: install ## the property tests with thousands of examples
+soak: install ## what takes long: whole sets of processes, and the property tests with thousands of examples
+	@$(BIN)/python -m pytest -m soak
 	@HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/property tests/unit
 
 lock: ## resolve requirements.lock anew (hashes, no download addresses)

@@ -9,7 +9,7 @@ from typing import get_args
 
 import numpy as np
 
-from aggregator.core.margin import cross, isolated, pmrm1, pmrm2, scenario, span, standard, tiered, unhedged, var
+from aggregator.core.margin import cross, isolated, pmrm1, pmrm2, scenario, span, standard, tiered, unhedged
 from aggregator.domain.contracts import CALL, PUT, Bools, Instruments, Ints, Market, Portfolios, Requirement
 from aggregator.domain.policy import ModelName, PolicyRow
 from aggregator.domain.report import INITIAL, MAINTENANCE
@@ -17,6 +17,15 @@ from aggregator.domain.report import INITIAL, MAINTENANCE
 Model = Callable[[Portfolios, Market, PolicyRow], Requirement]
 Prepared = Callable[[Portfolios, Bools | None], Requirement]
 """Of portfolios, and of which of their rows may be gone, shape (N,), if any: see :func:`prepare`."""
+
+
+def _var(portfolios: Portfolios, market: Market, policy: PolicyRow) -> Requirement:
+    # Imported here: its distributions take a second to load, which every process would wait for.
+    from aggregator.core.margin import var
+
+    return var.requirement(portfolios, market, policy)
+
+
 MODELS: Mapping[ModelName, Model] = {
     "health": unhedged.requirement,
     "isolated": isolated.requirement,
@@ -27,7 +36,7 @@ MODELS: Mapping[ModelName, Model] = {
     "pmrm-1": pmrm1.requirement,
     "standard": standard.requirement,
     "span": span.requirement,
-    "var": var.requirement,
+    "var": _var,
 }
 """``health`` knows no contracts, so that it asks for their whole notional."""
 PEGGED: frozenset[ModelName] = frozenset({"pmrm-2", "pmrm-1", "standard"})

@@ -64,8 +64,9 @@ LIFETIME = 3600
 """Seconds that a permit may live, unless said otherwise."""
 HOLD_SECONDS = 3600
 """How long after its epoch's cut a hold ends. Vaults would take a week; but no hold ends sooner than it says."""
-EPOCHS_BACK = 2
-"""How far below the newest certified epoch that of a permit or hold may be."""
+EPOCHS_BACK, SECONDS_BACK = 2, 300
+"""How far below the newest certified epoch that of a permit or hold may be: the longer one. A person signs in between,
+and what is signed is judged at the newest epoch, whatever its own is."""
 ASK_SECONDS = 10.0
 KEPT_ASIDE = 3
 """Statements, the newest ones, that may be told to be certified later."""
@@ -136,6 +137,11 @@ def _number(newest: Newest) -> int:
     return newest.epoch.snapshot.epoch
 
 
+def epochs_back(epoch_seconds: int) -> int:
+    """Return how far below the newest certified epoch that of a document may be."""
+    return max(EPOCHS_BACK, SECONDS_BACK // epoch_seconds)
+
+
 @dataclass(frozen=True)
 class Ground:
     """What one attestor's rules stand on.
@@ -148,7 +154,6 @@ class Ground:
         bounds: by destination (CAIP-2): seconds by which its clock may be behind.
         slack: by chain (CAIP-2): seconds for which permits count after their expiry.
         epoch_seconds: length of an epoch.
-        epochs_back: how far below the newest epoch that of a document may be.
         turn: held while it signs. The same lock must be held from the check of a statement's permits (`verify_permits`)
             until its budgets are on record, else a permit and a budget could pass each other unseen.
     """
@@ -164,7 +169,6 @@ class Ground:
     slack: Mapping[str, int]
     epoch_seconds: int
     clock: Clock
-    epochs_back: int = EPOCHS_BACK
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def usable(self, account: str, at: int) -> tuple[Grant, ...]:
@@ -186,7 +190,7 @@ class Ground:
         if newest is None:
             _refuse("epoch", f"{epoch} given, no epoch is certified yet")
         number, valid_until = _number(newest), newest.epoch.snapshot.valid_until
-        _check_epoch(epoch, number, self.epochs_back)
+        _check_epoch(epoch, number, epochs_back(self.epoch_seconds))
         if now >= valid_until:
             _refuse("epoch", f"the newest attested here, {number}, was valid until {valid_until}, it is {now}")
         return newest
@@ -544,9 +548,9 @@ class PermitDesk:
         seen, number = self._seen(), await self._newest()
         if seen is None or number is None:
             raise UnknownError("epoch", "newest", "none is certified yet; try again soon")
-        _check_epoch(permit.epoch, number, EPOCHS_BACK)
-        _account(seen.epoch, permit.account)
         at = seen.epoch.snapshot.cut_time
+        _check_epoch(permit.epoch, number, epochs_back(at // seen.epoch.snapshot.epoch))
+        _account(seen.epoch, permit.account)
         grants = await self._grants.outstanding(at, (permit.account,), ANY_EPOCH)
         await _check_margin(permit, seen, await self.outstanding(at), grants, self._bounds)
 

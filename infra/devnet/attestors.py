@@ -17,6 +17,8 @@ from adapters.keys import create_key
 from infra.devnet.anvil import find_free_port
 from infra.devnet.process import spawn_bound
 
+ITERATIONS = 10_000
+"""Of the key derivation: devnet keys live for minutes, and every process decrypts its own."""
 PROPOSE_AFTER = 8.0
 """Seconds after a cut from which on an attestor proposes, should nobody else have."""
 STOP_SECONDS = 10
@@ -71,8 +73,8 @@ class Attestors:
         passphrase = secrets.token_hex(16)
         (folder / "passphrase").touch(mode=0o600)
         (folder / "passphrase").write_text(passphrase, "utf-8")
-        member = create_key(keys / "attestor.json", passphrase, role="attestor")
-        wire = create_key(keys / "wire.json", passphrase, role="wire")
+        member = create_key(keys / "attestor.json", passphrase, role="attestor", iterations=ITERATIONS)
+        wire = create_key(keys / "wire.json", passphrase, role="wire", iterations=ITERATIONS)
         return Attestor(index, folder, member, wire, find_free_port())
 
     def rows(self) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +28,7 @@ from web3 import Web3
 
 from adapters.keys import create_key, create_solana_key, load_solana_key
 from infra.devnet.anvil import Anvil, connect, find_free_port, verify_port_free
-from infra.devnet.attestors import Attestors
+from infra.devnet.attestors import ITERATIONS, Attestors
 from infra.devnet.eas import deploy_eas
 from infra.devnet.evm_deploy import EvmSpec, at, deploy_evm_chain, deploy_feed, deploy_sequencer_feed
 from infra.devnet.hermes import PublisherProcess
@@ -202,11 +203,12 @@ class World:
         self.passphrase_file.touch(mode=0o600)
         self.passphrase_file.write_text(passphrase, "utf-8")
         self.members = [attestor.member for attestor in self.attestors.all]
-        self.wire = create_key(keys / "wire-coordinator.json", passphrase, role="wire")
+        self.wire = create_key(keys / "wire-coordinator.json", passphrase, role="wire", iterations=ITERATIONS)
         self.door = f"127.0.0.1:{find_free_port()}"
-        self.payers = {c.id: create_key(keys / f"payer-{c.name}.json", passphrase, role="relayer") for c in self.chains}
-        self.publisher = create_key(keys / "payer-eas.json", passphrase, role="relayer")
-        create_solana_key(keys / "payer-sol.json", passphrase)
+        paying = partial(create_key, passphrase=passphrase, role="relayer", iterations=ITERATIONS)
+        self.payers = {c.id: paying(keys / f"payer-{c.name}.json") for c in self.chains}
+        self.publisher = paying(keys / "payer-eas.json")
+        create_solana_key(keys / "payer-sol.json", passphrase, iterations=ITERATIONS)
         self.solana_payer_key = load_solana_key(keys / "payer-sol.json", passphrase).keypair
         self.started_at = int(time.time())
         self.deployment = Deployment(

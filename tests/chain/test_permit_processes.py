@@ -21,7 +21,7 @@ from proofs.hashing import keccak256
 from tests.fault.test_attestor_processes import Processes
 from tests.worlds.documents import ALPHA, asset
 
-pytestmark = pytest.mark.chain
+pytestmark = [pytest.mark.chain, pytest.mark.soak]
 ETHER = 10**18
 KEY = PrivateKey(b"\x07" * 32)
 ADDRESS = "0x" + keccak256(KEY.public_key.format(compressed=False)[1:])[12:].hex()
