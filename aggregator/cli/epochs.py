@@ -55,7 +55,7 @@ def epochs(
         shown = table("", ">epoch", ">age s", "root", ">leaves", "signers", ">floor", "posted", "refusals")
         for r in rows:
             posted = ", ".join(f"{names.get(p.destination, p.destination)} {p.state}" for p in postings[r.epoch])
-            refused = "; ".join(f"{refusal.attestor}: {refusal.reason}" for refusal in r.refusals)
+            refused = "; ".join(f"{by}: {reason.removeprefix(f'{by}: ')}" for by, reason, *_ in r.refusals)
             signers = ",".join(map(str, r.signers)) or "none"
             age = str(int(time.time()) - r.cut_time)
             floor = "raised" if r.raised_floor else str(r.floor or "-")

@@ -181,6 +181,10 @@ def keys_show(
             shown = {"uri": key, "address": bootstrap.show_token_key(key, role.value), "role": role, "chain": "evm"}
         else:
             shown = _shown(bootstrap.show_key_file(Path(key)))
+            if role is not None and shown["role"] != role:
+                raise InputError(
+                    "--role", f"is {role.value}, the key's is {shown['role'] or 'missing'}", "leave it out"
+                )
         if json_output:
             print_json(shown)
         else:
