@@ -48,7 +48,9 @@ def test_a_key_is_created_for_one_role(shell: Shell, tmp_path: Path, passphrase:
     path = str(tmp_path / "key.json")
     made = ran(shell, "create", path, "--role", role, *passphrase)
     assert (made["file"], made["role"], made["chain"]) == (path, role, "evm")
-    assert ran(shell, "show", path) == made
+    assert ran(shell, "show", path) == ran(shell, "show", path, "--role", role) == made
+    other = "wire" if role != "wire" else "relayer"
+    refused(shell, f"--role: is {other}, the key's is {role}", "show", path, "--role", other)
 
 
 def test_what_is_created_must_be_said(shell: Shell, tmp_path: Path, passphrase: tuple[str, str]) -> None:

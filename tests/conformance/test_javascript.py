@@ -15,8 +15,9 @@ from aggregator.domain.report import LeafValues
 from infra.devnet.anvil import NODE_MODULES
 from proofs import merkle
 from proofs.leaf import Leaf, hash_leaf
-from proofs.links import LinkTerms, link_digest
+from proofs.links import LinkTerms, SharesTerms, link_digest, shares_digest
 from proofs.permits import Hold, Permit, hold_digest, permit_digest, request_digest
+from proofs.refusals import refusal_digest
 from proofs.sets import AttestorSet, rotation_digest
 from proofs.statement import Header, StatementBody, body_hash, digest, typed_digest
 
@@ -32,6 +33,7 @@ HOLD = Hold(WORD(32), WORD(32), bytes(12) + WORD(20), 2**40, 9)
 PERMIT = Permit(
     WORD(32), WORD(32), bytes(12) + WORD(20), bytes(12) + WORD(20), 2**128 - 1, WORD(32), WORD(32), 9, 2**33
 )
+SHARES = SharesTerms(WORD(32), TERMS.controller, "eip155:1=7000,eip155:10=3000", 4, 2**63)
 PERMIT_FIELDS = "account:bytes32 chain:bytes32 vault:bytes32 asset:bytes32 amount:uint256 to:bytes32 nonce:bytes32"
 PERMIT_FIELDS += " epoch:uint64 expiry:uint64"
 PERMIT_VALUES = (PERMIT.account, PERMIT.chain, PERMIT.vault, PERMIT.asset, PERMIT.amount, PERMIT.to, PERMIT.nonce, 9)
@@ -87,6 +89,24 @@ SIGNED: list[tuple[str, bytes, dict[str, Any]]] = [
     ),
     ("permit", permit_digest(PERMIT, DEPLOYMENT), _typed("WithdrawalPermit", PERMIT_FIELDS, PERMIT_VALUES)),
     ("permit request", request_digest(PERMIT, DEPLOYMENT), _typed("PermitRequest", PERMIT_FIELDS, PERMIT_VALUES)),
+    (
+        "shares",
+        shares_digest(DEPLOYMENT, SHARES),
+        _typed(
+            "BudgetShares",
+            "account:bytes32 controller:string shares:string nonce:uint64 expiry:uint64",
+            (SHARES.account, SHARES.controller, SHARES.shares, SHARES.nonce, SHARES.expiry),
+        ),
+    ),
+    (
+        "refusal",
+        refusal_digest(9, HEADER.body, "leaves: 1 proposed, 0 found", DEPLOYMENT),
+        _typed(
+            "Refusal",
+            "epoch:uint64 digest:bytes32 reason:string",
+            (9, HEADER.body, "leaves: 1 proposed, 0 found"),
+        ),
+    ),
     ("invite", link_digest(DEPLOYMENT, "invite", TERMS), _typed("LinkInvite", LINK_FIELDS, LINK_VALUES)),
     ("accept", link_digest(DEPLOYMENT, "accept", TERMS), _typed("LinkAccept", LINK_FIELDS, LINK_VALUES)),
 ]
