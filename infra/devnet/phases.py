@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 
 import httpx
 
-from aggregator.config import load_settings
+from aggregator.bootstrap import destinations_of
+from aggregator.config import Settings, load_settings
+from aggregator.domain.certificate import PostedRoot
 from aggregator.domain.snapshot import DARK
 from infra.devnet.faults import Faults
 from infra.devnet.loans import LoanError, Loans, above, share_of
@@ -499,31 +501,23 @@ PHASES = (
 
 
 def check_roots(stage: Stage) -> None:
-    """The root on each chain is the one stored for its epoch."""
-    from aggregator.bootstrap import stored_roots
+    """The newest root on each chain is the one stored by the service for its epoch."""
+    names, held = _chain_names(stage), []
+    for chain, posted in asyncio.run(_newest_roots(load_settings(stage.world.config))).items():
+        ours = stage.desk.get(f"/v1/epochs/{posted.epoch}")["header"]["root"]
+        if "0x" + posted.root.hex() != ours:
+            raise DemoError(f"epoch {posted.epoch}: {names[chain]} stores another root than the service")
+        held.append(f"{names[chain]} {posted.epoch}")
+    stage.tell(f"the newest root on every chain is the service's own (epochs: {', '.join(held)})")
 
-    settings = load_settings(stage.world.config)
-    registries = {destination.chain for destination in settings.destinations}
 
-    def agree() -> dict[str, int] | None:
-        """Return, by chain, an epoch that it holds with the service's root; None while one of them has none."""
-        found: dict[str, int] = {}
-        for posting in stage.desk.get("/v1/postings?limit=200"):
-            chain, epoch = posting["destination"], int(posting["epoch"])
-            if posting["state"] != "final" or chain in found or chain not in registries:
-                continue
-            root = asyncio.run(stored_roots(settings, epoch)).get(chain)
-            if root is None:
-                continue  # a reorganisation undid it
-            if "0x" + root.hex() != stage.desk.get(f"/v1/epochs/{epoch}")["header"]["root"]:
-                raise DemoError(f"epoch {epoch}: {chain} stores another root than the service")
-            found[chain] = epoch
-        return found if found.keys() == registries else None
-
-    names = _chain_names(stage)
-    epochs = stage.until("a root of the service on every chain", agree, 30)
-    held = ", ".join(f"{names[chain]} {epoch}" for chain, epoch in epochs.items())
-    stage.tell(f"the root stored by the service is the root on every chain (epochs: {held})")
+async def _newest_roots(settings: Settings) -> dict[str, PostedRoot]:
+    async with destinations_of(settings) as destinations:
+        found = {chain: await destination.read_latest() for chain, destination in destinations.items()}
+    missing = [chain for chain, posted in found.items() if posted is None]
+    if missing:
+        raise DemoError(f"nothing is posted on {', '.join(missing)}")
+    return {chain: posted for chain, posted in found.items() if posted is not None}
 
 
 def check_bundle(stage: Stage) -> None:

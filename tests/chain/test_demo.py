@@ -154,8 +154,11 @@ def test_the_demo_plays_once_checks_itself_and_leaves_nothing(tmp_path: Path) ->
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
     ("number", "once_told", "processes"),
-    [(signal.SIGINT, "seven traders fund", 5), (signal.SIGTERM, "/v1/accounts", 6)],
-    ids=["SIGINT while it sets up", "SIGTERM while it serves"],
+    [
+        pytest.param(signal.SIGINT, "seven traders fund", 5, id="SIGINT while it sets up"),
+        # All its processes start once more for this: for `make soak`.
+        pytest.param(signal.SIGTERM, "/v1/accounts", 6, id="SIGTERM while it serves", marks=pytest.mark.soak),
+    ],
 )
 def test_a_signal_stops_everything_the_demo_started(
     tmp_path: Path, number: signal.Signals, once_told: str, processes: int

@@ -202,8 +202,9 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
                 process.wait(10)
 
 
-@pytest.mark.timeout(900)  # seven processes start and stop in turn, on a machine that may be busy
-def test_one_may_fail_two_may_not_and_the_coordinator_may(processes: Processes) -> None:
+@pytest.mark.soak  # the demo, which is a test too, plays the same
+@pytest.mark.timeout(900)  # processes start and stop in turn, on a machine that may be busy
+def test_one_may_fail_and_two_may_not(processes: Processes) -> None:
     processes.start(*processes.names, "coordinator")
     processes.ask("coordinator", "accounts", "open", "--controller", f"{ALPHA}:0x{'ab' * 20}", "--label", "ada")
     all_four = processes.certified_after(0, signers=4)
@@ -234,6 +235,12 @@ def test_one_may_fail_two_may_not_and_the_coordinator_may(processes: Processes) 
     assert status["starts"] == 2
     assert status["highest"] >= back
 
+
+@pytest.mark.timeout(600)
+def test_attestors_propose_while_the_coordinator_is_away(processes: Processes) -> None:
+    processes.start(*processes.names, "coordinator")
+    processes.ask("coordinator", "accounts", "open", "--controller", f"{ALPHA}:0x{'ab' * 20}", "--label", "ada")
+    back = processes.certified_after(0)
     processes.kill("coordinator")
     taken_over = processes.until(
         "an epoch certified without the coordinator",
