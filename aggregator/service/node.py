@@ -264,6 +264,7 @@ class Node:
         self.claims = Claims()
         self.starts = 0
         self._awaited = 0, 0.0  # epoch of which the coordinator was asked for more, and until when it may take
+        self._began = clock.now()
         self.last_problem = "not started"
 
     # --- a start ---------------------------------------------------------------------------------------------------
@@ -427,9 +428,13 @@ class Node:
     async def _is_mine(self, epoch: int) -> bool:
         """Say whether this attestor may propose ``epoch``: it is in the set and has signed nothing for it or later.
 
-        What the coordinator has sent is seen to first: two proposals at a time would share the votes. It holds nothing
-        up for long, or a coordinator that never ends what it begins would stop everybody.
+        Nor is an epoch from before its start: it cannot know who proposed that, and would share the votes, or burden
+        its record with budgets that nobody else has heard of. What the coordinator has sent is seen to first: two
+        proposals at a time would share the votes. It holds nothing up for long, or a coordinator that never ends what
+        it begins would stop everybody.
         """
+        if epoch * self.rules.epoch_seconds <= self._began:
+            return False
         awaited, until = self._awaited
         if awaited == epoch and until > self._clock.now():
             await self._clock.sleep(until - self._clock.now())

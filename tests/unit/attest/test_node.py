@@ -94,6 +94,7 @@ async def test_claims_travel_and_the_threshold_decides_how_many_are_believed() -
 async def test_nobody_proposes_beside_a_coordinators_proposal_that_is_looked_at() -> None:
     world = await make_world(0)
     node, looked, go_on = world.nodes[0], asyncio.Event(), asyncio.Event()
+    node._began = 0.0  # long before
 
     async def recompute(proposal: Proposal) -> Any:
         looked.set()
@@ -117,6 +118,7 @@ async def test_nobody_proposes_beside_a_coordinators_proposal_that_is_looked_at(
 async def test_what_the_coordinator_was_asked_for_is_waited_for_but_not_for_ever() -> None:
     world = await make_world(0)
     node, slept = world.nodes[0], 0.0
+    node._began = 0.0  # long before
     sleep = world.clock.sleep
 
     async def counted(seconds: float) -> None:
@@ -135,6 +137,12 @@ async def test_what_the_coordinator_was_asked_for_is_waited_for_but_not_for_ever
     assert await node._is_mine(START)
     assert await node._is_mine(START + 1)
     assert slept <= EPOCH_SECONDS, "once"
+
+
+async def test_nobody_proposes_an_epoch_from_before_its_start() -> None:
+    node = (await make_world(0)).nodes[0]
+    assert not await node._is_mine(START)
+    assert await node._is_mine(START + 1)
 
 
 async def test_who_refused_what_was_replaced_stays_on_record() -> None:
