@@ -2,25 +2,22 @@
 
 A statement's budgets are on disk before it is signed or asked for, so that whoever makes the next one charges them,
 certified or not (``aggregator.ports.GrantBook``). Each statement is one row, sorted by account: few accounts are looked
-up, and all must be kept, as any owner may share out anew tomorrow. ``synchronous=EXTRA`` for the reasons given in
-:mod:`adapters.watermark`.
+up, and all must be kept, as any owner may share out anew tomorrow. See
+:mod:`adapters.durable` for how.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
+from adapters.durable import DurableFile, transaction
 from aggregator.domain.budgets import Grant, staircase
 from aggregator.domain.report import LeafValues
-
-T = TypeVar("T")
 
 _ACCOUNT, _AMOUNT = 32, 16
 _LINE = _ACCOUNT + 1 + _AMOUNT  # account, number of the destination in the row's list, budget
@@ -46,9 +43,8 @@ class SqliteGrants:
     """
 
     def __init__(self, path: Path, slack: int) -> None:
-        self._path, self.slack = path, slack
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grants")
-        self._connection: sqlite3.Connection | None = None
+        self.slack = slack
+        self._file = DurableFile(path, "grants", _prepare)
 
     async def note(self, epoch: int, valid_until: int, leaves: Sequence[LeafValues]) -> None:
         """Keep the nonzero budgets of a statement's leaves, durably on return. A repeat is harmless.
@@ -57,7 +53,7 @@ class SqliteGrants:
             ValueError: a budget does not fit 128 bits, or the statement has more than 256 destinations.
         """
         given = [(leaf.account, leaf.destination, leaf.budget) for leaf in leaves if leaf.budget]
-        await self._run(lambda: self._add([_pack(epoch, valid_until, given)]))
+        await self._file.run(lambda: self._add([_pack(epoch, valid_until, given)]))
 
     async def learn(self, grants: Sequence[Grant]) -> None:
         """Keep what another signer's record holds, durably on return."""
@@ -66,62 +62,42 @@ class SqliteGrants:
             _pack(*key, [(g.account, g.destination, g.budget) for g in group])
             for key, group in groupby(ordered, key=_statement)
         ]
-        await self._run(lambda: self._add(rows))
+        await self._file.run(lambda: self._add(rows))
 
     async def outstanding(self, now: int, accounts: Collection[str], before: int) -> tuple[Grant, ...]:
         """Return the staircase of what ``accounts`` may still draw at ``now`` by epochs below ``before``, ascending."""
         wanted = sorted(bytes.fromhex(account[2:]) for account in accounts)
-        return await self._run(lambda: self._outstanding(now, wanted, before))
+        return await self._file.run(lambda: self._outstanding(now, wanted, before))
 
     async def forget(self, now: int) -> None:
         """Drop what has expired everywhere by ``now`` (Unix seconds, this machine's clock)."""
-        await self._run(lambda: self._forget(now))
+        await self._file.run(lambda: self._forget(now))
 
     async def close(self) -> None:
         """Close the file and end the thread."""
-        await self._run(self._close)
-        self._thread.shutdown()
-
-    async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            connection = sqlite3.connect(self._path, isolation_level=None, timeout=10)
-            connection.execute("PRAGMA journal_mode=DELETE")
-            connection.execute("PRAGMA synchronous=EXTRA")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS statement (epoch INTEGER NOT NULL, valid_until INTEGER NOT NULL, "
-                "digest BLOB NOT NULL, destinations BLOB NOT NULL, lines BLOB NOT NULL, "
-                "UNIQUE (epoch, valid_until, digest))"
-            )
-            self._connection = connection
-        return self._connection
+        await self._file.close()
 
     def _add(self, rows: Sequence[_Row]) -> None:
-        connection = self._open()
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(self._file.open()) as connection:
             for row in rows:
                 if row.lines:
                     connection.execute("INSERT OR IGNORE INTO statement VALUES (?, ?, ?, ?, ?)", row)
-            connection.execute("COMMIT")
-        finally:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
 
     def _outstanding(self, now: int, wanted: Sequence[bytes], before: int) -> tuple[Grant, ...]:
         query = "SELECT * FROM statement WHERE valid_until > ? AND epoch < ? ORDER BY epoch DESC"
-        rows = self._open().execute(query, (now - self.slack, before)) if wanted else ()
+        rows = self._file.open().execute(query, (now - self.slack, before)) if wanted else ()
         return staircase(grant for row in rows for grant in _find(_Row(*row), wanted))
 
     def _forget(self, now: int) -> None:
-        self._open().execute("DELETE FROM statement WHERE valid_until <= ?", (now - self.slack,))
+        self._file.open().execute("DELETE FROM statement WHERE valid_until <= ?", (now - self.slack,))
 
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS statement (epoch INTEGER NOT NULL, valid_until INTEGER NOT NULL, "
+        "digest BLOB NOT NULL, destinations BLOB NOT NULL, lines BLOB NOT NULL, "
+        "UNIQUE (epoch, valid_until, digest))"
+    )
 
 
 def _statement(grant: Grant) -> tuple[int, int]:

@@ -14,6 +14,7 @@ valid values of s it gives is up to it, and it gives no v: both are settled here
 from __future__ import annotations
 
 import contextlib
+import importlib
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,7 +202,7 @@ class TokenSigner:
 def import_pkcs11() -> None:
     """Load python-pkcs11; raise InputError with the remedy where it is not installed."""
     try:
-        import pkcs11  # noqa: F401
+        importlib.import_module("pkcs11")
     except ImportError:
         problem, remedy = "python-pkcs11 is not installed", 'run: pip install "crossmargin[pkcs11]"'
         raise InputError("pkcs11", problem, remedy) from None

@@ -1,24 +1,19 @@
 """One attestor's durable record of what it signed: a small SQLite file of its own.
 
 The record is on disk before the signature exists, so a crash in between costs a signature, never a second one for the
-same epoch. A rollback journal commits by unlinking itself, and only ``synchronous=EXTRA`` syncs the folder afterwards:
-with ``FULL`` the journal may be back after a power loss, and would undo the newest claim. Not WAL, so that at rest the
-one file is the whole record, whoever copies it.
+same epoch (:mod:`adapters.durable`).
 
 A record can be exported and merged into another one, in the manner of EIP-3076: what is merged only ever raises.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
+from adapters.durable import DurableFile, transaction
 from aggregator.domain.errors import InputError, RefusedError
 from aggregator.ports import RefusalNote
 from proofs.document import Node
@@ -44,7 +39,6 @@ _TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS refused (id INTEGER PRIMARY KEY, noted_at INTEGER, kind TEXT, key TEXT, reason TEXT)",
 )
-T = TypeVar("T")
 
 
 class Owner(NamedTuple):
@@ -63,10 +57,8 @@ class SqliteWatermark:
     """
 
     def __init__(self, path: Path, owner: Owner | None = None) -> None:
-        self._path, self._owner = path, owner
-        # One thread owns the connection: claims of one attestor are serial anyway.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="watermark")
-        self._connection: sqlite3.Connection | None = None
+        self._owner = owner
+        self._file = DurableFile(path, "watermark", self._prepare)
 
     async def claim(self, epoch: int, digest: bytes) -> None:
         """Record the intent to sign ``digest`` (32 bytes) for ``epoch``, durably; an identical repeat is allowed.
@@ -74,7 +66,7 @@ class SqliteWatermark:
         Raises:
             RefusedError: another digest is on record for ``epoch``, or a higher epoch was signed.
         """
-        await self._do(lambda: self._claim(epoch, digest))
+        await self._file.run(lambda: self._claim(epoch, digest))
 
     async def claim_once(self, kind: str, key: str, digest: bytes) -> None:
         """Record the intent to sign ``digest`` (32 bytes) as the one document of (``kind``, ``key``), durably.
@@ -88,19 +80,19 @@ class SqliteWatermark:
         if not _KIND.fullmatch(kind) or not _KEY.fullmatch(key) or len(digest) != _DIGEST_LENGTH:
             problem = f"{kind[:40]!r} {key[:80]!r} with a digest of {len(digest)} bytes is no document"
             raise RefusedError("watermark", problem)
-        await self._do(lambda: self._claim_once(kind, key, digest))
+        await self._file.run(lambda: self._claim_once(kind, key, digest))
 
     async def highest(self) -> int | None:
         """Return the highest epoch ever claimed, None before the first."""
-        return await self._do(self._highest)
+        return await self._file.run(self._highest)
 
     async def begin(self) -> int:
         """Count one more start, durably, and return the fencing number."""
-        return await self._do(self._begin)
+        return await self._file.run(self._begin)
 
     async def starts(self) -> int:
         """Return the newest start's fencing number, 0 before the first."""
-        return await self._do(lambda: self._starts(self._open()))
+        return await self._file.run(lambda: self._starts(self._file.open()))
 
     async def raise_to(self, *, starts: int = 0, epoch: int = 0) -> None:
         """Learn from others that this member started, or signed, more than is on record; what is lower is ignored.
@@ -111,16 +103,16 @@ class SqliteWatermark:
         Raises:
             RefusedError: beyond any epoch there can be.
         """
-        await self._do(lambda: self._raise_to(starts, epoch))
+        await self._file.run(lambda: self._raise_to(starts, epoch))
 
     async def note_refusal(self, note: RefusalNote) -> None:
         """Keep a refusal; of more than ``KEPT_REFUSALS`` the oldest are forgotten."""
-        await self._do(lambda: self._note(note))
+        await self._file.run(lambda: self._note(note))
 
     async def refusals(self, limit: int = 100) -> tuple[RefusalNote, ...]:
         """Return refusals, newest first."""
         query = "SELECT noted_at, kind, key, reason FROM refused ORDER BY id DESC LIMIT ?"
-        rows = await self._do(lambda: self._open().execute(query, (limit,)).fetchall())
+        rows = await self._file.run(lambda: self._file.open().execute(query, (limit,)).fetchall())
         return tuple(RefusalNote(*row) for row in rows)
 
     async def export(self) -> dict[str, Any]:
@@ -129,7 +121,7 @@ class SqliteWatermark:
         Raises:
             InputError: the record has no owner.
         """
-        return await self._do(self._export)
+        return await self._file.run(self._export)
 
     async def import_(self, document: object) -> None:
         """Merge an exported record into this one, all of it or nothing; what is here already is never lowered.
@@ -138,31 +130,16 @@ class SqliteWatermark:
             InputError: names the field: malformed, of another deployment or member, or a digest that contradicts the
                 one on record, which means that the key has signed, or was about to sign, two statements.
         """
-        await self._do(lambda: self._import(document))
+        await self._file.run(lambda: self._import(document))
 
     async def close(self) -> None:
         """Close the file and end the thread; no claim is possible afterwards."""
-        await self._do(self._close)
-        self._thread.shutdown()  # nothing is queued behind `_close`
+        await self._file.close()
 
-    async def _do(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            connection = sqlite3.connect(self._path, isolation_level=None, timeout=10)
-            try:
-                connection.execute("PRAGMA journal_mode=DELETE")
-                connection.execute("PRAGMA synchronous=EXTRA")
-                with _transaction(connection):
-                    for table in _TABLES:
-                        connection.execute(table)
-                    self._check_owner(connection)
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
-        return self._connection
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        for table in _TABLES:
+            connection.execute(table)
+        self._check_owner(connection)
 
     def _check_owner(self, connection: sqlite3.Connection) -> None:
         if self._owner is None:
@@ -173,12 +150,12 @@ class SqliteWatermark:
                 _set_fact(connection, name, value)
             elif kept != value:
                 was, now = (x if isinstance(x, str) else "0x" + bytes(x).hex() for x in (kept, value))
-                raise RefusedError("record", f"{self._path.name} is of {name.replace('_', ' ')} {was}, not {now}")
+                raise RefusedError("record", f"{self._file.path.name} is of {name.replace('_', ' ')} {was}, not {now}")
 
     def _claim(self, epoch: int, digest: bytes) -> None:
         if not 0 <= epoch <= _HIGHEST or len(digest) != _DIGEST_LENGTH:
             raise RefusedError("watermark", f"epoch {epoch} with a digest of {len(digest)} bytes is no statement")
-        with self._transaction() as connection:
+        with transaction(self._file.open()) as connection:
             row = connection.execute("SELECT epoch, digest FROM signed ORDER BY epoch DESC LIMIT 1").fetchone()
             if row is not None and epoch < row[0]:
                 raise RefusedError("watermark", f"epoch {epoch} is below {row[0]}, which was signed already")
@@ -192,7 +169,7 @@ class SqliteWatermark:
                 connection.execute("DELETE FROM signed WHERE epoch <= ?", (epoch - KEPT_EPOCHS,))
 
     def _claim_once(self, kind: str, key: str, digest: bytes) -> None:
-        with self._transaction() as connection:
+        with transaction(self._file.open()) as connection:
             query = "SELECT digest FROM claimed WHERE kind = ? AND key = ?"
             row = connection.execute(query, (kind, key)).fetchone()
             if row is None:
@@ -201,7 +178,7 @@ class SqliteWatermark:
                 raise RefusedError("watermark", f"{kind} {key} was signed as {_shown(row[0])}, not as 0x{digest.hex()}")
 
     def _highest(self) -> int | None:
-        row = self._open().execute("SELECT max(epoch) FROM signed").fetchone()
+        row = self._file.open().execute("SELECT max(epoch) FROM signed").fetchone()
         return None if row[0] is None else int(row[0])
 
     @staticmethod
@@ -209,7 +186,7 @@ class SqliteWatermark:
         return int(_fact(connection, "starts", 0))
 
     def _begin(self) -> int:
-        with self._transaction() as connection:
+        with transaction(self._file.open()) as connection:
             number = self._starts(connection) + 1
             _set_fact(connection, "starts", number)
         return number
@@ -217,7 +194,7 @@ class SqliteWatermark:
     def _raise_to(self, starts: int, epoch: int) -> None:
         if epoch > _HIGHEST:
             raise RefusedError("record", f"nobody signs epoch {epoch}")
-        with self._transaction() as connection:
+        with transaction(self._file.open()) as connection:
             own = self._starts(connection)
             if starts > own:
                 _set_fact(connection, "starts", min(starts, own + MISSED_STARTS))
@@ -225,13 +202,13 @@ class SqliteWatermark:
                 connection.execute("INSERT INTO signed VALUES (?, ?)", (epoch, _UNKNOWN))
 
     def _note(self, note: RefusalNote) -> None:
-        with self._transaction() as connection:
+        with transaction(self._file.open()) as connection:
             connection.execute("INSERT INTO refused (noted_at, kind, key, reason) VALUES (?, ?, ?, ?)", note)
             connection.execute("DELETE FROM refused WHERE id <= (SELECT max(id) FROM refused) - ?", (KEPT_REFUSALS,))
 
     def _export(self) -> dict[str, Any]:
         owner = self._require_owner()
-        with self._transaction() as connection:
+        with transaction(self._file.open()) as connection:
             epochs = connection.execute("SELECT epoch, digest FROM signed ORDER BY epoch").fetchall()
             claims = connection.execute("SELECT kind, key, digest FROM claimed ORDER BY kind, key").fetchall()
             starts = self._starts(connection)
@@ -252,7 +229,7 @@ class SqliteWatermark:
             epochs, claims, starts = _decode(document, owner)
         except FieldError as error:
             raise InputError(error.field, error.reason, "import what was exported, unchanged") from None
-        with self._transaction() as connection:
+        with transaction(self._file.open()) as connection:
             for epoch, digest in epochs.items():
                 row = connection.execute("SELECT digest FROM signed WHERE epoch = ?", (epoch,)).fetchone()
                 if row is not None and row[0] and digest and row[0] != digest:
@@ -275,28 +252,6 @@ class SqliteWatermark:
         if self._owner is None:
             raise InputError("owner", "the record is nobody's", "open it for a deployment and a member")
         return self._owner
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        connection = self._open()
-        with _transaction(connection):
-            yield connection
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    finally:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
 
 
 def _fact(connection: sqlite3.Connection, name: str, default: Any) -> Any:

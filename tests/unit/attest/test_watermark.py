@@ -57,10 +57,10 @@ async def test_a_commit_waits_for_the_folder_too(tmp_path: Path) -> None:
     await mark.claim(7, A)
 
     def read() -> list[object]:
-        connection = mark._open()
+        connection = mark._file.open()
         return [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
 
-    assert await asyncio.wrap_future(mark._thread.submit(read)) == ["delete", 3]  # 3 is EXTRA
+    assert await mark._file.run(read) == ["delete", 3]  # 3 is EXTRA
     await mark.close()
 
 
