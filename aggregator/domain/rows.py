@@ -268,7 +268,7 @@ class OwnAttestorRow(Row):
     listen: Listen
     coordinator: Wire  # the address of the coordinator's wire key
     coordinator_url: Url | None = None  # where it is told certificates that others proposed
-    propose_after: Annotated[float, Field(gt=0)]  # seconds after the cut, and again per place in the order
+    propose_after: Annotated[float, Field(gt=0, le=600)]  # seconds after the cut, and again per place in the order
     peers: tuple[AttestorRow, ...] = ()
 
     @property

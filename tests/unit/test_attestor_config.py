@@ -103,6 +103,7 @@ BROKEN: list[tuple[Document, Callable[[Document], None], str, str]] = [
     (attestor(), _change("attestor", index=1), "attestor.peers", "names index 1, which is this attestor itself"),
     (attestor(), _change("attestor", listen="127.0.0.1:70000"), "attestor.listen", "above 65535"),
     (attestor(), _change("attestor", propose_after=0), "attestor.propose_after", "greater than 0"),
+    (attestor(), _change("attestor", propose_after=601), "attestor.propose_after", "less than or equal to 600"),
 ]  # fmt: skip
 
 
